@@ -1,0 +1,90 @@
+"""The command line: one place for all verbs. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import resources
+
+from prism_lightning import __version__
+from prism_lightning.errors import UserError, nearest, user_error_in
+
+TRAINING_VERBS = {
+    "fit": "train a model from a recipe; the same command resumes an interrupted run",
+    "validate": "evaluate a trained model on the recipe's validation split",
+    "test": "the same under the name test, for a split of its own",
+    "predict": "write the log-probability of every validation token",
+}
+MODEL_VERBS = {
+    "generate": "continue a prompt with a trained model",
+    "explain": "show which prototypes made each token likely",
+}
+
+OVERVIEW = f"""prism_lightning {__version__}: train prototype language models and ask why they say what they say
+
+usage: python -m prism_lightning VERB ...
+
+verbs on a recipe (--config recipes/X.yaml, any setting overridden by --key value):
+{{training}}
+
+verbs on a trained model (--ckpt_path runs/X):
+{{model}}
+
+python -m prism_lightning VERB --help explains a verb and every setting it takes.
+First steps: python -m prism_lightning fit --config recipes/quickstart.yaml
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command line; returns the exit code. Errors of the user's are one line each and exit with 2."""
+    # Every torch.load below us, also inside Lightning and DeepSpeed, then reads tensors and plain values only.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(OVERVIEW.format(training=_listed(TRAINING_VERBS), model=_listed(MODEL_VERBS)), end="")
+            return 0
+        if arguments[0] == "--version":
+            print(__version__)
+            return 0
+        _verb(arguments[0])(arguments[1:])
+        return 0
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns an interrupt into an exit of its own, after saving its loggers.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        mendable = user_error_in(error)
+        if mendable is None:
+            raise
+        for problem in mendable.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+
+
+def _verb(name: str) -> Callable[[list[str]], None]:
+    if name in TRAINING_VERBS:
+        return lambda arguments: _training(name, arguments)
+    if name in MODEL_VERBS:
+        from prism_lightning import model_verbs
+
+        return getattr(model_verbs, name)
+    raise UserError(f"unknown verb {name!r}: {nearest(name, [*TRAINING_VERBS, *MODEL_VERBS])}")
+
+
+def _training(verb: str, arguments: list[str]) -> None:
+    if {"-h", "--help"}.intersection(arguments):
+        # Printed from a file, since Lightning alone takes five seconds to import; a test compares it with the parser.
+        print(f"{verb}: {TRAINING_VERBS[verb]}\n")
+        print(resources.files("prism_lightning").joinpath("settings.txt").read_text(), end="")
+        return
+    from prism_lightning import training
+
+    training.run(verb, arguments)
+
+
+def _listed(verbs: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<10} {text}" for name, text in verbs.items())

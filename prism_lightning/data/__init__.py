@@ -1,0 +1,1 @@
+"""Sources, tokenizer, packed token store, training order and the DataModule."""

@@ -1,0 +1,130 @@
+"""The packed token store: one memory-mapped file of tokens per split, cut into blocks that remember their source."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PreTrainedTokenizerFast
+
+DOCUMENT_SCHEMA = pa.schema([("name", pa.string()), ("row", pa.int64()), ("start", pa.int64()), ("bytes", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a token stands: the document, its source, and how many tokens into it."""
+
+    document: int
+    name: str
+    row: int
+    offset: int
+
+
+class StoreWriter:
+    """Appends tokenised documents to one split."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        folder.mkdir(parents=True)
+        self.dtype, self.tokens, self.documents, self.bytes, self.max_id = dtype, 0, 0, 0, -1
+        self._token_file = (folder / "tokens.bin").open("wb")
+        self._table = pa.OSFile(str(folder / "documents.arrow"), "wb")
+        self._document_writer = pa.ipc.new_file(self._table, DOCUMENT_SCHEMA)
+
+    def append(self, names: list[str], rows: list[int], sizes: list[int], ids: list[list[int]]) -> None:
+        """Add documents; `sizes` are their UTF-8 lengths in bytes."""
+        starts = self.tokens + np.cumsum([0] + [len(i) for i in ids])
+        flat = np.concatenate([np.asarray(i, dtype=self.dtype) for i in ids])
+        self._token_file.write(flat.tobytes())
+        self._document_writer.write_batch(pa.record_batch([names, rows, starts[:-1], sizes], schema=DOCUMENT_SCHEMA))
+        self.tokens, self.documents, self.bytes = int(starts[-1]), self.documents + len(ids), self.bytes + sum(sizes)
+        self.max_id = max(self.max_id, int(flat.max()))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was written so far."""
+        return {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes, "max_id": self.max_id}
+
+    def close(self) -> None:
+        """Finish both files."""
+        for file in (self._document_writer, self._table, self._token_file):
+            file.close()
+
+
+class TokenStore(torch.utils.data.Dataset):
+    """One split as blocks of T tokens; block i predicts tokens i T + 1 to i T + T, so each token is a target once.
+
+    Args:
+        folder: a prepared data folder.
+        split: "train" or "validation".
+        block_size: T.
+    """
+
+    def __init__(self, folder: Path, split: str, block_size: int) -> None:
+        self.folder, self.split, self.block_size = Path(folder), split, block_size
+        self.manifest = json.loads((self.folder / "manifest.json").read_text())
+        self.counts: dict[str, int] = self.manifest[split]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """All tokens of the split, memory-mapped."""
+        return np.memmap(self.folder / self.split / "tokens.bin", dtype=self.manifest["dtype"], mode="r")
+
+    @cached_property
+    def documents(self) -> pa.Table:
+        """name, row, start and bytes of every document, memory-mapped."""
+        return pa.ipc.open_file(pa.memory_map(str(self.folder / self.split / "documents.arrow"))).read_all()
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return self.documents["start"].to_numpy()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that made these tokens."""
+        return PreTrainedTokenizerFast.from_pretrained(self.folder / "tokenizer")
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean UTF-8 bytes a token stands for, end-of-text tokens counted: turns nats per token into bits per byte."""
+        return self.counts["bytes"] / self.counts["tokens"]
+
+    def __len__(self) -> int:
+        return max(0, (self.counts["tokens"] - 1) // self.block_size)
+
+    def __getitem__(self, block: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([block])[0]
+
+    def __getitems__(self, blocks: list[int]) -> list[dict[str, torch.Tensor]]:
+        """input_ids [T], targets [T] (each the token that follows) and block_ids of the given blocks."""
+        start = np.asarray(blocks, dtype=np.int64)[:, None] * self.block_size
+        window = torch.from_numpy(self.tokens[start + np.arange(self.block_size + 1)].astype(np.int64))
+        return [
+            {"input_ids": row[:-1], "targets": row[1:], "block_ids": torch.tensor(block)}
+            for row, block in zip(window, blocks, strict=True)
+        ]
+
+    def locate(self, position: int) -> Location:
+        """The document and offset of the token at a position of the split."""
+        if not 0 <= position < self.counts["tokens"]:
+            raise IndexError(f"position {position} is outside the {self.counts['tokens']} tokens of {self.split}")
+        document = int(np.searchsorted(self._starts, position, side="right")) - 1
+        name, row = (self.documents[column][document].as_py() for column in ("name", "row"))
+        return Location(document, name, row, position - int(self._starts[document]))
+
+    def document_tokens(self, document: int) -> np.ndarray:
+        """Tokens of one document, its end-of-text token included."""
+        end = self._starts[document + 1] if document + 1 < len(self._starts) else self.counts["tokens"]
+        return self.tokens[self._starts[document] : end]
+
+    def text_around(self, position: int, before: int = 20, after: int = 20) -> tuple[str, str, str]:
+        """The text of a token and of up to `before` and `after` tokens beside it in the same document."""
+        location = self.locate(position)
+        tokens, at = self.document_tokens(location.document), location.offset
+        pieces = tokens[max(0, at - before) : at], tokens[at : at + 1], tokens[at + 1 : at + 1 + after]
+        left, token, right = (str(self.tokenizer.decode(piece.tolist())) for piece in pieces)
+        return left, token, right

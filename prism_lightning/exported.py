@@ -1,0 +1,55 @@
+"""The exported model: one Hugging Face folder of safetensors, configuration and tokenizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from prism_lightning.errors import UserError
+from prism_lightning.models import PrismForCausalLM
+
+transformers_logging.disable_progress_bar()
+
+
+def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write weights and tokenizer, whole or not at all: made aside, then renamed."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(partial, folder)
+
+
+def exported_folder(path: Path) -> Path | None:
+    """The exported folder at a path, or in the run directory that the path is; None where there is none."""
+    return next((folder for folder in (path / "model", path) if (folder / "config.json").is_file()), None)
+
+
+def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
+    """Model (in eval mode) and tokenizer of an exported folder, or of the run directory that holds one.
+
+    Only safetensors are read: a pickle among the files is never opened.
+
+    Raises:
+        UserError: no such folder, not a model of ours, or damaged weights.
+    """
+    folder = exported_folder(path)
+    if folder is None:
+        raise UserError(
+            f"{path} holds no exported model: give a run directory that `fit` has finished, or its model folder"
+        )
+    try:
+        model = PrismForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}; export it anew with fit"
+        ) from error
+    return model.eval(), tokenizer

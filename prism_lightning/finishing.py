@@ -1,0 +1,117 @@
+"""After training: polish the prototypes, evaluate, export one safetensors folder, explain a sample."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.progress import track
+
+from prism_lightning.checkpoints import load_checkpoint, load_model_weights
+from prism_lightning.data.datamodule import TextData
+from prism_lightning.errors import UserError
+from prism_lightning.explaining import console, explain_prompt, explanation_table
+from prism_lightning.exported import exported_folder, load_exported, save_exported
+from prism_lightning.lightning_modules.dense import DenseLM
+from prism_lightning.lightning_modules.prism import PrismLM
+from prism_lightning.models import PrismConfig, PrismForCausalLM
+from prism_lightning.models.polishing import polish
+from prism_lightning.strategies import trust_deepspeed_types
+from prism_lightning.tracking import RunDirectory
+
+
+def finish(module: DenseLM, data: TextData, trainer: Trainer, run: RunDirectory, recipe: str) -> None:
+    """Polish, evaluate, export, record the results and explain a sample; on one process.
+
+    The other ranks are done by now. Weights come from the final checkpoint when a strategy has sharded them.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if hasattr(trainer.strategy, "deepspeed_engine"):
+        checkpoint = run.last_checkpoint()
+        assert checkpoint is not None
+        module.model = consolidated_model(module.model.config, checkpoint)
+    module = module.to(trainer.strategy.root_device).eval()
+    results: dict[str, Any] = {"recipe": recipe, "step": trainer.global_step}
+    if isinstance(module, PrismLM) and module.polish_steps:
+        results["unexplained_variance_before_polish"] = evaluate(module, data)["unexplained_variance"]
+        started = time.perf_counter()
+        polish_prototypes(module, data)
+        results["polish_seconds"] = round(time.perf_counter() - started, 1)
+    results |= evaluate(module, data)
+    results["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    if "tokens_per_second" in trainer.callback_metrics:
+        results["tokens_per_second"] = round(trainer.callback_metrics["tokens_per_second"].item())
+    results["commit"] = json.loads((run.path / "environment.json").read_text())["commit"]
+    save_exported(module.model, data.train.tokenizer, run.model)
+    run.add_results(results)
+    show_sample(module.model.cpu(), data, run.settings.sample_prompt)
+    print(f"model: {run.model}", flush=True)
+    print(json.dumps(results), flush=True)
+
+
+def show_sample(model: PrismForCausalLM, data: TextData, prompt: str | None) -> None:
+    """Continue the recipe's prompt by a token and explain it, or say why not: the run itself is done and saved."""
+    if not prompt or model.prototypes is None:
+        return
+    console.print(f"The model goes on from {prompt!r}:", markup=False)
+    try:
+        console.print(explanation_table(explain_prompt(model, data.train.tokenizer, prompt, 1)))
+    except UserError as error:
+        console.print(f"no sample: {error}", markup=False)
+
+
+@torch.no_grad()
+def evaluate(module: DenseLM, data: TextData) -> dict[str, float]:
+    """Loss, perplexity, bits per byte and the prototypes' diagnostics over the validation split."""
+    for number, batch in enumerate(
+        track(data.validation_loader(), description="evaluating", transient=True, disable=not console.is_terminal)
+    ):
+        module.validation_step({name: value.to(module.device) for name, value in batch.items()}, number)
+    return {name: round(value.item(), 6) for name, value in module.evaluation(data.validation.bytes_per_token).items()}
+
+
+def polish_prototypes(module: PrismLM, data: TextData) -> None:
+    """Fit the prototypes to hidden states of training blocks, with the decoder frozen."""
+    z_ND = module.sampled_hidden_states(step=0, tokens=module.polish_tokens, salt=2)
+    steps = polish(module.layer, z_ND, module.polish_steps, module.polish_learning_rate, data.seed)
+    for _ in track(
+        steps, description="polishing", total=module.polish_steps, transient=True, disable=not console.is_terminal
+    ):
+        pass
+
+
+def consolidated_model(config: PrismConfig, checkpoint: Path) -> PrismForCausalLM:
+    """The model with the full fp32 weights of a DeepSpeed checkpoint folder, of any ZeRO stage."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    trust_deepspeed_types()
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="checkpoint")
+    model = PrismForCausalLM(config)
+    load_model_weights(model, weights, checkpoint)
+    return model
+
+
+def load_weights(module: DenseLM, path: Path | None, run: RunDirectory) -> None:
+    """Load an exported folder, a checkpoint file or a DeepSpeed folder; by default what `fit` left in the run.
+
+    Raises:
+        UserError: nothing to load, or weights of another model.
+    """
+    path = path or (run.model if run.model.is_dir() else run.last_checkpoint())
+    if path is None:
+        raise UserError(f"{run.path} holds neither a model nor a checkpoint: run fit first or give --ckpt_path")
+    if exported_folder(path):
+        weights = {f"model.{name}": value for name, value in load_exported(path)[0].state_dict().items()}
+        load_model_weights(module.model, weights, path)
+    elif (path / "latest").is_file():
+        module.model = consolidated_model(module.model.config, path)
+    elif path.is_dir():
+        raise UserError(f"{path} holds neither an exported model nor a checkpoint: give a file under RUN/checkpoints")
+    else:
+        load_model_weights(module.model, load_checkpoint(path)["state_dict"], path)

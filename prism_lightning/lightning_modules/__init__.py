@@ -1,0 +1,1 @@
+"""Lightning's side: the two modules, their optimiser, metrics and callbacks."""

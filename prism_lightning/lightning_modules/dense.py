@@ -1,0 +1,199 @@
+"""DenseLM: training a decoder and its head through Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from prism_lightning.data.datamodule import TextData
+from prism_lightning.errors import UserError
+from prism_lightning.lightning_modules.metrics import (
+    LanguageModelingMetric,
+    derived,
+)
+from prism_lightning.lightning_modules.optim import (
+    Schedule,
+    lr_schedule,
+    parameter_groups,
+)
+from prism_lightning.models import Objective, PrismConfig, PrismForCausalLM
+
+Batch = dict[str, Tensor]
+
+
+class DenseLM(LightningModule):
+    """The dense baseline: a decoder and its head.
+
+    Args:
+        backbone: settings of a Hugging Face decoder, `model_type` among them, e.g. {model_type: gpt2, n_layer: 12}.
+        learning_rate: peak learning rate of decoder and head.
+        weight_decay: AdamW's decay of matrices; biases, norms and prototypes have none.
+        betas: AdamW's decay rates of its two moments.
+        schedule: "cosine", or "wsd" (stable, then linear decay over the last fifth).
+        warmup_steps: optimiser steps of linear warm-up.
+        final_learning_rate_share: learning rate at the end, as a share of the peak.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        compile: compile the decoder with torch.compile.
+    """
+
+    num_prototypes = 0
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        schedule: Schedule = "cosine",
+        warmup_steps: int = 100,
+        final_learning_rate_share: float = 0.1,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
+        self.schedule: Schedule = schedule
+        self.warmup_steps, self.final_learning_rate_share = warmup_steps, final_learning_rate_share
+        self.prototype_learning_rate = 0.0
+        self.model = PrismForCausalLM(self._configuration(backbone))
+        if gradient_checkpointing:
+            self.model.activation_checkpointing_enable()
+        if compile:
+            self.model.backbone.compile()
+        self.loss_metric = LanguageModelingMetric()
+
+    def _configuration(self, backbone: dict[str, Any]) -> PrismConfig:
+        return PrismConfig(backbone_config=backbone)
+
+    @property
+    def data(self) -> TextData:
+        """The trainer's data module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the model before anything is computed; raises as `check_data` does."""
+        self.check_data(self.data)
+
+    def check_data(self, data: TextData) -> None:
+        """Compare the prepared data with the model.
+
+        Raises:
+            UserError: blocks longer than the context, or token ids outside the vocabulary.
+        """
+        config = self.model.config
+        if data.block_size > config.context_length:
+            raise UserError(
+                f"data.block_size {data.block_size} is longer than the model's context of {config.context_length}:"
+                " lower it or raise the backbone's positions"
+            )
+        size = data.train.manifest["tokenizer_size"]
+        if size > config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {size} tokens but the model's vocabulary {config.vocab_size}:"
+                " raise backbone.vocab_size"
+            )
+
+    def summary(self, data: TextData) -> str:
+        """One line: what is trained on what."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        config = self.model.config
+        kind = f"PRISM with {config.num_prototypes:,} prototypes" if config.num_prototypes else "dense"
+        counts = data.train.counts
+        return f"{kind}, {parameters:,} parameters, on {counts['tokens']:,} tokens of {counts['documents']:,} documents"
+
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        """AdamW over the groups of `parameter_groups`, with the chosen schedule stepped once per optimiser step."""
+        groups = parameter_groups(self.model, self.learning_rate, self.prototype_learning_rate, self.weight_decay)
+        # Lightning refuses to clip for a fused optimiser under mixed precision, also for bf16, which scales nothing.
+        optimizer = torch.optim.AdamW(groups, betas=self.betas, fused="mixed" not in str(self.trainer.precision))
+        scheduler = lr_schedule(
+            optimizer, self.schedule, self.warmup_steps, self.trainer.max_steps, self.final_learning_rate_share
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Recount the batches done: a step takes another number of them when devices or micro-batches have changed."""
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            surplus = counts["ready"] - done
+            counts.update({name: count - surplus for name, count in counts.items()})
+
+    def objective(self, batch: Batch) -> Objective:
+        """The training objective of a batch."""
+        return self.model.objective(batch["input_ids"], batch["targets"])
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Any randomness in a step (dropout) depends on seed, step and rank alone, so that a resumed run repeats it."""
+        torch.manual_seed(hash((self.data.seed, batch_idx, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch."""
+        result = self.objective(batch)
+        self._check_finite(result.loss, batch)
+        self.log("train/loss", result.cross_entropy.detach(), prog_bar=True)
+        self.log_training(result)
+        if self.trainer.strategy.handles_gradient_accumulation:
+            # Lightning divides by the accumulation, and DeepSpeed then does so again: half-size gradients pass under
+            # the clipping norm (after 8 tiny steps at accumulation 2, weights were off by 2.6e-4; now by under 1e-6).
+            return result.loss * self.trainer.accumulate_grad_batches
+        return result.loss
+
+    def log_training(self, result: Objective) -> None:
+        """Diagnostics of a training batch beyond its loss."""
+
+    def _check_finite(self, loss: Tensor, batch: Batch) -> None:
+        """Stop before a non-finite loss reaches the weights or a checkpoint; all ranks stop together."""
+        finite = bool(torch.isfinite(loss.detach()))
+        if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            return
+        blocks = torch.as_tensor(self.all_gather(batch["block_ids"])).flatten().tolist()
+        raise UserError(
+            f"the loss is not finite at step {self.global_step} (training blocks {blocks}): lower"
+            " model.init_args.learning_rate or trainer.gradient_clip_val; the last checkpoint is kept, and `fit`"
+            " resumes from it"
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the metrics."""
+        result = self.objective(batch)
+        self.loss_metric.update(result.cross_entropy, batch["input_ids"].numel())
+        self.update_diagnostics(result)
+
+    def update_diagnostics(self, result: Objective) -> None:
+        """Add a validation batch to metrics beyond its loss."""
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Metrics of the validation set beyond the loss; resets them."""
+        return {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss, perplexity, bits per byte and diagnostics over the whole validation set."""
+        self._log_evaluation("val")
+
+    def evaluation(self, bytes_per_token: float) -> dict[str, Tensor]:
+        """Loss, perplexity, bits per byte and diagnostics of all batches since the last call."""
+        values = derived(self.loss_metric.compute(), bytes_per_token) | self.diagnostics()
+        self.loss_metric.reset()
+        return values
+
+    def _log_evaluation(self, prefix: str) -> None:
+        values = self.evaluation(self.data.validation.bytes_per_token)
+        self.log_dict({f"{prefix}/{name}": value.float() for name, value in values.items()}, rank_zero_only=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation, under `test/`."""
+        self._log_evaluation("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Log-probability [B, T] of every target token, with the ids of the blocks."""
+        logits_BTV = self.model(batch["input_ids"], use_cache=False).logits
+        chosen = logits_BTV.float().log_softmax(-1).gather(-1, batch["targets"][..., None])[..., 0]
+        return {"block_ids": batch["block_ids"].cpu(), "log_probabilities": chosen.cpu()}

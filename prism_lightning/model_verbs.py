@@ -1,0 +1,89 @@
+"""The verbs that need only a trained model: generate and explain."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m prism_lightning {verb}", description=description)
+    parser.add_argument(
+        "--ckpt_path", type=Path, required=True, help="run directory of a finished fit, or an exported folder"
+    )
+    return parser
+
+
+def generate(arguments: list[str]) -> None:
+    """Continue a prompt and print prompt and continuation."""
+    parser = _parser("generate", "Continue a prompt with a trained model.")
+    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--max_new_tokens", type=int, default=100, help="tokens to add at most (default 100)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest token each time (default 0.8)"
+    )
+    parser.add_argument("--top_k", type=int, default=50, help="sample among this many likeliest tokens (default 50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
+    parser.add_argument("--json", action="store_true", help="print prompt, continuation and token ids as JSON")
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    from prism_lightning.errors import UserError
+    from prism_lightning.explaining import check_length, visible
+    from prism_lightning.exported import load_exported
+
+    model, tokenizer = load_exported(options.ckpt_path)
+    prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt")
+    length = prompt["input_ids"].shape[1]
+    if length == 0:
+        raise UserError("the prompt is empty: give some text by --prompt")
+    check_length(model, length + options.max_new_tokens)
+    torch.manual_seed(options.seed)
+    sampling = {"do_sample": True, "temperature": options.temperature, "top_k": options.top_k}
+    out = model.generate(  # type: ignore[misc]
+        prompt["input_ids"],
+        attention_mask=prompt["attention_mask"],
+        max_new_tokens=options.max_new_tokens,
+        **(sampling if options.temperature > 0 else {"do_sample": False}),
+    )
+    ids = out[0, length:].tolist()
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    if options.json:
+        print(json.dumps({"prompt": options.prompt, "continuation": text, "token_ids": ids}))
+    else:
+        print(visible(options.prompt + text, keep="\n\t"))
+
+
+def explain(arguments: list[str]) -> None:
+    """Print which prototypes made each token of a text, or of a continuation, likely."""
+    parser = _parser(
+        "explain",
+        "Split the logit of each token exactly into one term per active prototype and a residual.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="explain every token of this text")
+    what.add_argument("--prompt", help="let the model continue this, and explain each new token")
+    parser.add_argument("--max_new_tokens", type=int, default=5, help="with --prompt: tokens to add (default 5)")
+    parser.add_argument("--promoted", type=int, default=4, help="promoted tokens shown for each prototype (default 4)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    options = parser.parse_args(arguments)
+
+    from prism_lightning.explaining import (
+        console,
+        explain_prompt,
+        explain_text,
+        explanation_table,
+    )
+    from prism_lightning.exported import load_exported
+
+    model, tokenizer = load_exported(options.ckpt_path)
+    if options.text is not None:
+        tokens = explain_text(model, tokenizer, options.text, promoted=options.promoted)
+    else:
+        tokens = explain_prompt(model, tokenizer, options.prompt, options.max_new_tokens, options.promoted)
+    if options.json:
+        print(json.dumps([token.as_dict() for token in tokens]))
+    else:
+        console.print(explanation_table(tokens))

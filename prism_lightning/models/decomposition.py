@@ -1,0 +1,70 @@
+"""The exact split of a logit into one term per active prototype and a residual term (method, section 2).
+
+Shapes: B texts, T positions, D hidden size, k active prototypes per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_lightning.models.language_model import PrismForCausalLM
+from prism_lightning.models.prototypes import selected_dots
+
+
+@dataclass
+class Decomposition:
+    """logits[y] = residual + sum_k contributions for the chosen token y of every position."""
+
+    targets_BT: Tensor  # y, the token whose logit is split
+    logit_BT: Tensor  # the model's own logit of y
+    log_probability_BT: Tensor  # of y
+    residual_BT: Tensor  # W_y . r_t
+    prototypes_BTk: Tensor  # S_t
+    activations_BTk: Tensor  # a_ti
+    contributions_BTk: Tensor  # a_ti W_y . p_i
+
+    @property
+    def total_BT(self) -> Tensor:
+        """Residual plus all contributions: equals `logit_BT` up to rounding."""
+        return self.residual_BT + self.contributions_BTk.sum(-1)
+
+
+@torch.no_grad()
+def decompose(model: PrismForCausalLM, input_ids_BT: Tensor, targets_BT: Tensor | None = None) -> Decomposition:
+    """Split the logit of one chosen token at every position.
+
+    Args:
+        model: a PRISM model (ValueError for a dense one).
+        input_ids_BT: token ids.
+        targets_BT: the tokens to explain; by default the ones the model finds most likely.
+    """
+    if model.prototypes is None:
+        raise ValueError("this model is dense: it has no prototypes to decompose its logits into")
+    z_BTD = model.hidden_states(input_ids_BT)
+    logits_BTV = model.lm_head(z_BTD)
+    targets_BT = logits_BTV.argmax(-1) if targets_BT is None else targets_BT
+    z_ND = z_BTD.flatten(0, 1)
+    mixture = model.prototypes(z_ND)[0]
+    head_ND = model.lm_head.weight[targets_BT.flatten()]
+    dots_Nk = selected_dots(head_ND, model.prototypes.weight, mixture.indices_Nk)
+    shape = (*targets_BT.shape, -1)
+    chosen = targets_BT[..., None]
+    return Decomposition(
+        targets_BT=targets_BT,
+        logit_BT=logits_BTV.gather(-1, chosen)[..., 0],
+        log_probability_BT=logits_BTV.float().log_softmax(-1).gather(-1, chosen)[..., 0],
+        residual_BT=(head_ND * (z_ND - mixture.mixture_ND)).sum(-1).view(targets_BT.shape),
+        prototypes_BTk=mixture.indices_Nk.view(shape),
+        activations_BTk=mixture.activations_Nk.view(shape),
+        contributions_BTk=(mixture.activations_Nk * dots_Nk).view(shape),
+    )
+
+
+@torch.no_grad()
+def promoted_tokens(model: PrismForCausalLM, prototype: int, count: int) -> list[int]:
+    """The ids of the tokens that a prototype raises most: the top rows of W p_i."""
+    assert model.prototypes is not None
+    return model.lm_head(model.prototypes.weight[prototype]).topk(count).indices.tolist()

@@ -1,0 +1,58 @@
+"""Which devices train, and how they share the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prism_lightning.errors import UserError
+
+
+def check_devices(recipe: str, trainer: dict[str, Any]) -> None:
+    """Fail in seconds where the recipe's hardware is not here.
+
+    Raises:
+        UserError: a GPU asked for where none is, or more GPUs than there are.
+    """
+    accelerator = str(trainer.get("accelerator", "auto"))
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"{recipe} needs CUDA GPUs (trainer.accelerator={accelerator}) but this machine has none that torch"
+            f" {torch.__version__} can use: train recipes/quickstart.yaml here"
+        )
+    devices = trainer.get("devices", "auto")
+    if accelerator in ("gpu", "cuda") and isinstance(devices, int) and devices > torch.cuda.device_count():
+        raise UserError(
+            f"{recipe} asks for {devices} GPUs (trainer.devices) but this machine has"
+            f" {torch.cuda.device_count()}: lower it"
+        )
+
+
+def device_count(trainer: dict[str, Any]) -> int:
+    """Devices that the recipe will use over all nodes."""
+    devices, nodes = trainer.get("devices", "auto"), int(trainer.get("num_nodes", 1) or 1)
+    if isinstance(devices, list):
+        return len(devices) * nodes
+    if str(devices) in ("auto", "-1"):
+        on_cpu = str(trainer.get("accelerator", "auto")) == "cpu" or not torch.cuda.is_available()
+        return nodes * (1 if on_cpu else torch.cuda.device_count())
+    return int(devices) * nodes
+
+
+def settled_strategy(trainer: dict[str, Any]) -> Any:
+    """The recipe's strategy; on a single device DeepSpeed has nothing to share, so plain training takes its place."""
+    strategy = trainer.get("strategy", "auto")
+    name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
+    if name.rpartition(".")[2] in ("DeepSpeedStrategy", "deepspeed") and device_count(trainer) == 1:
+        return "auto"
+    return strategy
+
+
+def trust_deepspeed_types() -> None:
+    """Let weights-only loading rebuild the few plain classes in DeepSpeed's checkpoints; nothing else runs."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])

@@ -1,0 +1,193 @@
+"""What a run directory holds, and the loggers that write into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from prism_lightning.errors import UserError
+
+PACKAGES = (
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "deepspeed",
+    "torchmetrics",
+    "omegaconf",
+    "jsonargparse",
+    "mlflow",
+)
+# A resumed run may change how it is run, not what is trained.
+FREE_ON_RESUME = (
+    "trainer.",
+    "run.",
+    "data.num_workers",
+    "data.micro_batch_size",
+    "data.cache_dir",
+    "data.validation_blocks",
+    "ckpt_path",
+    "weights_only",
+)
+
+
+@dataclass
+class RunSettings:
+    """Where a run lives and what it leaves behind.
+
+    Args:
+        dir: the run directory; `fit` continues the run it finds there.
+        tracking_uri: MLflow server or database; by default SQLite in the run directory.
+        experiment: MLflow experiment.
+        checkpoint_interval: optimiser steps between checkpoints.
+        checkpoints_kept: how many of the newest checkpoints to keep.
+        sample_prompt: a text that the trained model continues and explains at the end of `fit`.
+    """
+
+    dir: str = "runs/unnamed"
+    tracking_uri: str | None = None
+    experiment: str = "prism_lightning"
+    checkpoint_interval: int = 500
+    checkpoints_kept: int = 2
+    sample_prompt: str | None = None
+
+
+class RunDirectory:
+    """The files of one run: recipe, environment, checkpoints/, model/, results.jsonl, csv/ and mlflow.db."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.path = Path(settings.dir)
+        self.settings = settings
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.results = self.path / "results.jsonl"
+
+    def record(self, config: dict[str, Any], data_fingerprint: str) -> None:
+        """Write the resolved recipe and the environment.
+
+        Raises:
+            UserError: the directory holds a run of another recipe.
+        """
+        recipe = self.path / "recipe.yaml"
+        if recipe.is_file() and self.last_checkpoint():
+            changed = _differences(yaml.safe_load(recipe.read_text()) or {}, config)
+            if changed:
+                raise UserError(
+                    f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}):"
+                    " choose another --run.dir or remove it"
+                )
+        if not _first_process():
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"run.dir {self.path} cannot be made ({error.strerror}): choose another --run.dir"
+            ) from error
+        recipe.write_text(yaml.safe_dump(config, sort_keys=False))
+        (self.path / "environment.json").write_text(
+            json.dumps(environment() | {"data_fingerprint": data_fingerprint}, indent=1)
+        )
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint: files are renamed into place, a DeepSpeed folder ends with `latest`."""
+        found = [path for path in self.checkpoints.glob("step-*.ckpt") if path.is_file() or (path / "latest").is_file()]
+        return max(found, key=lambda path: path.name, default=None)
+
+    def last_results(self) -> dict[str, Any] | None:
+        """The last line of results.jsonl."""
+        if not self.results.is_file():
+            return None
+        lines = self.results.read_text().splitlines()
+        return json.loads(lines[-1]) if lines else None
+
+    def add_results(self, results: dict[str, Any]) -> None:
+        """Append one line of results."""
+        with self.results.open("a") as file:
+            file.write(json.dumps(results) + "\n")
+
+    def loggers(self) -> tuple[CSVLogger, MLFlowLogger]:
+        """CSV first (a database URI as the first logger's directory breaks Lightning), MLflow beside it.
+
+        A resumed run goes on in the same MLflow run.
+        """
+        uri = self.settings.tracking_uri or f"sqlite:///{(self.path / 'mlflow.db').absolute()}"
+        run_file = self.path / "mlflow_run_id"
+        mlflow_logger = MLFlowLogger(
+            experiment_name=self.settings.experiment,
+            run_name=self.path.name,
+            run_id=run_file.read_text() if run_file.is_file() else None,
+            tracking_uri=uri,
+            artifact_location=str((self.path / "mlflow_artifacts").absolute()) if uri.startswith("sqlite") else None,
+        )
+        return CSVLogger(self.path, name="csv"), mlflow_logger
+
+    def log_settings(self, config: dict[str, Any], mlflow_logger: MLFlowLogger) -> None:
+        """Log a new run's settings, and remember the MLflow run for resuming."""
+        run_file = self.path / "mlflow_run_id"
+        if _first_process() and not run_file.is_file():
+            mlflow_logger.log_hyperparams(config)
+            run_file.write_text(str(mlflow_logger.run_id))
+
+
+def _first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def environment() -> dict[str, Any]:
+    """Commit, package versions, Python, machine and command."""
+    return {
+        "commit": _commit(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv[1:],
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the source tree, with "+changes" where it is not clean; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changes.strip() else "")
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    old, new = flat(before), flat(now)
+    return [
+        f"{key}: {old.get(key)} there, {new.get(key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if not key.startswith(FREE_ON_RESUME) and old.get(key) != new.get(key)
+    ]

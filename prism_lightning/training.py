@@ -1,0 +1,197 @@
+"""The verbs that need Lightning: fit, validate, test, predict. Recipes in, a run directory out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from prism_lightning.checkpoints import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    load_checkpoint,
+    load_model_weights,
+)
+from prism_lightning.data.datamodule import TextData
+from prism_lightning.errors import UserError, user_error_in
+from prism_lightning.finishing import finish, load_weights
+from prism_lightning.lightning_modules.dense import DenseLM
+from prism_lightning.lightning_modules.progress import ProgressBar, progress_callback
+from prism_lightning.lightning_modules.throughput import Throughput
+from prism_lightning.recipes import compose, split_arguments
+from prism_lightning.settings import problems_in
+from prism_lightning.strategies import (
+    check_devices,
+    settled_strategy,
+    trust_deepspeed_types,
+)
+from prism_lightning.tracking import RunDirectory, RunSettings
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI over a composed recipe, writing a run directory."""
+
+    run_directory: RunDirectory
+    model: DenseLM
+    datamodule: TextData
+
+    def __init__(self, verb: str, config: dict[str, Any], recipe: str) -> None:
+        self.verb, self.recipe_config, self.recipe = verb, config, recipe
+        super().__init__(
+            model_class=DenseLM,
+            subclass_mode_model=True,
+            datamodule_class=TextData,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "check_val_every_n_epoch": None},
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run's own settings."""
+        parser.add_class_arguments(RunSettings, "run")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the composed recipe; every problem in it is reported at once."""
+        try:
+            self.config = parser.parse_object({"subcommand": self.verb, self.verb: self.recipe_config})
+        except (ArgumentError, TypeError, ValueError, KeyError) as error:
+            found = problems_in(self.recipe_config) or [" ".join(str(error).split())[:300]]
+            raise UserError([f"{self.recipe}: {problem}" for problem in found]) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's hyper-parameters never override the recipe."""
+
+    def instantiate_classes(self) -> None:
+        """Check steps and devices, then build data, model and trainer."""
+        settings = self.config[self.verb]["trainer"]
+        check_devices(self.recipe, settings.as_dict())
+        if self.verb == "fit" and (settings["max_steps"] or -1) < 1:
+            raise UserError(
+                f"{self.recipe}: trainer.max_steps must be a positive number: it sets the schedule's length"
+            )
+        try:
+            super().instantiate_classes()
+        except Exception as error:  # the parser wraps what a constructor raises
+            raise user_error_in(error) or error from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the run directory's loggers, checkpoints and progress."""
+        settings = self.config_init[self.verb]
+        run: RunSettings = settings["run"]
+        self.run_directory = RunDirectory(run)
+        self._dump_config()
+        kwargs["strategy"] = settled_strategy(self.config[self.verb]["trainer"].as_dict())
+        if isinstance(kwargs["strategy"], dict):
+            kwargs["strategy"] = settings["trainer"]["strategy"]
+        kwargs["plugins"] = [*(settings["trainer"].get("plugins") or []), AtomicCheckpointIO()]
+        kwargs["logger"] = False
+        if self.verb == "fit":
+            self.datamodule.prepare_data()  # errors about data come before any directory is made
+            self.datamodule.setup()
+            self.model.check_data(self.datamodule)
+            self.run_directory.record(self.config_dump, self.datamodule.train.manifest["fingerprint"])
+            csv_logger, mlflow_logger = self.run_directory.loggers()
+            self.run_directory.log_settings(self.config_dump, mlflow_logger)
+            kwargs["logger"] = [csv_logger, mlflow_logger]
+            progress = progress_callback()
+            kwargs["enable_progress_bar"] = isinstance(progress, ProgressBar)
+            callbacks = [Throughput(), progress]
+            if settings["trainer"].get("enable_checkpointing") is not False:
+                callbacks.append(
+                    Checkpoints(self.run_directory.checkpoints, run.checkpoint_interval, run.checkpoints_kept)
+                )
+            given = settings["trainer"].get("callbacks") or []
+            settings["trainer"]["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Resume where the run directory's newest checkpoint stands; share the batch out over the devices."""
+        trainer, data = self.trainer, self.datamodule
+        data.trainer = trainer
+        trainer.accumulate_grad_batches = data.accumulation
+        if isinstance(trainer.val_check_interval, int):
+            trainer.val_check_interval *= data.accumulation  # stated in optimiser steps; Lightning counts batches
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, unless the run is complete already."""
+        checkpoint = Path(kwargs["ckpt_path"]) if kwargs.get("ckpt_path") else self.run_directory.last_checkpoint()
+        done = self.run_directory.last_results()
+        self.complete = bool(done and done["step"] >= self.trainer.max_steps and self.run_directory.model.is_dir())
+        if done and self.complete:
+            rank_zero_print(
+                f"{self.run_directory.path} is complete at step {done['step']}:"
+                " raise --trainer.max_steps or choose another --run.dir"
+            )
+            return
+        if checkpoint:
+            if (checkpoint / "latest").is_file():
+                trust_deepspeed_types()
+            elif checkpoint.is_dir():
+                raise UserError(f"{checkpoint} is no checkpoint to go on from: give a file under RUN/checkpoints")
+            else:
+                load_model_weights(self.model.model, load_checkpoint(checkpoint)["state_dict"], checkpoint)
+            rank_zero_print(f"resuming from {checkpoint}")
+        rank_zero_print(self.model.summary(self.datamodule))
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+
+    def after_fit(self) -> None:
+        """Polish, evaluate, export, explain: on one process, from the trained weights."""
+        if self.trainer.is_global_zero and not self.complete:
+            finish(self.model, self.datamodule, self.trainer, self.run_directory, self.recipe)
+
+    def _load_for_evaluation(self, ckpt_path: str | None) -> None:
+        load_weights(self.model, Path(ckpt_path) if ckpt_path else None, self.run_directory)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate on the validation split: the given checkpoint, or what `fit` left in the run directory."""
+        self._load_for_evaluation(kwargs.get("ckpt_path"))
+        self.trainer.validate(self.model, datamodule=self.datamodule)
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate once more under `test/`."""
+        self._load_for_evaluation(kwargs.get("ckpt_path"))
+        self.trainer.test(self.model, datamodule=self.datamodule)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write the log-probability of every validation token to predictions.safetensors in the run directory."""
+        from safetensors.torch import save_file
+
+        self._load_for_evaluation(kwargs.get("ckpt_path"))
+        batches: Any = self.trainer.predict(self.model, datamodule=self.datamodule) or []
+        out = self.run_directory.path / "predictions.safetensors"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        names = ("block_ids", "log_probabilities")
+        save_file({name: torch.cat([batch[name] for batch in batches]) for name in names}, out)
+        print(f"wrote {out}")
+
+
+def run(verb: str, arguments: list[str]) -> None:
+    """Run one of the training verbs on a command line of `--config RECIPE` and overrides."""
+    quiet()
+    path, overrides = split_arguments(arguments)
+    TrainingCLI(verb, compose(path, overrides), str(path))
+
+
+@rank_zero_only
+def rank_zero_print(text: str) -> None:
+    """Print on one process only."""
+    print(text, flush=True)
+
+
+def quiet() -> None:
+    """Silence what a user of these verbs can do nothing about."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # its database errors reach us as exceptions
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning|torch|mlflow|torchmetrics")

@@ -1,0 +1,157 @@
+"""Training through Lightning: placement, revival, the dense twin, and stopping before harm is done."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from prism_lightning.data.datamodule import TextData
+from prism_lightning.errors import UserError
+from prism_lightning.lightning_modules.dense import DenseLM
+from prism_lightning.lightning_modules.prism import PrismLM
+
+BACKBONE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size": 400}
+BACKBONE |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+PROTOTYPES = {"num_prototypes": 64, "active_prototypes": 4, "placement_step": 3, "revival_interval": 4}
+
+
+@pytest.fixture
+def fit(corpus, cache):
+    def run(module_class, steps=12, callbacks=(), trainer=None, **settings):
+        seed_everything(0, verbose=False)
+        data = TextData(
+            path=f"{corpus}/*.txt",
+            vocab_size=400,
+            block_size=32,
+            validation_fraction=0.2,
+            validation_blocks=16,
+            cache_dir=str(cache),
+        )
+        module = module_class(BACKBONE, warmup_steps=4, **settings)
+        flags = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        settings = {
+            "max_steps": steps,
+            "max_epochs": -1,
+            "val_check_interval": steps,
+            "check_val_every_n_epoch": None,
+            "gradient_clip_val": 0.1,
+        }
+        Trainer(
+            accelerator="cpu",
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            callbacks=list(callbacks),
+            **flags,
+            **settings,
+            **trainer or {},
+        ).fit(module, datamodule=data)
+        return module
+
+    return run
+
+
+class Remember(Callback):
+    """Keeps the prototypes at the start of every step."""
+
+    def __init__(self):
+        self.tables, self.metrics = [], {}
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.tables.append(module.model.prototypes.weight.detach().clone())
+
+    def on_validation_end(self, trainer, module):
+        self.metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def test_at_commitment_zero_the_decoder_trains_exactly_as_its_dense_twin(fit):
+    dense, prism = fit(DenseLM), fit(PrismLM, **PROTOTYPES, commitment=0.0)
+    twin = prism.model.state_dict()
+    for name, value in dense.model.state_dict().items():
+        # Not bit for bit: the clipping norm sees the prototypes' gradient, scaled to a thousandth.
+        torch.testing.assert_close(twin[name], value, atol=2e-5, rtol=0, msg=name)
+
+
+def test_commitment_changes_the_decoder(fit):
+    dense, prism = fit(DenseLM), fit(PrismLM, **PROTOTYPES, commitment=1.0)
+    assert not torch.allclose(dense.model.lm_head.weight, prism.model.lm_head.weight, atol=1e-4)
+
+
+def test_prototypes_are_placed_on_hidden_states_and_reported(fit):
+    seen = Remember()
+    fit(PrismLM, callbacks=[seen], **PROTOTYPES)
+    assert seen.tables[0].norm(dim=-1).mean() < 0.5  # as drawn
+    before, after = seen.tables[2], seen.tables[4]
+    assert (after - before).abs().mean() > 0.1
+    names = {"loss", "perplexity", "bits_per_byte", "unexplained_variance", "prototype_to_token", "token_to_prototype"}
+    names |= {"dead_share", "usage_entropy", "active_per_token"}
+    assert {f"val/{name}" for name in names} <= set(seen.metrics)
+    assert 0 < seen.metrics["val/unexplained_variance"] < 0.9
+    assert 0 < seen.metrics["val/active_per_token"] <= 4
+
+
+def test_dead_prototypes_are_revived(fit):
+    class Kill(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if module.global_step == 4:  # far from everything: no token will choose these
+                module.model.prototypes.weight.data[:8] = -module.model.prototypes.weight.data[8:16].mean(0)
+
+    module = fit(PrismLM, callbacks=[Kill()], **PROTOTYPES, prototype_learning_rate=0.0, prototype_to_token_weight=0.0)
+    rows = torch.nn.functional.normalize(module.model.prototypes.weight[:8], dim=-1)
+    assert (rows @ rows.T).min() < 0.99  # no longer one and the same direction
+
+
+def test_prototypes_learn_at_their_own_rate(fit):
+    seen = Remember()
+    still = fit(PrismLM, callbacks=[seen], **PROTOTYPES | {"revival_interval": 0}, prototype_learning_rate=0.0)
+    assert torch.equal(seen.tables[4], still.model.prototypes.weight)
+    moving = fit(PrismLM, **PROTOTYPES | {"revival_interval": 0}, prototype_learning_rate=1e-2)
+    assert not torch.equal(still.model.prototypes.weight, moving.model.prototypes.weight)
+
+
+def test_a_non_finite_loss_stops_and_names_step_and_blocks(fit):
+    class Poison(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.blocks = batch["block_ids"].tolist()
+            if module.global_step == 2:
+                module.model.lm_head.weight.data[0] = float("nan")
+
+    poison = Poison()
+    with pytest.raises(UserError) as error:
+        fit(DenseLM, callbacks=[poison])
+    assert "step 2" in str(error.value) and str(poison.blocks) in str(error.value)
+
+
+def test_both_schedules_and_bf16_train(fit):
+    module = fit(
+        PrismLM, steps=4, **PROTOTYPES, schedule="wsd", trainer={"precision": "bf16-mixed"}, gradient_checkpointing=True
+    )
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_learning_on_real_text(fit):
+    """Enough steps for the loss to fall well below the uniform log 400 = 5.99."""
+    seen = Remember()
+    fit(
+        PrismLM,
+        steps=100,
+        callbacks=[seen],
+        **PROTOTYPES | {"placement_step": 20, "revival_interval": 20},
+        learning_rate=1e-2,
+    )
+    assert seen.metrics["val/loss"] < 5.1
+    assert seen.metrics["val/unexplained_variance"] < 0.3
+
+
+def test_too_long_blocks_and_too_large_tokenizers_are_refused(corpus, cache):
+    data = TextData(
+        path=f"{corpus}/*.txt", vocab_size=400, block_size=32, validation_fraction=0.2, cache_dir=str(cache)
+    )
+    data.setup()
+    with pytest.raises(UserError, match="longer than the model's context of 16"):
+        DenseLM(BACKBONE | {"n_positions": 16}).check_data(data)
+    with pytest.raises(UserError, match="400 tokens but the model's vocabulary 300"):
+        DenseLM(BACKBONE | {"vocab_size": 300}).check_data(data)

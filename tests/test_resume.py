@@ -1,0 +1,110 @@
+"""Killing and resuming changes nothing; nor does moving between world sizes."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from conftest import ROOT, child_environment, command, fit, in_run
+from safetensors.torch import load_file
+
+KILLS = 10
+
+
+def weights(folder, step):
+    state = torch.load(folder / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=True)
+    exported = load_file(folder / "model" / "model.safetensors")
+    return exported | {f"checkpoint.{name}": value for name, value in state["state_dict"].items()}
+
+
+def test_ten_kills_at_random_moments_leave_the_weights_bit_equal(tiny, tmp_path):
+    """Dropout, placement, revival, accumulation and polishing are all on in this recipe."""
+    more = ["--trainer.max_steps", "400", "--run.checkpoint_interval", "10", "--trainer.val_check_interval", "100"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    started = time.monotonic()
+    fit(in_run(tiny, whole, *more))
+    duration = time.monotonic() - started
+    moments = random.Random(0)
+    resumed = 0
+    for _ in range(KILLS):
+        child = subprocess.Popen(
+            command("fit", *in_run(tiny, killed, *more)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=child_environment(),
+            cwd=ROOT,
+        )
+        time.sleep(moments.uniform(0.3, 0.9) * duration)
+        child.send_signal(signal.SIGKILL)
+        resumed += "resuming from" in child.communicate()[0]
+    out = fit(in_run(tiny, killed, *more))
+    assert resumed > 0 or "resuming from" in out
+    expected, got = weights(whole, 400), weights(killed, 400)
+    assert expected.keys() == got.keys()
+    different = [name for name in expected if not torch.equal(expected[name], got[name])]
+    assert different == []
+    results = [json.loads((folder / "results.jsonl").read_text().splitlines()[-1]) for folder in (whole, killed)]
+    assert results[0]["loss"] == results[1]["loss"]
+
+
+def test_an_interrupt_says_how_to_go_on(tiny):
+    child = subprocess.Popen(
+        command("fit", *tiny, "--trainer.max_steps", "5000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+        cwd=ROOT,
+    )
+    while "step 10/" not in child.stdout.readline():
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    errors = child.communicate()[1]
+    assert child.returncode == 130
+    assert "interrupted: the same command goes on" in errors and "Traceback" not in errors
+
+
+def blocks_of(folder):
+    """Blocks of every optimiser step, over ranks and micro-batches."""
+    steps = {}
+    for path in sorted(folder.glob("blocks_rank*.jsonl")):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            steps.setdefault(record["step"], []).extend(record["blocks"])
+    return {step: sorted(blocks) for step, blocks in steps.items()}
+
+
+@pytest.mark.parametrize("accumulate", [False, True], ids=["whole steps", "accumulated"])
+def test_world_sizes_one_two_one_see_the_same_blocks(tiny, tmp_path, accumulate):
+    micro = "2" if accumulate else "8"
+    callback = ["--trainer.callbacks", "{class_path: block_recorder.BlockRecorder}", "--data.micro_batch_size", micro]
+    callback += [
+        "--model.polish_steps",
+        "0",
+        "--run.checkpoint_interval",
+        "2",
+        "--trainer.val_check_interval",
+        "12",
+        "--run.sample_prompt",
+        "null",
+    ]
+    one, moving = tmp_path / "one", tmp_path / "moving"
+    fit(in_run(tiny, one, *callback), BLOCK_RECORDS=str(one))
+    for world_size, steps in ((1, 4), (2, 10), (1, 12)):
+        strategy = "ddp" if world_size > 1 else "auto"
+        devices = [
+            "--trainer.devices",
+            str(world_size),
+            "--trainer.strategy",
+            strategy,
+            "--trainer.max_steps",
+            str(steps),
+        ]
+        out = fit(in_run(tiny, moving, *callback, *devices), BLOCK_RECORDS=str(moving))
+        assert ("resuming from" in out) == (steps > 4)
+    assert blocks_of(moving) == blocks_of(one)
+    assert sorted(blocks_of(one)) == list(range(12)) and all(len(b) == 8 for b in blocks_of(one).values())
