@@ -15,10 +15,15 @@ TRAINING_VERBS = {
     "validate": "evaluate a trained model on the recipe's validation split",
     "test": "the same under the name test, for a split of its own",
     "predict": "write the log-probability of every validation token",
+    "index": "build the index over the training data that attribution asks",
 }
 MODEL_VERBS = {
     "generate": "continue a prompt with a trained model",
     "explain": "show which prototypes made each token likely",
+}
+ATTRIBUTION_VERBS = {
+    "attribute": "name the training tokens, passages and documents that made the model say something",
+    "prototypes": "show prototypes of an index: how often used, and their nearest training tokens",
 }
 
 OVERVIEW = f"""prism_lightning {__version__}: train prototype language models and ask why they say what they say
@@ -30,6 +35,9 @@ verbs on a recipe (--config recipes/X.yaml, any setting overridden by --key valu
 
 verbs on a trained model (--ckpt_path runs/X):
 {{model}}
+
+verbs on a trained model and its index (--ckpt_path runs/X):
+{{attribution}}
 
 python -m prism_lightning VERB --help explains a verb and every setting it takes.
 First steps: python -m prism_lightning fit --config recipes/quickstart.yaml
@@ -43,7 +51,8 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(OVERVIEW.format(training=_listed(TRAINING_VERBS), model=_listed(MODEL_VERBS)), end="")
+            groups = {"training": TRAINING_VERBS, "model": MODEL_VERBS, "attribution": ATTRIBUTION_VERBS}
+            print(OVERVIEW.format(**{name: _listed(verbs) for name, verbs in groups.items()}), end="")
             return 0
         if arguments[0] == "--version":
             print(__version__)
@@ -54,7 +63,7 @@ def main(arguments: list[str]) -> int:
         # Lightning turns an interrupt into an exit of its own, after saving its loggers.
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130
     except Exception as error:
         mendable = user_error_in(error)
@@ -68,11 +77,15 @@ def main(arguments: list[str]) -> int:
 def _verb(name: str) -> Callable[[list[str]], None]:
     if name in TRAINING_VERBS:
         return lambda arguments: _training(name, arguments)
+    if name in ATTRIBUTION_VERBS:
+        from prism_lightning import attribution_verbs
+
+        return attribution_verbs.VERBS[name]
     if name in MODEL_VERBS:
         from prism_lightning import model_verbs
 
         return getattr(model_verbs, name)
-    raise UserError(f"unknown verb {name!r}: {nearest(name, [*TRAINING_VERBS, *MODEL_VERBS])}")
+    raise UserError(f"unknown verb {name!r}: {nearest(name, [*TRAINING_VERBS, *MODEL_VERBS, *ATTRIBUTION_VERBS])}")
 
 
 def _training(verb: str, arguments: list[str]) -> None:
@@ -80,6 +93,11 @@ def _training(verb: str, arguments: list[str]) -> None:
         # Printed from a file, since Lightning alone takes five seconds to import; a test compares it with the parser.
         print(f"{verb}: {TRAINING_VERBS[verb]}\n")
         print(resources.files("prism_lightning").joinpath("settings.txt").read_text(), end="")
+        return
+    if verb == "index":
+        from prism_lightning import indexing
+
+        indexing.run(arguments)
         return
     from prism_lightning import training
 

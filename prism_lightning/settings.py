@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 
+from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.errors import nearest
 from prism_lightning.lightning_modules.dense import DenseLM
@@ -20,7 +21,7 @@ from prism_lightning.lightning_modules.prism import PrismLM
 from prism_lightning.tracking import RunSettings
 
 MODEL_CLASSES: dict[str, type] = {"DenseLM": DenseLM, "PrismLM": PrismLM}
-GROUPS: dict[str, type] = {"trainer": Trainer, "data": TextData, "run": RunSettings}
+GROUPS: dict[str, type] = {"trainer": Trainer, "data": TextData, "run": RunSettings, "index": IndexSettings}
 TOP_LEVEL = {"seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions", "model", *GROUPS}
 
 
@@ -101,7 +102,8 @@ def settings_page() -> str:
         default="PrismLM",
         help="DenseLM or PrismLM; DenseLM takes those below that are no prototype's.",
     )
-    for group, owner in {"run": RunSettings, "model.init_args": PrismLM, "data": TextData, "trainer": Trainer}.items():
+    groups = {"run": RunSettings, "model.init_args": PrismLM, "data": TextData, "index": IndexSettings}
+    for group, owner in {**groups, "trainer": Trainer}.items():
         parser.add_class_arguments(owner, group)
     page = re.sub(r"\n  --\S+ CONFIG +Path to a configuration file\.", "", parser.format_help())
     page = re.sub(r", --\S+\+ \S+", "", page)  # list appending and nested files: the parser's own, not a recipe's

@@ -34,6 +34,7 @@ PACKAGES = (
 FREE_ON_RESUME = (
     "trainer.",
     "run.",
+    "index.",
     "data.num_workers",
     "data.micro_batch_size",
     "data.cache_dir",

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
+from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.checkpoints import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -57,8 +58,9 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run's own settings."""
+        """The run's own settings, and those of the index, which `index` reads from the same recipe."""
         parser.add_class_arguments(RunSettings, "run")
+        parser.add_class_arguments(IndexSettings, "index")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the composed recipe; every problem in it is reported at once."""

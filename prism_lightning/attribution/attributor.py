@@ -1,0 +1,256 @@
+"""Ask a model which training data made it say something.
+
+from prism_lightning.attribution.attributor import Attributor
+
+attributor = Attributor.open("runs/quickstart")
+for attribution in attributor.text("import os"):
+    print(attribution.token, attribution.documents[0].source)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from prism_lightning.attribution.dictionary import Dictionary
+from prism_lightning.attribution.files import map_file
+from prism_lightning.attribution.identity import check_model, check_tokenizer, open_store
+from prism_lightning.attribution.index import Hits, Index, Query
+from prism_lightning.attribution.records import (
+    Records,
+    contrast_gradient,
+    head_chunks,
+    loss_gradient,
+    records_of,
+)
+from prism_lightning.attribution.results import Attribution, Describer
+from prism_lightning.data.store import TokenStore
+from prism_lightning.errors import UserError
+from prism_lightning.exported import exported_folder, load_exported
+from prism_lightning.models import PrismForCausalLM
+
+
+@dataclass
+class QueryTokens:
+    """What is asked about: Q tokens, with the hidden states that predicted them and the gradients of their losses."""
+
+    ids: list[int]  # the whole text
+    positions: list[int]  # of the Q tokens in it
+    z_QD: Tensor
+    delta_QD: Tensor
+    loss_Q: Tensor
+    records: Records
+
+
+class Attributor:
+    """A model, its index and its corpus.
+
+    Args:
+        model, tokenizer: as exported by `fit`.
+        index: built for this model.
+        store: the training split the index was built over.
+        top: training tokens, passages and documents to name in each result.
+        rerank: score by the head's K-FAC what the prototypes propose (the index must keep hidden states).
+        opposing: name those of most negative influence in place of most positive.
+
+    Raises:
+        UserError: an index of another model or tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: PrismForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+        index: Index,
+        store: TokenStore,
+        top: int = 5,
+        rerank: bool = False,
+        opposing: bool = False,
+    ) -> None:
+        check_tokenizer(tokenizer, store)
+        self.model, self.tokenizer, self.index = model, tokenizer, index
+        self.top, self.rerank, self.opposing = top, rerank, opposing
+        tensors = map_file(index.folder / "dictionary.safetensors")
+        prototypes_KD = torch.from_numpy(tensors["prototypes"].copy()).to(model.device, model.dtype)
+        self.dictionary = Dictionary(prototypes_KD, index.manifest["active"])
+        self.describe = Describer(store, index)
+        self.notes: list[str] = []
+
+    @classmethod
+    def open(
+        cls,
+        run: str | Path,
+        index: str | Path | None = None,
+        top: int = 5,
+        rerank: bool = False,
+        opposing: bool = False,
+    ) -> Attributor:
+        """Open a run directory with its index (by default RUN/index), every file checked.
+
+        Raises:
+            UserError: no model or index there, a damaged file, or an index of another model, tokenizer or corpus.
+        """
+        run = Path(run)
+        model, tokenizer = load_exported(run)
+        folder = Path(index) if index else default_index(run)
+        opened = Index(folder)
+        check_model(opened.manifest, model, folder, run)
+        store = open_store(opened.manifest, folder)
+        return cls(model, tokenizer, opened, store, top=top, rerank=rerank, opposing=opposing)
+
+    def text(self, text: str) -> list[Attribution]:
+        """Attribute every token of a text but the first, which nothing predicts; the last result is their sum.
+
+        Raises:
+            UserError: a text of fewer than two tokens.
+        """
+        ids = self._cut(self._ids(text), self.model.config.context_length, "text")
+        if len(ids) < 2:
+            raise UserError("the text is shorter than two tokens: there is no prediction in it to attribute")
+        return list(self._attribute(self.query_tokens(ids, 1)))
+
+    def prompt(self, prompt: str, new_tokens: int = 5) -> list[Attribution]:
+        """Let the model continue a prompt greedily, and attribute each new token; the last result is their sum.
+
+        Raises:
+            UserError: an empty prompt, or no room for a prompt before the new tokens.
+        """
+        ids = self._prompt_ids(prompt, new_tokens)
+        prompt_1T = torch.tensor([ids], device=self.model.device)
+        out = self.model.generate(  # type: ignore[misc]
+            prompt_1T, attention_mask=torch.ones_like(prompt_1T), max_new_tokens=new_tokens, do_sample=False
+        )
+        return list(self._attribute(self.query_tokens(out[0].tolist(), len(ids))))
+
+    def contrast(self, prompt: str, why: str, rather_than: str) -> Attribution:
+        """Why, after this prompt, the first token of `why` and not that of `rather_than`.
+
+        Raises:
+            UserError: an empty text, or the same token twice.
+        """
+        ids = self._prompt_ids(prompt, 1)
+        chosen, other = (self._ids(text, what)[0] for text, what in ((why, "--why"), (rather_than, "--rather_than")))
+        if chosen == other:
+            raise UserError(f"{why!r} and {rather_than!r} begin with the same token: contrast two different ones")
+        asked = self._query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
+        attribution = self._one(asked, 0, "contrast")
+        attribution.other = str(self.tokenizer.decode([other]))
+        return attribution
+
+    def query_tokens(self, ids: list[int], first: int) -> QueryTokens:
+        """Records of the tokens of a text from position `first` on."""
+        return self._query_tokens(ids, first, None)
+
+    @torch.no_grad()
+    def _query_tokens(self, ids: list[int], first: int, other_Q: Tensor | None) -> QueryTokens:
+        positions = list(range(first, len(ids)))
+        ids_T = torch.tensor(ids, device=self.model.device)
+        z_QD = self.model.hidden_states(ids_T[None, :-1])[0, first - 1 :]
+        head_VD, targets_Q = self.model.lm_head.weight, ids_T[first:]
+        if other_Q is not None:
+            delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
+            loss_Q = (z_QD * delta_QD).sum(-1)
+        else:
+            chunks = list(head_chunks(head_VD, z_QD))
+            delta_QD = loss_gradient(head_VD, torch.cat([chunk.mean_CD for chunk in chunks]), targets_Q)
+            chosen = [c.probabilities_CV.gather(1, targets_Q[c.rows, None])[:, 0] for c in chunks]
+            loss_Q = -torch.cat(chosen).log()
+        path = self.index.vectors_per_record > 1
+        return QueryTokens(ids, positions, z_QD, delta_QD, loss_Q, records_of(self.dictionary, z_QD, delta_QD, path))
+
+    def query(self, asked: QueryTokens, which: slice) -> Query:
+        """The index's question about some of the tokens, summed."""
+        records = asked.records
+        prototypes_Qk = records.prototypes_Nk[which].cpu().numpy()
+        activations_Qk, vectors_QrD = (
+            tensor[which].float().cpu().numpy() for tensor in (records.activations_Nk, records.vectors_NrD)
+        )
+        return self.index.query(prototypes_Qk, activations_Qk, vectors_QrD)
+
+    def hits(self, asked: QueryTokens, which: slice) -> tuple[Query, Hits]:
+        """Influence of every training token on the summed loss of some of the query's tokens."""
+        query = self.query(asked, which)
+        if not self.rerank:
+            return query, self.index.score(query)
+        rescored = []
+        for one in range(*which.indices(len(asked.positions))):  # each token on what it itself proposes
+            proposed = self.index.score(self.query(asked, slice(one, one + 1)))
+            z_D, delta_D = (tensor[one].float().cpu().numpy() for tensor in (asked.z_QD, asked.delta_QD))
+            rescored.append(self.index.rescored(proposed, z_D, delta_D))
+        return query, Hits.total(rescored)
+
+    def _attribute(self, asked: QueryTokens) -> Iterator[Attribution]:
+        for number in range(len(asked.positions)):
+            yield self._one(asked, number, "token")
+        if len(asked.positions) > 1:
+            yield self._described(asked, slice(0, len(asked.positions)), "sequence")
+
+    def _one(self, asked: QueryTokens, number: int, kind: str) -> Attribution:
+        return self._described(asked, slice(number, number + 1), kind)
+
+    def _described(self, asked: QueryTokens, which: slice, kind: str) -> Attribution:
+        query, hits = self.hits(asked, which)
+        first, last = asked.positions[which][0], asked.positions[which][-1]
+        records = asked.records
+        active = sorted(
+            zip(records.prototypes_Nk[which.start].tolist(), records.activations_Nk[which.start].tolist(), strict=True),
+            key=lambda pair: -pair[1],
+        )
+        passages, documents = self.describe.by_passage(hits), self.describe.by_document(hits)
+        return Attribution(
+            kind=kind,
+            context=self._decoded(asked.ids[max(0, first - 12) : first]),
+            token=self._decoded(asked.ids[first : last + 1]),
+            loss=float(asked.loss_Q[which].sum()),
+            scored_by="head K-FAC" if self.rerank else "prototypes",
+            touched=len(hits.tokens),
+            influence=float(hits.influence.sum(dtype=np.float64)),
+            prototypes=[] if kind == "sequence" else [pair for pair in active if pair[1] > 0],
+            tokens=self.describe.tokens(self._strongest(hits), query, carried=not self.rerank),
+            passages=self.describe.passages(self._strongest(passages)),
+            documents=self.describe.documents(self._strongest(documents)),
+            notes=list(self.notes),
+        )
+
+    def _strongest(self, hits: Hits) -> Hits:
+        return hits.strongest(self.top, self.opposing)
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids))
+
+    def _ids(self, text: str, what: str = "text") -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise UserError(f"the {what.removeprefix('--')} is empty: give some text")
+        return list(ids)
+
+    def _prompt_ids(self, prompt: str, new_tokens: int) -> list[int]:
+        room = self.model.config.context_length - new_tokens
+        if room < 1:
+            raise UserError(
+                f"{new_tokens} new tokens leave no room for a prompt in the context of"
+                f" {self.model.config.context_length}: lower --max_new_tokens"
+            )
+        return self._cut(self._ids(prompt, "prompt"), room, "prompt")
+
+    def _cut(self, ids: list[int], room: int, what: str) -> list[int]:
+        """The last tokens that fit; a note in the results says what was cut."""
+        self.notes = []
+        if len(ids) > room:
+            cut = self._decoded(ids[: len(ids) - room])
+            self.notes = [
+                f"the {what} has {len(ids)} tokens, {room} fit: its first {len(ids) - room} were cut, up to {cut[-40:]!r}"
+            ]
+        return ids[-room:]
+
+
+def default_index(run: Path) -> Path:
+    """RUN/index, also where the exported folder in the run directory is given."""
+    folder = exported_folder(run)
+    return (folder.parent if folder and folder.name == "model" else run) / "index"

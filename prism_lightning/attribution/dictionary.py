@@ -1,0 +1,68 @@
+"""The prototypes an index attributes through: the model's own, or finer ones fitted to its frozen decoder.
+
+Un-suppressed logits do not depend on the prototypes, so either explains the same predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prism_lightning.attribution.search import PrototypeSearch
+from prism_lightning.models.polishing import polish
+from prism_lightning.models.prototypes import PrototypeLayer, mix, prototypes_from
+
+TOKENS_PER_PROTOTYPE = 64
+
+
+class Dictionary:
+    """K prototypes, k of them active per token.
+
+    Args:
+        prototypes_KD: P.
+        active: k.
+    """
+
+    def __init__(self, prototypes_KD: Tensor, active: int) -> None:
+        self.prototypes_KD, self.active = prototypes_KD, active
+        self.unit_KD = F.normalize(prototypes_KD, dim=-1)
+
+    @cached_property
+    def _search(self) -> PrototypeSearch:
+        return PrototypeSearch(self.unit_KD, self.active)
+
+    def assign(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """S_t [N, k] and a_ti = max(cos, 0) [N, k]."""
+        cosines_Nk, indices_Nk = self._search(F.normalize(z_ND, dim=-1))
+        return indices_Nk, cosines_Nk.clamp_min(0)
+
+    def mixture(self, indices_Nk: Tensor, activations_Nk: Tensor) -> Tensor:
+        """zhat [N, D]."""
+        return mix(indices_Nk, activations_Nk, self.prototypes_KD)
+
+
+def default_size(tokens: int) -> int:
+    """The power of two nearest one prototype per 64 tokens: posting lists then stay as long as the corpus grows."""
+    return 2 ** max(4, round(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE))))
+
+
+def fitted_dictionary(z_ND: Tensor, size: int, active: int, steps: int, seed: int) -> Iterator[Dictionary | float]:
+    """Fit prototypes to hidden states; yields each step's unexplained variance, and the dictionary at last.
+
+    Args:
+        z_ND: hidden states of training tokens, at least `size` of them (ValueError otherwise).
+        size, active: K and k.
+        steps: of `polish`; 0 keeps hidden states drawn at random, rescaled.
+        seed: of the draw and of the batches.
+    """
+    layer = PrototypeLayer(size, z_ND.shape[1], active).to(z_ND.device)
+    generator = torch.Generator().manual_seed(seed)
+    layer.weight.data.copy_(prototypes_from(z_ND, size, active, generator))
+    if steps:
+        yield from polish(layer, z_ND, steps, learning_rate=1e-2, seed=seed)
+    yield Dictionary(layer.weight.detach(), active)

@@ -1,0 +1,89 @@
+"""The files of an index: safetensors, written whole or not at all, checksummed, read by memory mapping. Numpy only."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from prism_lightning.errors import UserError, disk_is_full
+
+TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I8": "i1", "U16": "u2", "U32": "u4", "I64": "i8", "U8": "u1"}
+READ_BYTES = 2**22
+
+
+def write_file(path: Path, tensors: dict[str, np.ndarray], **facts: Any) -> None:
+    """Write tensors, and beside them a .json with the checksum, the size and the given facts; the .json comes last.
+
+    Raises:
+        UserError: the disk does not take it. What stood there before stays.
+    """
+    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    facts = {"bytes": len(content), "crc32": zlib.crc32(content)} | facts
+    # A rewritten file must never stand beside the old one's checksum.
+    path.with_suffix(".json").unlink(missing_ok=True)
+    _write(path, content)
+    write_json(path.with_suffix(".json"), facts)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all. Raises as `write_file` does."""
+    _write(path, json.dumps(content, indent=1).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        reason = "the disk is full" if disk_is_full(error) else error.strerror
+        raise UserError(
+            f"{path} could not be written ({reason}): free space and run the same `index` command;"
+            " what is finished is kept"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file's content; None where there is no such file or it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file of an index, in words; None where its bytes are those that were written."""
+    facts = read_json(path.with_suffix(".json"))
+    if facts is None or not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        return f"has {size} of {facts['bytes']} bytes"
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(READ_BYTES):
+            checksum = zlib.crc32(part, checksum)
+    return None if checksum == facts["crc32"] else "does not match its checksum"
+
+
+def map_file(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file as read-only memory maps."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    whole = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    return {
+        name: np.asarray(whole[slice(*entry["data_offsets"])]).view(TYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

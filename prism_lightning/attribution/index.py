@@ -1,0 +1,234 @@
+"""An index on disk, and its queries: influence of training tokens on a loss, through the prototypes they share.
+
+    influence(s, q) = 1/N sum over i active in both of g_qi^T H_i^-1 g_si            (section 4)
+
+Sign, here and everywhere: positive = training on the token lowered the query's loss. Unit: nats of the query's loss, to
+first order, that one appearance of the training token is worth among N. Numpy only, so that a process that serves
+queries stays small; the files are memory-mapped.
+
+Shapes: N training tokens, k active, r vectors per record, m coordinates, D hidden size, U prototypes of a query.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from prism_lightning.attribution.files import damage, map_file, read_json
+from prism_lightning.errors import UserError
+
+
+class Query(NamedTuple):
+    """One question, already divided by the curvature: a vector for each prototype it touches."""
+
+    prototypes_U: np.ndarray  # distinct, ascending
+    vectors_Um: np.ndarray
+
+
+class Hits(NamedTuple):
+    """Training tokens that share a prototype with a query, ascending, and the influence of each in nats."""
+
+    tokens: np.ndarray
+    influence: np.ndarray
+
+    @classmethod
+    def total(cls, parts: list[Hits]) -> Hits:
+        """The sum of several hits."""
+        return summed(np.concatenate([part.tokens for part in parts]), np.concatenate([p.influence for p in parts]))
+
+    def strongest(self, count: int, opposing: bool = False) -> Hits:
+        """The `count` largest influences, descending; with `opposing` the most negative."""
+        signed = -self.influence if opposing else self.influence
+        count = min(count, len(signed))
+        if not count:
+            return self
+        chosen = np.argpartition(-signed, count - 1)[:count]
+        chosen = chosen[np.argsort(-signed[chosen], kind="stable")]
+        return Hits(self.tokens[chosen], self.influence[chosen])
+
+
+class Index:
+    """A finished index, memory-mapped.
+
+    Args:
+        folder: what `index` built.
+        verify: compare every file with its checksum first.
+
+    Raises:
+        UserError: no finished index there, or a damaged file, named.
+    """
+
+    def __init__(self, folder: Path, verify: bool = True) -> None:
+        self.folder = Path(folder)
+        manifest = read_json(self.folder / "manifest.json")
+        if manifest is None:
+            raise UserError(
+                f"{folder} holds no finished index: run `index` with this recipe, it goes on where it stopped"
+            )
+        self.manifest = manifest
+        self.tokens: int = manifest["tokens"]
+        self.shard_tokens: int = manifest["shard_tokens"]
+        self.vectors_per_record: int = manifest["vectors_per_record"]
+        self.num_shards: int = manifest["shards"]
+        self.shard_paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
+        if verify:
+            self._verify()
+        self.curvature = map_file(self.folder / "curvature.safetensors")
+        postings = map_file(self.folder / "postings.safetensors")
+        self.offsets, self.rows, self.activations = (postings[n] for n in ("offsets", "rows", "activations"))
+
+    def _verify(self) -> None:
+        paths = [
+            *self.shard_paths,
+            *(self.folder / f"{n}.safetensors" for n in ("dictionary", "curvature", "postings")),
+        ]
+        found = {path: damage(path) for path in paths}
+        problems = [
+            f"{'shard ' if path in self.shard_paths else ''}{path} {what}: run the same `index` command,"
+            " it builds only what is damaged anew"
+            for path, what in found.items()
+            if what
+        ]
+        if problems:
+            raise UserError(problems)
+
+    @cached_property
+    def shards(self) -> list[dict[str, np.ndarray]]:
+        """Every shard's tensors."""
+        return [map_file(path) for path in self.shard_paths]
+
+    @property
+    def num_prototypes(self) -> int:
+        """K."""
+        return len(self.offsets) - 1
+
+    def usage_K(self) -> np.ndarray:
+        """Training tokens in which each prototype is active."""
+        return np.diff(self.offsets)
+
+    def postings(self, prototype: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training tokens in which a prototype is active, ascending, and their activations."""
+        entries = slice(self.offsets[prototype], self.offsets[prototype + 1])
+        return self.rows[entries] // self.vectors_per_record, self.activations[entries]
+
+    def query(self, prototypes_Qk: np.ndarray, activations_Qk: np.ndarray, vectors_QrD: np.ndarray) -> Query:
+        """Divide the records of one or several tokens by the curvature and sum them, prototype by prototype.
+
+        Influence is linear in the query, so the sum asks about the summed loss of all Q tokens at once.
+        """
+        coefficient_Qk = np.asarray(activations_Qk, dtype=np.float32) * self._inverse_activation_K[prototypes_Qk]
+        if self.vectors_per_record == 1:
+            coordinates_Qm = vectors_QrD[:, 0] @ self._precondition_Dm
+            terms = coefficient_Qk[..., None] * coordinates_Qm[:, None, :]
+        else:  # the activation is inside the vectors already
+            terms = self._inverse_activation_K[prototypes_Qk][..., None] * (vectors_QrD @ self._precondition_Dm)
+        flat = prototypes_Qk.ravel()
+        prototypes_U, which = np.unique(flat, return_inverse=True)
+        terms = terms.reshape(len(flat), -1)
+        if len(prototypes_U) == len(flat):
+            vectors_Um = terms[np.argsort(which)]
+        else:
+            vectors_Um = np.zeros((len(prototypes_U), terms.shape[1]), dtype=np.float32)
+            np.add.at(vectors_Um, which, terms)
+        if "eigenvalues" in self.curvature:
+            vectors_Um = vectors_Um / self.curvature["eigenvalues"][prototypes_U]
+        return Query(prototypes_U, vectors_Um)
+
+    @cached_property
+    def _inverse_activation_K(self) -> np.ndarray:
+        return np.asarray(self.curvature["inverse_activation"])
+
+    @cached_property
+    def _precondition_Dm(self) -> np.ndarray:
+        return np.asarray(self.curvature["precondition"])
+
+    def score(self, query: Query) -> Hits:
+        """Influence of every training token that shares a prototype with the query; all others have none."""
+        rows, influence = [], []
+        for prototype, vector_m in zip(query.prototypes_U.tolist(), query.vectors_Um, strict=True):
+            entries = slice(self.offsets[prototype], self.offsets[prototype + 1])
+            list_rows = self.rows[entries]
+            dots = self._dots(list_rows, vector_m)
+            if self.vectors_per_record == 1:
+                dots *= self.activations[entries]
+            rows.append(list_rows)
+            influence.append(dots)
+        if not rows:
+            return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
+        return summed(np.concatenate(rows) // self.vectors_per_record, np.concatenate(influence))
+
+    def _dots(self, rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
+        """Dot products of records' vectors, ascending rows, with a vector."""
+        if self.num_shards == 1:
+            return self._shard_dots(0, rows, vector_m)
+        size = self.shard_tokens * self.vectors_per_record
+        shard_of = rows // size
+        bounds = np.flatnonzero(np.diff(shard_of, prepend=-1, append=-1)).tolist()
+        out = np.empty(len(rows), dtype=np.float32)
+        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+            shard = int(shard_of[first])
+            out[first:last] = self._shard_dots(shard, rows[first:last] - shard * size, vector_m)
+        return out
+
+    def _shard_dots(self, shard: int, rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
+        tensors = self.shards[shard]
+        dots = tensors["coordinates"].take(rows, axis=0).astype(np.float32, copy=False) @ vector_m
+        if "scales" in tensors:
+            dots *= tensors["scales"].take(rows)
+        return dots
+
+    def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
+        """For each training token, its prototypes that the query touches and the influence each carries."""
+        found = []
+        for token in tokens.tolist():
+            shard, row = divmod(token, self.shard_tokens)
+            prototypes = self.shards[shard]["prototypes"][row]
+            activations = self.shards[shard]["activations"][row]
+            carried = []
+            for slot, (prototype, activation) in enumerate(zip(prototypes.tolist(), activations.tolist(), strict=True)):
+                at = int(np.searchsorted(query.prototypes_U, prototype))
+                if activation > 0 and at < len(query.prototypes_U) and query.prototypes_U[at] == prototype:
+                    path = self.vectors_per_record > 1
+                    vector_row = np.array([row * self.vectors_per_record + (slot if path else 0)])
+                    value = float(self._shard_dots(shard, vector_row, query.vectors_Um[at])[0])
+                    carried.append((prototype, value if path else value * activation))
+            found.append(sorted(carried, key=lambda pair: -abs(pair[1])))
+        return found
+
+    def rescored(self, hits: Hits, z_D: np.ndarray, delta_D: np.ndarray) -> Hits:
+        """The second stage: the same tokens by the head's K-FAC, (z_q C^-1 z_s)(delta_q S^-1 delta_s) / N.
+
+        Raises:
+            UserError: the index was built without the hidden states' coordinates.
+        """
+        if "hidden_basis" not in self.curvature:
+            raise UserError("this index keeps no hidden states to re-rank by: build it with --index.hidden_rank 32")
+        hidden_h = z_D @ self.curvature["hidden_basis"]
+        vector_m = delta_D @ self.curvature["precondition"] / np.float32(self.tokens)
+        influence = np.empty(len(hits.tokens), dtype=np.float32)
+        for shard in np.unique(hits.tokens // self.shard_tokens).tolist():
+            mine = hits.tokens // self.shard_tokens == shard
+            rows = hits.tokens[mine] - shard * self.shard_tokens
+            tensors = self.shards[shard]
+            alike = tensors["hidden"].take(rows, axis=0).astype(np.float32) @ hidden_h
+            alike *= tensors["hidden_scales"].take(rows)
+            influence[mine] = alike * self._shard_dots(shard, rows, vector_m)
+        return Hits(hits.tokens, influence)
+
+
+def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:
+    """Hits with each token once, its influences added up."""
+    order = np.argsort(tokens, kind="stable")
+    tokens, influence = tokens[order], influence[order]
+    starts = np.flatnonzero(np.diff(tokens.astype(np.int64), prepend=-1))
+    if len(starts) == 0:
+        return Hits(tokens.astype(np.int64), influence)
+    return Hits(tokens[starts].astype(np.int64), np.add.reduceat(influence, starts))
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """A shard's file."""
+    return folder / "shards" / f"{number:05d}.safetensors"

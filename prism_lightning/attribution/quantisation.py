@@ -1,0 +1,17 @@
+"""Coordinates of records in a narrow type. Numpy only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def quantised(coordinates: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows [n, m] in the given type and, for int8, the scale [n] of each row.
+
+    Rows are whitened before, so that every direction weighs alike and one scale per row does.
+    """
+    if precision != "int8":
+        return coordinates.astype(np.float16 if precision == "fp16" else np.float32), None
+    scales = np.abs(coordinates).max(axis=1).astype(np.float32) / np.float32(127)
+    safe = np.where(scales > 0, scales, np.float32(1))
+    return np.rint(coordinates / safe[:, None]).astype(np.int8), scales

@@ -1,0 +1,94 @@
+"""What one token tells the prototypes: the gradient of its loss with respect to each active prototype (section 4.1).
+
+Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, K prototypes, k active, r vectors per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prism_lightning.attribution.dictionary import Dictionary
+
+# One chunk of the head's probabilities; the whole [N, V] matrix is never held.
+CHUNK_BYTES = 64 * 2**20
+
+
+class Records(NamedTuple):
+    """Gradients of N tokens' losses: token t has g_ti = activations[t, i] * vectors[t, 0] on the value path.
+
+    With the activation path there is one vector per active prototype, and it is g_ti itself.
+    """
+
+    prototypes_Nk: Tensor
+    activations_Nk: Tensor
+    vectors_NrD: Tensor
+
+    def gradients_NkD(self) -> Tensor:
+        """g_ti of every active prototype."""
+        if self.vectors_NrD.shape[1] == 1:
+            return self.activations_Nk[..., None] * self.vectors_NrD
+        return self.vectors_NrD
+
+
+class HeadChunk(NamedTuple):
+    """The head's predictions for some rows of z."""
+
+    rows: slice
+    probabilities_CV: Tensor
+    mean_CD: Tensor  # sum_v pi_v W_v
+
+
+def head_chunks(head_VD: Tensor, z_ND: Tensor) -> Iterator[HeadChunk]:
+    """Predicted probabilities and the head rows' mean under them, a bounded number of tokens at a time."""
+    size = max(1, CHUNK_BYTES // (head_VD.element_size() * head_VD.shape[0]))
+    for start in range(0, z_ND.shape[0], size):
+        rows = slice(start, start + size)
+        probabilities_CV = (z_ND[rows] @ head_VD.T).softmax(-1)
+        yield HeadChunk(rows, probabilities_CV, probabilities_CV @ head_VD)
+
+
+def loss_gradient(head_VD: Tensor, mean_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """delta_t = dCE/dz = W^T (pi_t - e_y), from the mean of W's rows under pi_t."""
+    return mean_ND - head_VD[targets_N]
+
+
+def contrast_gradient(head_VD: Tensor, chosen_N: Tensor, other_N: Tensor) -> Tensor:
+    """d(logit_other - logit_chosen)/dz: what lowers it makes the chosen token likelier than the other."""
+    return head_VD[other_N] - head_VD[chosen_N]
+
+
+def records_of(
+    dictionary: Dictionary,
+    z_ND: Tensor,
+    delta_ND: Tensor,
+    activation_path: bool,
+    reconstruction_scale: float = 0.0,
+    assigned: tuple[Tensor, Tensor] | None = None,
+) -> Records:
+    """Records of tokens with hidden states z whose loss has the gradient delta with respect to them.
+
+    Args:
+        dictionary: the prototypes.
+        z_ND, delta_ND: hidden states, and the gradient of the loss (or of a contrast) there.
+        activation_path: add (delta . p_i) da_ti/dp_i, the gradient through the activation.
+        reconstruction_scale: 2 w_rec / mean ||z||^2 where the objective's L_rec counts, else 0.
+        assigned: prototypes and activations [N, k], where they are known already.
+    """
+    indices_Nk, activations_Nk = assigned or dictionary.assign(z_ND)
+    if reconstruction_scale:
+        residual_ND = z_ND - dictionary.mixture(indices_Nk, activations_Nk)
+        delta_ND = delta_ND - reconstruction_scale * residual_ND
+    if not activation_path:
+        return Records(indices_Nk, activations_Nk, delta_ND[:, None])
+    unit_z_ND, vectors = F.normalize(z_ND, dim=-1), []
+    for i_N, a_N in zip(indices_Nk.unbind(-1), activations_Nk.unbind(-1), strict=True):
+        # d cos(z, p)/dp = (z/|z| - cos p/|p|) / |p|, and delta . p times that; zero where ReLU cut the cosine off.
+        slope_N = (delta_ND * dictionary.unit_KD[i_N]).sum(-1) * (a_N > 0)
+        turned_ND = unit_z_ND - a_N[:, None] * dictionary.unit_KD[i_N]
+        vectors.append(a_N[:, None] * delta_ND + slope_N[:, None] * turned_ND)
+    return Records(indices_Nk, activations_Nk, torch.stack(vectors, dim=1))

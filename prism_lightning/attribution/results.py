@@ -1,0 +1,147 @@
+"""What an attribution says: training tokens, passages and documents with their influence, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prism_lightning.attribution.index import Hits, Index, Query, summed
+from prism_lightning.data.store import TokenStore
+
+PASSAGE_TOKENS = 64
+TABLES = {".jsonl", ".csv", ".parquet"}
+
+
+@dataclass
+class TrainingToken:
+    """A training token, in its surroundings. `influence` in nats; positive lowered the query's loss."""
+
+    position: int
+    influence: float
+    prototypes: list[tuple[int, float]]  # those that carry it, and the influence through each
+    source: str
+    before: str
+    token: str
+    after: str
+
+
+@dataclass
+class Passage:
+    """Up to 64 consecutive tokens of a document; its influence is the sum of its tokens'."""
+
+    position: int
+    influence: float
+    source: str
+    text: str
+
+
+@dataclass
+class TrainingDocument:
+    """A training document; its influence is the sum of its tokens'."""
+
+    document: int
+    influence: float
+    source: str
+
+
+@dataclass
+class Attribution:
+    """What made the model say one thing. All influences are in nats of `loss`; positive lowered it.
+
+    Attributes:
+        kind: "token", "sequence" (the sum over a text's tokens) or "contrast" (loss = logit of `other` - of `token`).
+        loss: of the query: -log p, summed over a sequence's tokens.
+        scored_by: "prototypes", or "head K-FAC" where the second stage scored what the prototypes proposed.
+        touched: training tokens that share a prototype with the query; all others have influence 0.
+        influence: the sum over all of them.
+    """
+
+    kind: str
+    context: str
+    token: str
+    loss: float
+    scored_by: str
+    touched: int
+    influence: float
+    prototypes: list[tuple[int, float]]  # of the query, with their activation
+    tokens: list[TrainingToken]
+    passages: list[Passage]
+    documents: list[TrainingDocument]
+    other: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+class Describer:
+    """Turns hits into tokens, passages and documents with text and source.
+
+    Args:
+        store: the training split of the index.
+        index: the index.
+    """
+
+    def __init__(self, store: TokenStore, index: Index) -> None:
+        self.store, self.index = store, index
+        self._starts = store.documents["start"].to_numpy()
+
+    def tokens(self, hits: Hits, query: Query, carried: bool) -> list[TrainingToken]:
+        """Training tokens; with `carried`, the prototypes through which each has its influence."""
+        carriers = self.index.carriers(query, hits.tokens) if carried else [[] for _ in hits.tokens]
+        found = []
+        for row, influence, prototypes in zip(hits.tokens.tolist(), hits.influence.tolist(), carriers, strict=True):
+            position = row + 1  # row r of the index is the loss of predicting token r + 1
+            before, token, after = self.store.text_around(position, 12, 8)
+            found.append(TrainingToken(position, influence, prototypes, self.source(position), before, token, after))
+        return found
+
+    def by_passage(self, hits: Hits) -> Hits:
+        """Influence of passages, by the position of their first token."""
+        start = self._starts[self._documents_of(hits.tokens)]
+        offset = hits.tokens + 1 - start
+        return summed(start + offset // PASSAGE_TOKENS * PASSAGE_TOKENS, hits.influence)
+
+    def by_document(self, hits: Hits) -> Hits:
+        """Influence of documents, by their number."""
+        return summed(self._documents_of(hits.tokens), hits.influence)
+
+    def _documents_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, rows + 1, side="right") - 1
+
+    def passages(self, hits: Hits) -> list[Passage]:
+        """Passages, given by the position of their first token, with text."""
+        return [
+            Passage(position, influence, self.source(position), self._passage_text(position))
+            for position, influence in zip(hits.tokens.tolist(), hits.influence.tolist(), strict=True)
+        ]
+
+    def documents(self, hits: Hits) -> list[TrainingDocument]:
+        """Documents, given by their number."""
+        return [
+            TrainingDocument(document, influence, self._name(document)[0])
+            for document, influence in zip(hits.tokens.tolist(), hits.influence.tolist(), strict=True)
+        ]
+
+    def source(self, position: int) -> str:
+        """Where a token stands: FILE:LINE, or TABLE row R."""
+        location = self.store.locate(position)
+        name, is_table = self._name(location.document)
+        if is_table:
+            return name
+        before = self.store.document_tokens(location.document)[: location.offset]
+        return f"{name}:{1 + str(self.store.tokenizer.decode(before.tolist())).count(chr(10))}"
+
+    def _name(self, document: int) -> tuple[str, bool]:
+        name, row = (self.store.documents[column][document].as_py() for column in ("name", "row"))
+        is_table = Path(name).suffix in TABLES or not Path(name).suffix  # a hub dataset's name has no suffix
+        return (f"{name} row {row}" if is_table else name), is_table
+
+    def _passage_text(self, position: int) -> str:
+        location = self.store.locate(position)
+        tokens = self.store.document_tokens(location.document)
+        return str(self.store.tokenizer.decode(tokens[location.offset : location.offset + PASSAGE_TOKENS].tolist()))

@@ -1,0 +1,81 @@
+"""Assign tokens to their nearest prototypes in two levels: cells first, then the prototypes of the nearest cells.
+
+Shapes: N tokens, D hidden size, K prototypes, C cells, k active prototypes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prism_lightning.models.prototypes import nearest_prototypes
+
+# Up to this many prototypes the exact search is as fast.
+EXACT_BELOW = 2048
+PROBES = 12
+CELL_SIZE = 96
+LLOYD_STEPS = 6
+
+
+class PrototypeSearch:
+    """Finds the k prototypes of largest cosine; nearly always exactly, at a fraction of K dot products per token.
+
+    Prototypes are grouped into cells by spherical k-means. A token looks only into the `PROBES` cells whose centres
+    are nearest to it. Deterministic given the prototypes.
+    """
+
+    def __init__(self, unit_KD: Tensor, active: int) -> None:
+        self.unit_KD, self.active = unit_KD, active
+        self.exact = unit_KD.shape[0] <= EXACT_BELOW
+        if self.exact:
+            return
+        cells = -(-unit_KD.shape[0] // CELL_SIZE)
+        self.centres_CD = unit_KD[torch.linspace(0, len(unit_KD) - 1, cells, device=unit_KD.device).long()]
+        for _ in range(LLOYD_STEPS):
+            cell_K = self._nearest_cells(unit_KD, 1)[:, 0]
+            sums_CD = torch.zeros_like(self.centres_CD).index_add_(0, cell_K, unit_KD)
+            filled_C = torch.bincount(cell_K, minlength=cells) > 0
+            self.centres_CD = torch.where(filled_C[:, None], F.normalize(sums_CD, dim=-1), self.centres_CD)
+        cell_K = self._nearest_cells(unit_KD, 1)[:, 0]
+        self.order_K = torch.argsort(cell_K, stable=True)
+        self.sorted_KD = unit_KD[self.order_K]
+        self.bounds = [0, *torch.bincount(cell_K, minlength=cells).cumsum(0).tolist()]
+
+    def __call__(self, unit_z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines [N, k], descending, and prototype indices [N, k]."""
+        if self.exact:
+            cosines_Nk, indices_Nk, _ = nearest_prototypes(unit_z_ND, self.unit_KD, self.active)
+            return cosines_Nk, indices_Nk
+        probes = min(PROBES, len(self.centres_CD))
+        cell_Np = self._nearest_cells(unit_z_ND, probes)
+        slot_order = torch.argsort(cell_Np.flatten(), stable=True)  # (token, probe) slots, cell by cell
+        token_order = slot_order // probes
+        sorted_z = unit_z_ND[token_order]
+        counts = torch.bincount(cell_Np.flatten(), minlength=len(self.centres_CD)).tolist()
+        shape = (len(slot_order), self.active)
+        cosines = torch.full(shape, -2.0, dtype=unit_z_ND.dtype, device=unit_z_ND.device)
+        indices = torch.zeros(shape, dtype=torch.long, device=unit_z_ND.device)
+        done = 0
+        for cell, count in enumerate(counts):
+            first, last = self.bounds[cell], self.bounds[cell + 1]
+            if count and last > first:
+                width = min(self.active, last - first)
+                best, where = (sorted_z[done : done + count] @ self.sorted_KD[first:last].T).topk(width, dim=-1)
+                cosines[done : done + count, :width] = best
+                indices[done : done + count, :width] = where + first
+            done += count
+        return self._merged(cosines, indices, slot_order, probes)
+
+    def _merged(self, cosines: Tensor, indices: Tensor, slot_order: Tensor, probes: int) -> tuple[Tensor, Tensor]:
+        by_slot = torch.empty_like(slot_order)
+        by_slot[slot_order] = torch.arange(len(slot_order), device=slot_order.device)
+        tokens = len(slot_order) // probes
+        best_Nk, where_Nk = cosines[by_slot].view(tokens, -1).topk(self.active, dim=-1)
+        return best_Nk, self.order_K[indices[by_slot].view(tokens, -1).gather(1, where_Nk)]
+
+    def _nearest_cells(self, unit_ND: Tensor, count: int) -> Tensor:
+        """[N, count] nearest centres, the [N, C] cosines a chunk at a time."""
+        rows = max(1, 2**24 // len(self.centres_CD))
+        chunks = [(part @ self.centres_CD.T).topk(count, dim=-1).indices for part in unit_ND.split(rows)]
+        return torch.cat(chunks)

@@ -1,0 +1,104 @@
+"""Attributions and prototype cards as tables in a terminal. Text from data is shown with control characters written out."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+from rich.text import Text
+
+from prism_lightning.attribution.inspection import PrototypeCard
+from prism_lightning.attribution.results import Attribution, TrainingToken
+from prism_lightning.explaining import console, visible
+
+BAR_WIDTH = 8
+
+
+def print_attributions(attributions: list[Attribution]) -> None:
+    """A table for each, and what the numbers mean."""
+    for note in attributions[0].notes if attributions else []:
+        console.print(f"note: {visible(note)}", markup=False, style="yellow")
+    for attribution in attributions:
+        console.print(attribution_table(attribution))
+    console.print(
+        "influence: nats of the query's loss, to first order; positive = training on it lowered that loss",
+        style="dim",
+    )
+
+
+def attribution_table(attribution: Attribution) -> Table:
+    """Training tokens, passages and documents of one attribution, strongest first."""
+    table = Table(title=_title(attribution), title_justify="left", expand=False, show_edge=False)
+    table.add_column("", style="dim", no_wrap=True)
+    table.add_column("influence", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("through", no_wrap=True)
+    table.add_column("where", no_wrap=True, overflow="ellipsis", max_width=44)
+    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    largest = max((abs(t.influence) for t in attribution.tokens), default=0.0)
+    for number, token in enumerate(attribution.tokens):
+        through = " ".join(f"{prototype}" for prototype, _ in token.prototypes)
+        row = (f"{token.influence:+.2e}", _bar(token.influence, largest), through, _source(token.source))
+        table.add_row("tokens" if number == 0 else "", *row, marked(token))
+    groups = {"passages": attribution.passages, "documents": attribution.documents}
+    for name, parts in groups.items():
+        table.add_section()
+        largest = max((abs(part.influence) for part in parts), default=0.0)
+        for number, part in enumerate(parts):
+            text = Text(_line(getattr(part, "text", "")), style="dim")
+            row = (f"{part.influence:+.2e}", _bar(part.influence, largest), "", _source(part.source))
+            table.add_row(name if number == 0 else "", *row, text)
+    return table
+
+
+def marked(token: TrainingToken) -> Text:
+    """A training token in its surroundings, itself highlighted."""
+    return Text.assemble(
+        (_line(token.before)[-32:], "dim"), (_line(token.token), "bold reverse"), (_line(token.after)[:24], "dim")
+    )
+
+
+def print_cards(cards: list[PrototypeCard]) -> None:
+    """A table of prototypes."""
+    table = Table("prototype", "used by", "promotes", "cosine", "where", "nearest training tokens", show_edge=False)
+    for card in cards:
+        table.add_section()
+        promotes = Text(" ".join(f"“{visible(word)}”" for word in card.promotes), overflow="ellipsis", no_wrap=True)
+        head = (str(card.prototype), f"{card.usage:,} ({card.usage_share:.3%})", promotes)
+        if not card.nearest:
+            table.add_row(*head, "", "", Text("never active in the training data", style="dim"))
+        for number, token in enumerate(card.nearest):
+            cells = head if number == 0 else ("", "", "")
+            table.add_row(*cells, f"{token.influence:.3f}", _source(token.source), marked(token))
+    console.print(table)
+
+
+def _title(attribution: Attribution) -> Text:
+    context = Text(f"…{_line(attribution.context)[-40:]}", style="dim")
+    if attribution.kind == "sequence":
+        said = Text(f"the whole text, loss {attribution.loss:.2f} nats", style="bold")
+        title = Text.assemble("Σ ", said)
+    elif attribution.kind == "contrast":
+        chosen, other = (_line(text) for text in (attribution.token, attribution.other or ""))
+        said = Text(f" log-odds {-attribution.loss:+.2f}")
+        title = Text.assemble(context, (chosen, "bold reverse"), " and not ", (other, "reverse"), said)
+    else:
+        title = Text.assemble(
+            context, (_line(attribution.token), "bold reverse"), f" {math.exp(-attribution.loss):.1%}"
+        )
+    return title.append(f"   scored by {attribution.scored_by}, {attribution.touched:,} training tokens touched", "dim")
+
+
+def _line(text: str) -> str:
+    return visible(text.replace("\n", "⏎"))
+
+
+def _source(source: str) -> Text:
+    """A source, its end kept where it is too long: the file and line matter most."""
+    source = visible(source)
+    return Text(source if len(source) <= 44 else "…" + source[-43:])
+
+
+def _bar(value: float, largest: float) -> Text:
+    cells = round(BAR_WIDTH * abs(value) / largest) if largest else 0
+    return Text("█" * cells, style="green" if value >= 0 else "red")

@@ -1,0 +1,155 @@
+"""The verbs that ask an index: attribute and prototypes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prism_lightning.attribution.attributor import Attributor
+    from prism_lightning.attribution.results import Attribution
+
+EXAMPLES = """examples:
+  attribute --ckpt_path runs/quickstart --prompt "import os"
+  attribute --ckpt_path runs/quickstart --text "def close(self):"
+  attribute --ckpt_path runs/quickstart --prompt "import" --why " os" --rather_than " sys"
+  attribute --ckpt_path runs/quickstart --queries questions.jsonl > answers.jsonl
+
+Influence is in nats of the query's loss, to first order. Positive: training on it lowered that loss.
+A line of --queries has "text", or "prompt", or "prompt", "why" and "rather_than"."""
+
+
+def _parser(verb: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m prism_lightning {verb}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--ckpt_path", type=Path, required=True, help="run directory of a finished fit, or an exported folder"
+    )
+    parser.add_argument("--index", type=Path, help="folder that `index` built (default RUN/index)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    return parser
+
+
+def attribute(arguments: list[str]) -> None:
+    """Print which training tokens, passages and documents made the model say something."""
+    parser = _parser("attribute", "Name the training data that made the model say something.", EXAMPLES)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="let the model continue this, and attribute each new token")
+    what.add_argument("--text", help="attribute every token of this text")
+    what.add_argument("--queries", type=Path, help="jsonl file of many questions; the answers are JSON lines")
+    parser.add_argument("--why", help="with --prompt: contrast this continuation ...")
+    parser.add_argument("--rather_than", help="... with this one: what made the model prefer the first")
+    parser.add_argument("--max_new_tokens", type=int, default=5, help="with --prompt: tokens to add (default 5)")
+    parser.add_argument("--top", type=int, default=5, help="tokens, passages and documents to name (default 5)")
+    parser.add_argument("--opposing", action="store_true", help="name those that raised the loss most instead")
+    parser.add_argument(
+        "--rerank", action="store_true", help="score by the head's K-FAC what the prototypes propose (second stage)"
+    )
+    options = parser.parse_args(arguments)
+    if (options.why is None) != (options.rather_than is None) or (options.why is not None and options.prompt is None):
+        parser.error("a contrast needs --prompt, --why and --rather_than together")
+    for name in ("max_new_tokens", "top"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be a positive number")
+
+    from prism_lightning.attribution.attributor import Attributor
+
+    questions = list(_questions(options.queries)) if options.queries else [_given(options)]
+    attributor = Attributor.open(options.ckpt_path, options.index, options.top, options.rerank, options.opposing)
+    if options.queries:
+        _answer_all(attributor, questions, options.max_new_tokens)
+        return
+    attributions = _answer(attributor, questions[0], options.max_new_tokens)
+    if options.json:
+        print(json.dumps([attribution.as_dict() for attribution in attributions]))
+        return
+    from prism_lightning.attribution.tables import print_attributions
+
+    print_attributions(attributions)
+
+
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    names = ("prompt", "text", "why", "rather_than")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _answer(attributor: Attributor, question: dict[str, str], new_tokens: int) -> list[Attribution]:
+    if "text" in question:
+        return attributor.text(question["text"])
+    if "why" in question:
+        return [attributor.contrast(question["prompt"], question["why"], question["rather_than"])]
+    return attributor.prompt(question["prompt"], new_tokens)
+
+
+def _questions(path: Path) -> Iterator[dict[str, str]]:
+    """Every line of a jsonl file; all that is wrong with it is said at once."""
+    from prism_lightning.errors import UserError
+
+    if not path.is_file():
+        raise UserError(f"queries file {path} not found")
+    kinds = ({"text"}, {"prompt"}, {"prompt", "why", "rather_than"})
+    problems, questions = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            question = json.loads(line)
+        except ValueError:
+            question = None
+        if not isinstance(question, dict) or not all(isinstance(value, str) for value in question.values()):
+            problems.append(f"{path}:{number} is no JSON object of texts")
+        elif set(question) not in kinds:
+            problems.append(
+                f"{path}:{number} has {sorted(question)}: give text, or prompt, or prompt, why, rather_than"
+            )
+        else:
+            questions.append(question)
+    if problems or not questions:
+        raise UserError(problems or f"queries file {path} is empty")
+    yield from questions
+
+
+def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tokens: int) -> None:
+    """One JSON line per question, in order; a question that cannot be answered gets its error there."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from prism_lightning.errors import UserError
+
+    progress = Console(stderr=True)
+    for question in track(questions, "attributing", console=progress, disable=not progress.is_terminal):
+        answer: dict[str, Any] = {"query": question}
+        try:
+            answer["attributions"] = [a.as_dict() for a in _answer(attributor, question, new_tokens)]
+        except UserError as error:
+            answer["error"] = str(error)
+        print(json.dumps(answer), flush=True)
+
+
+def prototypes(arguments: list[str]) -> None:
+    """Print how often prototypes are used, and the training tokens nearest to each."""
+    parser = _parser("prototypes", "Show prototypes of an index: usage, promoted tokens, nearest training tokens.")
+    parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")
+    parser.add_argument("--top", type=int, default=5, help="prototypes, and nearest tokens of each (default 5)")
+    options = parser.parse_args(arguments)
+
+    from prism_lightning.attribution.attributor import Attributor
+    from prism_lightning.attribution.inspection import inspect_prototypes
+
+    cards = inspect_prototypes(Attributor.open(options.ckpt_path, options.index), options.id, options.top)
+    if options.json:
+        print(json.dumps([card.as_dict() for card in cards]))
+        return
+    from prism_lightning.attribution.tables import print_cards
+
+    print_cards(cards)
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {"attribute": attribute, "prototypes": prototypes}

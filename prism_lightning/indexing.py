@@ -1,0 +1,106 @@
+"""The verb `index`: a recipe's data and a trained model in, an index over the training tokens out."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from prism_lightning.attribution.attributor import default_index
+from prism_lightning.attribution.build import Builder
+from prism_lightning.attribution.identity import check_tokenizer
+from prism_lightning.attribution.index import Index
+from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.data.datamodule import TextData
+from prism_lightning.errors import UserError
+from prism_lightning.explaining import console
+from prism_lightning.exported import load_exported
+from prism_lightning.recipes import compose, split_arguments
+from prism_lightning.settings import problems_in
+from prism_lightning.tracking import RunSettings
+
+LINE_SECONDS = 10  # between lines of progress where there is no terminal
+
+
+class Progressing:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not console.is_terminal)
+        self.task = self.bar.add_task("", total=None)
+        self.what, self.began, self.printed = "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how far the work has come."""
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.began, self.printed = what, now, now
+            self.bar.reset(self.task, description=what, total=total)
+        self.bar.update(self.task, completed=done, total=total)
+        last = done == total
+        if not console.is_terminal and (last or now - self.printed > LINE_SECONDS):
+            self.printed = now
+            print(f"{what} {done:,}/{total:,}  {now - self.began:.0f} s", flush=True)
+
+
+def run(arguments: list[str]) -> None:
+    """Build the index of a recipe, or what is missing of it.
+
+    Started several times with RANK and WORLD_SIZE set, as torchrun does, each process builds its own shards.
+    """
+    path, overrides = split_arguments(arguments)
+    config = compose(path, overrides)
+    data, settings, run_settings = _parsed(config, str(path))
+    model_path = Path(config.get("ckpt_path") or run_settings.dir)
+    if model_path.is_file():
+        raise UserError(f"{model_path} is a checkpoint: give the run directory or its exported folder by --ckpt_path")
+    model, tokenizer = load_exported(model_path)
+    data.setup()
+    if data.block_size > model.config.context_length:
+        raise UserError(
+            f"data.block_size {data.block_size} is longer than the model's context of {model.config.context_length}"
+        )
+    check_tokenizer(tokenizer, data.train)
+    folder = Path(settings.dir) if settings.dir else default_index(model_path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    progress = Progressing()
+    started = time.monotonic()
+    with progress.bar:
+        builder = Builder(model.to(device), data.train, settings, folder, progress)  # type: ignore[arg-type]
+        whole = builder.build(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    if not whole:
+        print(f"this process's shards of {folder} are done; the last of the others finishes the index")
+        return
+    print(summary(Index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
+
+
+def summary(index: Index) -> str:
+    """One line: what the index holds and how large it is."""
+    size = sum(file.stat().st_size for file in index.folder.rglob("*") if file.is_file())
+    unused = int((index.usage_K() == 0).sum())
+    return (
+        f"{index.folder}: {index.tokens:,} training tokens of {index.manifest['documents']:,} documents,"
+        f" {index.num_prototypes:,} prototypes ({unused:,} unused), {index.manifest['active']} active per token,"
+        f" {size / index.tokens:.0f} bytes per token"
+    )
+
+
+def _parsed(config: dict[str, Any], recipe: str) -> tuple[TextData, IndexSettings, RunSettings]:
+    found = problems_in(config)
+    if found:
+        raise UserError([f"{recipe}: {problem}" for problem in found])
+    parser = ArgumentParser(exit_on_error=False)
+    groups = {"data": TextData, "index": IndexSettings, "run": RunSettings}
+    for name, owner in groups.items():
+        parser.add_class_arguments(owner, name)
+    try:
+        parsed = parser.instantiate_classes(parser.parse_object({n: config[n] for n in groups if n in config}))
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{recipe}: {' '.join(str(error).split())[:300]}") from error
+    return parsed["data"], parsed["index"], parsed["run"]
