@@ -2,8 +2,8 @@
 
 python -m benchmarks.choices --retraining runs/retraining
 
-Needs what `benchmarks.retraining` wrote. LDS: the rank correlation, over models retrained on random halves, between a
-query's loss and the summed influence of the documents that were in the half; mean over queries, with its standard error.
+Needs what `benchmarks.retraining` wrote. LDS: the rank correlation, over models retrained on random halves,
+between a query's loss and the summed influence of the documents in the half; mean over queries, with standard error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,7 @@ class Trial:
         self.queries = self._joined([self._tokens(torch.tensor(i)[None], q) for q, i in enumerate(ids)])
         self.head_VD = self.model.lm_head.weight.detach()
         self.curvature_DD = self._curvature()
+        self._fitted: dict[tuple[int, int, int], Dictionary] = {}
 
     def _is_whole(self, path: Path) -> bool:
         manifest = path / "manifest.json"
@@ -98,7 +99,7 @@ class Trial:
     def lds(self, scores_QS: Tensor) -> list[float]:
         """Rank correlation of each query with the retrained losses."""
         predicted_MQ = -(self.included_MS @ scores_QS.double().T)
-        return [float(spearmanr(p, l).statistic) for p, l in zip(predicted_MQ.T, self.losses_MQ.T, strict=True)]
+        return [float(spearmanr(*pair).statistic) for pair in zip(predicted_MQ.T, self.losses_MQ.T, strict=True)]
 
     def by_document(self, scores_N: Tensor) -> Tensor:
         """Token scores summed over documents."""
@@ -106,7 +107,11 @@ class Trial:
 
     def fit(self, size: int, active: int, steps: int) -> Dictionary:
         """A dictionary of this model's hidden states."""
-        return [s for s in fitted_dictionary(self.train.z_ND, size, active, steps, 0) if isinstance(s, Dictionary)][0]
+        if (size, active, steps) not in self._fitted:
+            *_, last = fitted_dictionary(self.train.z_ND, size, active, steps, 0)
+            assert isinstance(last, Dictionary)
+            self._fitted[size, active, steps] = last
+        return self._fitted[size, active, steps]
 
 
 class Choice(NamedTuple):
@@ -216,7 +221,7 @@ def _eigenvalues(trial: Trial, records: Records, size: int, basis_Dm: Tensor) ->
     return (found_Km + DAMPING * found_Km.mean()).float()
 
 
-def head_scores(trial: Trial, curvature: bool) -> Tensor:
+def head_scores(trial: Trial, curvature: bool, shared: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """The dense head's own influence: K-FAC (z_q C^-1 z_s)(delta_q S^-1 delta_s), or the plain gradient dot product."""
     train, queries = trial.train, trial.queries
     size = train.z_ND.shape[1]
@@ -228,12 +233,27 @@ def head_scores(trial: Trial, curvature: bool) -> Tensor:
             torch.linalg.inv(m + DAMPING * m.diagonal().mean() * eye_DD) for m in (second_DD, trial.curvature_DD)
         )
     asked_ND, weighed_ND = queries.z_ND @ left_DD.float(), queries.delta_ND @ right_DD.float()
-    return torch.stack(
-        [
-            trial.by_document(((asked_ND[m] @ train.z_ND.T) * (weighed_ND[m] @ train.delta_ND.T)).sum(0))
-            for m in (queries.group_N == q for q in range(len(trial.query_texts)))
-        ]
+    rows = []
+    for mine in (queries.group_N == q for q in range(len(trial.query_texts))):
+        scores_QN = (asked_ND[mine] @ train.z_ND.T) * (weighed_ND[mine] @ train.delta_ND.T)
+        rows.append(trial.by_document((scores_QN if shared is None else scores_QN * shared(mine)).sum(0)))
+    return torch.stack(rows)
+
+
+def second_stage_scores(trial: Trial, dictionary: Dictionary) -> Tensor:
+    """The head's K-FAC, of those training tokens alone that share a prototype with the query token."""
+    size = len(dictionary.unit_KD)
+    stored, asked = (dictionary.assign(tokens.z_ND)[0] for tokens in (trial.train, trial.queries))
+    member_NK = torch.sparse_coo_tensor(
+        torch.stack([torch.arange(len(stored)).repeat_interleave(stored.shape[1]), stored.flatten()]),
+        torch.ones(stored.numel()),
+        (len(stored), size),
     )
+    return head_scores(trial, True, lambda mine: (member_NK @ _indicator(asked[mine], size).T).T > 0)
+
+
+def _indicator(indices_Nk: Tensor, size: int) -> Tensor:
+    return torch.zeros(len(indices_Nk), size).scatter_(1, indices_Nk, 1.0)
 
 
 def cosine_scores(trial: Trial) -> Tensor:
@@ -312,6 +332,9 @@ def main() -> None:
     add("hidden-state cosine", cosine_scores(trial))
     add("BM25", bm25_scores(trial.query_texts, trial.document_texts))
     add("random", torch.rand(len(trial.query_texts), trial.included_MS.shape[1]))
+    for size, active in [(2048, 2)] if options.quick else [(2048, 2), (4096, 4)]:
+        scores_QS = second_stage_scores(trial, trial.fit(size, active, 300))
+        add(f"second stage: head K-FAC behind K {size} k {active}", scores_QS)
     for name, choice in choices(trial, options.quick):
         scores_QS, unexplained, touched = scores(trial, choice)
         add(name, scores_QS, unexplained_variance=unexplained, touched=touched)

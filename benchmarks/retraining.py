@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def prepare_corpus(path: Path, out: Path, documents: int, queries: int, characte
     """Write the first documents of a jsonl file, each cut to its first characters, and after them the queries."""
     out.mkdir(parents=True, exist_ok=True)
     with path.open() as file:
-        texts = [json.loads(line)["text"][:characters] for line, _ in zip(file, range(documents + queries))]
+        texts = [json.loads(line)["text"][:characters] for line in islice(file, documents + queries)]
     for name, part in {"train": texts[:documents], "queries": texts[documents:]}.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
 

@@ -23,8 +23,8 @@ def weights(folder, step):
 def killed_fit(arguments, folder, moments):
     """Run fit and kill it at a random moment; returns what it printed.
 
-    Three in four are killed a random while after one or two more checkpoints, so that ten of them cannot complete a run of
-    forty checkpoints, however fast the machine is; the others at any time from the start on.
+    Three in four are killed a random while after one or two more checkpoints, so that ten of them cannot complete a
+    run of forty checkpoints, however fast the machine is; the others at any time from the start on.
     """
     output = folder.with_suffix(".out")
     with output.open("w") as file:
@@ -37,7 +37,7 @@ def killed_fit(arguments, folder, moments):
             wanted = newest_step(folder) + 10 * moments.randint(1, 2)
             while newest_step(folder) < wanted and child.poll() is None:
                 time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.15))
+            time.sleep(moments.uniform(0, 0.1))
         child.send_signal(signal.SIGKILL)
         child.wait()
     return output.read_text()

@@ -245,7 +245,8 @@ class Attributor:
         if len(ids) > room:
             cut = self._decoded(ids[: len(ids) - room])
             self.notes = [
-                f"the {what} has {len(ids)} tokens, {room} fit: its first {len(ids) - room} were cut, up to {cut[-40:]!r}"
+                f"the {what} has {len(ids)} tokens, {room} fit:"
+                f" its first {len(ids) - room} were cut, up to {cut[-40:]!r}"
             ]
         return ids[-room:]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import filelock
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from prism_lightning.attribution.dictionary import Dictionary, default_size, fitted_dictionary
 from prism_lightning.attribution.files import damage, map_file, read_json, write_file, write_json
+from prism_lightning.attribution.frame import Frame, preconditioner
 from prism_lightning.attribution.hessian import HessianSums, eigenbasis
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.index import shard_path
@@ -32,21 +32,6 @@ from prism_lightning.models import PrismForCausalLM
 FORMAT = 1
 CURVATURE_TOKENS = 65_536  # of the sample, for the basis in which records are stored; S itself is summed over all
 Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
-
-
-class Frame(NamedTuple):
-    """What is fixed before the pass: the dictionary, and the bases in which records are stored."""
-
-    dictionary: Dictionary
-    basis_Dm: Tensor  # orthonormal
-    eigenvalue_m: Tensor  # of the sample's curvature: coordinates are divided by their roots
-    hidden_Dh: Tensor | None
-    reconstruction_scale: float
-
-    @property
-    def whitening_Dm(self) -> Tensor:
-        """Coordinates of a vector are vector @ whitening."""
-        return self.basis_Dm / self.eigenvalue_m.sqrt()
 
 
 class Builder:
@@ -292,37 +277,6 @@ class Builder:
         }
         write_json(self.folder / "manifest.json", manifest)
         self.report("merging", self.num_shards, self.num_shards)
-
-
-def preconditioner(
-    frame: Frame, shards: list[dict[str, np.ndarray]], tokens: int, damping: float
-) -> dict[str, np.ndarray]:
-    """What turns a query's record into vectors whose dot products with stored coordinates are influences.
-
-    Separable: 1 / (N (A_ii + d mean A)) per prototype, and (B (S + d mean S) B^T)^-1 B for the whitened coordinates
-    B v. Eigenvalues: 1 / N, B rescaled, and lambda_i + d mean(lambda) per prototype. With the training objective the
-    curvature of w_rec L_rec, which is 2 w_rec / mean ||z||^2 times A_ii, is added.
-    """
-    activation_K = sum(shard["sum_activation"] for shard in shards) / tokens
-    curvature_DD = sum(shard["sum_curvature"] for shard in shards) / tokens
-    size = len(curvature_DD)
-    whitening_Dm = frame.whitening_Dm.double().cpu().numpy()
-    curvature_DD = curvature_DD + frame.reconstruction_scale * np.eye(size)
-    out = {"activation": activation_K, "gauss_newton": curvature_DD}
-    if "sum_eigenvalues" in shards[0]:
-        eigenvalue_Km = sum(shard["sum_eigenvalues"].astype(np.float64) for shard in shards) / tokens
-        eigenvalue_Km = eigenvalue_Km + frame.reconstruction_scale * activation_K[:, None]
-        out["eigenvalues"] = (eigenvalue_Km + damping * eigenvalue_Km.mean()).astype(np.float32)
-        out["inverse_activation"] = np.full(len(activation_K), 1 / tokens, dtype=np.float32)
-        out["precondition"] = (whitening_Dm * frame.eigenvalue_m.double().cpu().numpy()).astype(np.float32)
-    else:
-        damped_DD = curvature_DD + damping * np.trace(curvature_DD) / size * np.eye(size)
-        inverse_mm = np.linalg.inv(whitening_Dm.T @ damped_DD @ whitening_Dm)
-        out["inverse_activation"] = (1 / (tokens * (activation_K + damping * activation_K.mean()))).astype(np.float32)
-        out["precondition"] = (whitening_Dm @ inverse_mm).astype(np.float32)
-    if frame.hidden_Dh is not None:
-        out["hidden_basis"] = frame.hidden_Dh.float().cpu().numpy()
-    return out
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -9,6 +9,8 @@ Shapes: C tokens of a chunk, D hidden size, V vocabulary, K prototypes, k active
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -25,14 +27,14 @@ class HessianSums:
     """
 
     def __init__(self, head_VD: Tensor, num_prototypes: int, basis_Dm: Tensor | None = None) -> None:
-        wide = {"dtype": torch.float64, "device": head_VD.device}
+        wide = partial(torch.zeros, dtype=torch.float64, device=head_VD.device)
         self.head_VD, self.basis_Dm, self.tokens = head_VD, basis_Dm, 0
-        self.activation_K = torch.zeros(num_prototypes, **wide)
-        self.probability_V = torch.zeros(head_VD.shape[0], **wide)
-        self.outer_DD = torch.zeros(head_VD.shape[1], head_VD.shape[1], **wide)
+        self.activation_K = wide(num_prototypes)
+        self.probability_V = wide(head_VD.shape[0])
+        self.outer_DD = wide(head_VD.shape[1], head_VD.shape[1])
         self.eigenvalue_Km: Tensor | None = None
         if basis_Dm is not None:
-            self.eigenvalue_Km = torch.zeros(num_prototypes, basis_Dm.shape[1], **wide)
+            self.eigenvalue_Km = wide(num_prototypes, basis_Dm.shape[1])
             self._head_squared_Vm = (head_VD @ basis_Dm).square()
 
     def add(self, chunk: HeadChunk, indices_Ck: Tensor, activations_Ck: Tensor) -> None:
@@ -42,7 +44,7 @@ class HessianSums:
         self.activation_K.index_add_(0, indices_Ck.flatten(), squared_Ck.flatten().double())
         self.probability_V += chunk.probabilities_CV.sum(0).double()
         self.outer_DD += (chunk.mean_CD.T @ chunk.mean_CD).double()
-        if self.eigenvalue_Km is None:
+        if self.eigenvalue_Km is None or self.basis_Dm is None:
             return
         # q_m^T M_t q_m = sum_v pi_v (W_v . q_m)^2 - (mean . q_m)^2
         along_Cm = chunk.probabilities_CV @ self._head_squared_Vm - (chunk.mean_CD @ self.basis_Dm).square()

@@ -11,6 +11,7 @@ Shapes: N training tokens, k active, r vectors per record, m coordinates, D hidd
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -168,7 +169,7 @@ class Index:
         shard_of = rows // size
         bounds = np.flatnonzero(np.diff(shard_of, prepend=-1, append=-1)).tolist()
         out = np.empty(len(rows), dtype=np.float32)
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in itertools.pairwise(bounds):
             shard = int(shard_of[first])
             out[first:last] = self._shard_dots(shard, rows[first:last] - shard * size, vector_m)
         return out

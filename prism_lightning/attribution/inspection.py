@@ -18,7 +18,7 @@ PROMOTED = 6
 
 @dataclass
 class PrototypeCard:
-    """One prototype of an index. In `nearest`, the influence field holds the activation: the cosine to the prototype."""
+    """One prototype of an index. `influence` of its nearest tokens is their activation, the cosine to the prototype."""
 
     prototype: int
     usage: int

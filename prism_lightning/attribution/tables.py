@@ -1,17 +1,19 @@
-"""Attributions and prototype cards as tables in a terminal. Text from data is shown with control characters written out."""
+"""Attributions and prototype cards as tables in a terminal; control characters in their texts are written out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from prism_lightning.attribution.inspection import PrototypeCard
-from prism_lightning.attribution.results import Attribution, TrainingToken
+from prism_lightning.attribution.results import Attribution, Passage, TrainingDocument, TrainingToken
 from prism_lightning.explaining import console, visible
 
 BAR_WIDTH = 8
+SOURCE_WIDTH = 40
 
 
 def print_attributions(attributions: list[Attribution]) -> None:
@@ -29,23 +31,27 @@ def print_attributions(attributions: list[Attribution]) -> None:
 def attribution_table(attribution: Attribution) -> Table:
     """Training tokens, passages and documents of one attribution, strongest first."""
     table = Table(title=_title(attribution), title_justify="left", expand=False, show_edge=False)
+    carriers = [" ".join(str(prototype) for prototype, _ in token.prototypes) for token in attribution.tokens]
+    sources = [part.source for part in (*attribution.tokens, *attribution.passages, *attribution.documents)]
     table.add_column("", style="dim", no_wrap=True)
     table.add_column("influence", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("through", no_wrap=True)
-    table.add_column("where", no_wrap=True, overflow="ellipsis", max_width=44)
-    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    table.add_column("where", no_wrap=True)
+    table.add_column("text")  # the only column that gives way; its cells are cut, not wrapped
     largest = max((abs(t.influence) for t in attribution.tokens), default=0.0)
     for number, token in enumerate(attribution.tokens):
-        through = " ".join(f"{prototype}" for prototype, _ in token.prototypes)
-        row = (f"{token.influence:+.2e}", _bar(token.influence, largest), through, _source(token.source))
+        row = (f"{token.influence:+.2e}", _bar(token.influence, largest), carriers[number], _source(token.source))
         table.add_row("tokens" if number == 0 else "", *row, marked(token))
-    groups = {"passages": attribution.passages, "documents": attribution.documents}
-    for name, parts in groups.items():
+    groups: tuple[tuple[str, Sequence[Passage | TrainingDocument]], ...] = (
+        ("passages", attribution.passages),
+        ("documents", attribution.documents),
+    )
+    for name, parts in groups:
         table.add_section()
         largest = max((abs(part.influence) for part in parts), default=0.0)
         for number, part in enumerate(parts):
-            text = Text(_line(getattr(part, "text", "")), style="dim")
+            text = Text(_line(getattr(part, "text", "")), style="dim", no_wrap=True, overflow="ellipsis")
             row = (f"{part.influence:+.2e}", _bar(part.influence, largest), "", _source(part.source))
             table.add_row(name if number == 0 else "", *row, text)
     return table
@@ -54,7 +60,11 @@ def attribution_table(attribution: Attribution) -> Table:
 def marked(token: TrainingToken) -> Text:
     """A training token in its surroundings, itself highlighted."""
     return Text.assemble(
-        (_line(token.before)[-32:], "dim"), (_line(token.token), "bold reverse"), (_line(token.after)[:24], "dim")
+        (_line(token.before)[-32:], "dim"),
+        (_line(token.token), "bold reverse"),
+        (_line(token.after)[:24], "dim"),
+        no_wrap=True,
+        overflow="ellipsis",
     )
 
 
@@ -96,7 +106,7 @@ def _line(text: str) -> str:
 def _source(source: str) -> Text:
     """A source, its end kept where it is too long: the file and line matter most."""
     source = visible(source)
-    return Text(source if len(source) <= 44 else "…" + source[-43:])
+    return Text(source if len(source) <= SOURCE_WIDTH else "…" + source[1 - SOURCE_WIDTH :], no_wrap=True)
 
 
 def _bar(value: float, largest: float) -> Text:
