@@ -21,7 +21,7 @@ from prism_lightning.attribution.frame import Frame, preconditioner
 from prism_lightning.attribution.hessian import HessianSums, eigenbasis
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.index import shard_path
-from prism_lightning.attribution.postings import merged_postings
+from prism_lightning.attribution.postings import posting_lists
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import head_chunks, loss_gradient, records_of
 from prism_lightning.attribution.settings import IndexSettings
@@ -69,6 +69,7 @@ class Builder:
             "model": model_fingerprint(self.model),
             "data": self.store.manifest["fingerprint"],
             "block_size": self.store.block_size,
+            "tokens": self.tokens,
             "settings": {name: value for name, value in asdict(self.settings).items() if name != "dir"},
         }
         with self.lock:
@@ -113,10 +114,8 @@ class Builder:
         return (read_json(self.folder / "dictionary.json") or {}).get("crc32")
 
     def _unfinished(self) -> bool:
-        names = ("curvature", "postings")
-        return read_json(self.folder / "manifest.json") is None or any(
-            damage(self.folder / f"{name}.safetensors") for name in names
-        )
+        manifest = read_json(self.folder / "manifest.json")
+        return manifest is None or damage(self.folder / "curvature.safetensors") is not None
 
     def _blocks(self, shard: int) -> range:
         return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
@@ -160,9 +159,12 @@ class Builder:
             second_DD = (sample_ND.T @ sample_ND).double() / len(sample_ND)
             hidden_h, hidden_Dh = eigenbasis(second_DD, min(self.settings.hidden_rank, len(second_DD)))
             tensors["hidden"] = hidden_Dh / hidden_h.sqrt()
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        if self.settings.precision != "fp32":
+            arrays["prototypes"] = arrays["prototypes"].astype(np.float16)  # assigned to as they are stored
         write_file(
             self.folder / "dictionary.safetensors",
-            {name: tensor.cpu().numpy() for name, tensor in tensors.items()},
+            arrays,
             active=dictionary.active,
             mean_square_norm=sample_ND.square().sum(-1).mean().item(),
         )
@@ -219,7 +221,13 @@ class Builder:
             parts.append(self._part(frame, sums, z_ND, targets_N))
             done += len(z_ND)
             self.report("indexing", done, total)
-        tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        tensors = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+        tensors |= posting_lists(
+            tensors.pop("prototypes"),
+            tensors.pop("activations"),
+            len(frame.dictionary.unit_KD),
+            self.settings.activation_path,
+        )
         tensors |= {"sum_activation": _array(sums.activation_K), "sum_curvature": _array(sums.gauss_newton_DD())}
         if sums.eigenvalue_Km is not None:
             tensors["sum_eigenvalues"] = _array(sums.eigenvalue_Km.float())
@@ -238,13 +246,12 @@ class Builder:
         path, scale = self.settings.activation_path, frame.reconstruction_scale
         records = records_of(dictionary, z_ND, torch.cat(chunks_delta), path, scale, assigned)
         narrow = np.float32 if self.settings.precision == "fp32" else np.float16
-        id_type = np.uint16 if len(dictionary.unit_KD) <= 2**16 else np.uint32
         coordinates, scales = quantised(
             _array((records.vectors_NrD @ frame.whitening_Dm).flatten(0, 1)), self.settings.precision
         )
         part = {
             "coordinates": coordinates,
-            "prototypes": _array(records.prototypes_Nk).astype(id_type),
+            "prototypes": _array(records.prototypes_Nk).astype(np.uint32),
             "activations": _array(records.activations_Nk).astype(narrow),
         }
         if scales is not None:
@@ -256,14 +263,14 @@ class Builder:
         return part
 
     def _merge(self, frame: Frame) -> None:
-        """Posting lists, curvature and manifest from the finished shards."""
+        """The curvature over all shards, and the manifest, which makes the index whole."""
         self.report("merging", 0, self.num_shards)
-        shards = [map_file(shard_path(self.folder, number)) for number in range(self.num_shards)]
+        paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
+        shards = [map_file(path) for path in paths]
+        facts = [read_json(path.with_suffix(".json")) or {} for path in paths]
         vectors = frame.dictionary.active if self.settings.activation_path else 1
         num_prototypes = len(frame.dictionary.unit_KD)
-        pairs = [(shard["prototypes"], shard["activations"]) for shard in shards]
-        write_file(self.folder / "postings.safetensors", merged_postings(pairs, num_prototypes, vectors > 1))
-        tokens = sum(len(shard["prototypes"]) for shard in shards)
+        tokens = sum(shard["tokens"] for shard in facts)
         write_file(self.folder / "curvature.safetensors", preconditioner(frame, shards, tokens, self.settings.damping))
         manifest = self.facts | {
             "tokens": tokens,

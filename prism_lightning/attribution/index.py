@@ -11,7 +11,6 @@ Shapes: N training tokens, k active, r vectors per record, m coordinates, D hidd
 
 from __future__ import annotations
 
-import itertools
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -78,13 +77,11 @@ class Index:
         if verify:
             self._verify()
         self.curvature = map_file(self.folder / "curvature.safetensors")
-        postings = map_file(self.folder / "postings.safetensors")
-        self.offsets, self.rows, self.activations = (postings[n] for n in ("offsets", "rows", "activations"))
 
     def _verify(self) -> None:
         paths = [
             *self.shard_paths,
-            *(self.folder / f"{n}.safetensors" for n in ("dictionary", "curvature", "postings")),
+            *(self.folder / f"{n}.safetensors" for n in ("dictionary", "curvature")),
         ]
         found = {path: damage(path) for path in paths}
         problems = [
@@ -104,16 +101,21 @@ class Index:
     @property
     def num_prototypes(self) -> int:
         """K."""
-        return len(self.offsets) - 1
+        return self.manifest["prototypes"]
 
     def usage_K(self) -> np.ndarray:
         """Training tokens in which each prototype is active."""
-        return np.diff(self.offsets)
+        return np.sum([np.diff(shard["offsets"].astype(np.int64)) for shard in self.shards], axis=0)
 
     def postings(self, prototype: int) -> tuple[np.ndarray, np.ndarray]:
         """Training tokens in which a prototype is active, ascending, and their activations."""
-        entries = slice(self.offsets[prototype], self.offsets[prototype + 1])
-        return self.rows[entries] // self.vectors_per_record, self.activations[entries]
+        tokens, activations = [], []
+        for number, shard in enumerate(self.shards):
+            entries = _entries(shard, prototype)
+            within = shard["rows"][entries].astype(np.int64) // self.vectors_per_record
+            tokens.append(within + number * self.shard_tokens)
+            activations.append(shard["activations"][entries])
+        return np.concatenate(tokens), np.concatenate(activations)
 
     def query(self, prototypes_Qk: np.ndarray, activations_Qk: np.ndarray, vectors_QrD: np.ndarray) -> Query:
         """Divide the records of one or several tokens by the curvature and sum them, prototype by prototype.
@@ -148,54 +150,41 @@ class Index:
 
     def score(self, query: Query) -> Hits:
         """Influence of every training token that shares a prototype with the query; all others have none."""
-        rows, influence = [], []
-        for prototype, vector_m in zip(query.prototypes_U.tolist(), query.vectors_Um, strict=True):
-            entries = slice(self.offsets[prototype], self.offsets[prototype + 1])
-            list_rows = self.rows[entries]
-            dots = self._dots(list_rows, vector_m)
-            if self.vectors_per_record == 1:
-                dots *= self.activations[entries]
-            rows.append(list_rows)
-            influence.append(dots)
-        if not rows:
+        tokens, influence = [], []
+        questions = list(zip(query.prototypes_U.tolist(), query.vectors_Um, strict=True))
+        for number, shard in enumerate(self.shards):
+            rows, scores = [], []
+            for prototype, vector_m in questions:
+                entries = _entries(shard, prototype)
+                list_rows = shard["rows"][entries]
+                dots = _dots(shard, list_rows, vector_m)
+                if self.vectors_per_record == 1:
+                    dots *= shard["activations"][entries]
+                rows.append(list_rows)
+                scores.append(dots)
+            if rows:
+                within = np.concatenate(rows) // self.vectors_per_record
+                tokens.append(within + np.int64(number * self.shard_tokens))
+                influence.append(np.concatenate(scores))
+        if not tokens:
             return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
-        return summed(np.concatenate(rows) // self.vectors_per_record, np.concatenate(influence))
-
-    def _dots(self, rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
-        """Dot products of records' vectors, ascending rows, with a vector."""
-        if self.num_shards == 1:
-            return self._shard_dots(0, rows, vector_m)
-        size = self.shard_tokens * self.vectors_per_record
-        shard_of = rows // size
-        bounds = np.flatnonzero(np.diff(shard_of, prepend=-1, append=-1)).tolist()
-        out = np.empty(len(rows), dtype=np.float32)
-        for first, last in itertools.pairwise(bounds):
-            shard = int(shard_of[first])
-            out[first:last] = self._shard_dots(shard, rows[first:last] - shard * size, vector_m)
-        return out
-
-    def _shard_dots(self, shard: int, rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
-        tensors = self.shards[shard]
-        dots = tensors["coordinates"].take(rows, axis=0).astype(np.float32, copy=False) @ vector_m
-        if "scales" in tensors:
-            dots *= tensors["scales"].take(rows)
-        return dots
+        return summed(np.concatenate(tokens), np.concatenate(influence))
 
     def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
         """For each training token, its prototypes that the query touches and the influence each carries."""
         found = []
         for token in tokens.tolist():
-            shard, row = divmod(token, self.shard_tokens)
-            prototypes = self.shards[shard]["prototypes"][row]
-            activations = self.shards[shard]["activations"][row]
+            number, row = divmod(token, self.shard_tokens)
+            shard, first = self.shards[number], row * self.vectors_per_record
             carried = []
-            for slot, (prototype, activation) in enumerate(zip(prototypes.tolist(), activations.tolist(), strict=True)):
-                at = int(np.searchsorted(query.prototypes_U, prototype))
-                if activation > 0 and at < len(query.prototypes_U) and query.prototypes_U[at] == prototype:
-                    path = self.vectors_per_record > 1
-                    vector_row = np.array([row * self.vectors_per_record + (slot if path else 0)])
-                    value = float(self._shard_dots(shard, vector_row, query.vectors_Um[at])[0])
-                    carried.append((prototype, value if path else value * activation))
+            for prototype, vector_m in zip(query.prototypes_U.tolist(), query.vectors_Um, strict=True):
+                entries = _entries(shard, prototype)
+                rows = shard["rows"][entries]
+                at = int(np.searchsorted(rows, first))
+                if at < len(rows) and rows[at] < first + self.vectors_per_record:
+                    value = float(_dots(shard, rows[at : at + 1], vector_m)[0])
+                    weight = float(shard["activations"][entries][at]) if self.vectors_per_record == 1 else 1.0
+                    carried.append((prototype, value * weight))
             found.append(sorted(carried, key=lambda pair: -abs(pair[1])))
         return found
 
@@ -216,18 +205,31 @@ class Index:
             tensors = self.shards[shard]
             alike = tensors["hidden"].take(rows, axis=0).astype(np.float32) @ hidden_h
             alike *= tensors["hidden_scales"].take(rows)
-            influence[mine] = alike * self._shard_dots(shard, rows, vector_m)
+            influence[mine] = alike * _dots(tensors, rows, vector_m)
         return Hits(hits.tokens, influence)
+
+
+def _entries(shard: dict[str, np.ndarray], prototype: int) -> slice:
+    """Where a prototype's list stands among a shard's postings."""
+    return slice(*shard["offsets"][prototype : prototype + 2].tolist())
+
+
+def _dots(shard: dict[str, np.ndarray], rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
+    """Dot products of some rows' coordinates with a vector."""
+    dots = shard["coordinates"].take(rows, axis=0).astype(np.float32, copy=False) @ vector_m
+    if "scales" in shard:
+        dots *= shard["scales"].take(rows)
+    return dots
 
 
 def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:
     """Hits with each token once, its influences added up."""
     order = np.argsort(tokens, kind="stable")
     tokens, influence = tokens[order], influence[order]
-    starts = np.flatnonzero(np.diff(tokens.astype(np.int64), prepend=-1))
-    if len(starts) == 0:
-        return Hits(tokens.astype(np.int64), influence)
-    return Hits(tokens[starts].astype(np.int64), np.add.reduceat(influence, starts))
+    if len(tokens) == 0:
+        return Hits(tokens, influence)
+    starts = np.concatenate([[0], np.flatnonzero(tokens[1:] != tokens[:-1]) + 1])
+    return Hits(tokens[starts], np.add.reduceat(influence, starts))
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -12,6 +12,7 @@ def quantised(coordinates: np.ndarray, precision: str) -> tuple[np.ndarray, np.n
     """
     if precision != "int8":
         return coordinates.astype(np.float16 if precision == "fp16" else np.float32), None
-    scales = np.abs(coordinates).max(axis=1).astype(np.float32) / np.float32(127)
-    safe = np.where(scales > 0, scales, np.float32(1))
-    return np.rint(coordinates / safe[:, None]).astype(np.int8), scales
+    # Scales are rounded first, so that what is stored is the best for the scale that is stored.
+    scales = (np.abs(coordinates).max(axis=1) / 127).astype(np.float16)
+    safe = np.where(scales > 0, scales, 1).astype(np.float32)
+    return np.rint(coordinates / safe[:, None]).clip(-127, 127).astype(np.int8), scales

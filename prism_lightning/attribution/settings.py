@@ -46,7 +46,7 @@ class IndexSettings:
     objective: Literal["cross_entropy", "training"] = "cross_entropy"
     curvature: Literal["separable", "eigenvalues"] = "separable"
     damping: float = 1e-3
-    shard_tokens: int = 1_048_576
+    shard_tokens: int = 2_097_152
     batch_tokens: int = 8192
     seed: int = 0
 

@@ -32,7 +32,6 @@ def attribution_table(attribution: Attribution) -> Table:
     """Training tokens, passages and documents of one attribution, strongest first."""
     table = Table(title=_title(attribution), title_justify="left", expand=False, show_edge=False)
     carriers = [" ".join(str(prototype) for prototype, _ in token.prototypes) for token in attribution.tokens]
-    sources = [part.source for part in (*attribution.tokens, *attribution.passages, *attribution.documents)]
     table.add_column("", style="dim", no_wrap=True)
     table.add_column("influence", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -41,7 +40,7 @@ def attribution_table(attribution: Attribution) -> Table:
     table.add_column("text")  # the only column that gives way; its cells are cut, not wrapped
     largest = max((abs(t.influence) for t in attribution.tokens), default=0.0)
     for number, token in enumerate(attribution.tokens):
-        row = (f"{token.influence:+.2e}", _bar(token.influence, largest), carriers[number], _source(token.source))
+        row = (f"{token.influence:+.3g}", _bar(token.influence, largest), carriers[number], _source(token.source))
         table.add_row("tokens" if number == 0 else "", *row, marked(token))
     groups: tuple[tuple[str, Sequence[Passage | TrainingDocument]], ...] = (
         ("passages", attribution.passages),
@@ -52,7 +51,7 @@ def attribution_table(attribution: Attribution) -> Table:
         largest = max((abs(part.influence) for part in parts), default=0.0)
         for number, part in enumerate(parts):
             text = Text(_line(getattr(part, "text", "")), style="dim", no_wrap=True, overflow="ellipsis")
-            row = (f"{part.influence:+.2e}", _bar(part.influence, largest), "", _source(part.source))
+            row = (f"{part.influence:+.3g}", _bar(part.influence, largest), "", _source(part.source))
             table.add_row(name if number == 0 else "", *row, text)
     return table
 

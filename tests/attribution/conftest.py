@@ -1,0 +1,77 @@
+"""A small prepared corpus, models over it, and indexes of them."""
+
+import pytest
+import torch
+
+from prism_lightning.attribution.build import Builder
+from prism_lightning.attribution.index import Index
+from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.data.datamodule import TextData
+
+BLOCK = 32
+BACKBONE = {
+    "model_type": "gpt2",
+    "n_layer": 1,
+    "n_embd": 16,
+    "n_head": 2,
+    "n_positions": BLOCK,
+    "vocab_size": 300,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="session")
+def data(corpus, cache):
+    """Forty modules of the standard library as blocks of 32 tokens."""
+    data = TextData(path=f"{corpus}/*.txt", cache_dir=str(cache), block_size=BLOCK, vocab_size=300)
+    data.setup()
+    return data
+
+
+class FirstBlocks:
+    """The first blocks of a token store, as a store."""
+
+    def __init__(self, store, blocks):
+        self.store, self.blocks = store, blocks
+
+    def __len__(self):
+        return min(self.blocks, len(self.store))
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+
+@pytest.fixture
+def store(data):
+    """Sixty blocks: 1,920 training tokens."""
+    return FirstBlocks(data.train, 60)
+
+
+@pytest.fixture
+def model(make_model):
+    """An untrained model with 24 prototypes that lie among its hidden states."""
+    model = make_model(BACKBONE, num_prototypes=24, active_prototypes=3).eval()
+    torch.manual_seed(1)
+    model.prototypes.weight.data.normal_()
+    return model
+
+
+@pytest.fixture
+def built(model, store, tmp_path):
+    """Build an index with the given settings; by default of the model's own prototypes, uncompressed."""
+
+    def build(folder="index", using=None, over=None, rank=0, world_size=1, **settings):
+        defaults = {"dictionary": "model", "precision": "fp32", "fit_tokens": 1024, "batch_tokens": 256}
+        settings = IndexSettings(**(defaults | {"shard_tokens": 800} | settings))
+        builder = Builder(using or model, over or store, settings, tmp_path / folder, lambda *_: None)
+        return Index(tmp_path / folder) if builder.build(rank, world_size) else None
+
+    return build
+
+
+@torch.no_grad()
+def hidden_and_targets(model, store):
+    """z and targets of all tokens of a store."""
+    items = store.__getitems__(list(range(len(store))))
+    ids, targets = (torch.stack([item[name] for item in items]) for name in ("input_ids", "targets"))
+    return model.hidden_states(ids).flatten(0, 1), targets.flatten()
