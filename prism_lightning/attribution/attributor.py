@@ -9,7 +9,6 @@ for attribution in attributor.text("import os"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +112,7 @@ class Attributor:
         ids = self._cut(self._ids(text), self.model.config.context_length, "text")
         if len(ids) < 2:
             raise UserError("the text is shorter than two tokens: there is no prediction in it to attribute")
-        return list(self._attribute(self.query_tokens(ids, 1)))
+        return self.attribute(ids, 1)
 
     def prompt(self, prompt: str, new_tokens: int = 5) -> list[Attribution]:
         """Let the model continue a prompt greedily, and attribute each new token; the last result is their sum.
@@ -126,7 +125,7 @@ class Attributor:
         out = self.model.generate(  # type: ignore[misc]
             prompt_1T, attention_mask=torch.ones_like(prompt_1T), max_new_tokens=new_tokens, do_sample=False
         )
-        return list(self._attribute(self.query_tokens(out[0].tolist(), len(ids))))
+        return self.attribute(out[0].tolist(), len(ids))
 
     def contrast(self, prompt: str, why: str, rather_than: str) -> Attribution:
         """Why, after this prompt, the first token of `why` and not that of `rather_than`.
@@ -138,17 +137,22 @@ class Attributor:
         chosen, other = (self._ids(text, what)[0] for text, what in ((why, "--why"), (rather_than, "--rather_than")))
         if chosen == other:
             raise UserError(f"{why!r} and {rather_than!r} begin with the same token: contrast two different ones")
-        asked = self._query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
-        attribution = self._one(asked, 0, "contrast")
+        asked = self.query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
+        attribution = self._described(asked, slice(0, 1), "contrast")
         attribution.other = str(self.tokenizer.decode([other]))
         return attribution
 
-    def query_tokens(self, ids: list[int], first: int) -> QueryTokens:
-        """Records of the tokens of a text from position `first` on."""
-        return self._query_tokens(ids, first, None)
+    def attribute(self, ids: list[int], first: int) -> list[Attribution]:
+        """Attribute the tokens of a text from position `first` >= 1 on; where several, the last result is their sum."""
+        asked = self.query_tokens(ids, first)
+        found = [self._described(asked, slice(number, number + 1), "token") for number in range(len(asked.positions))]
+        if len(found) > 1:
+            found.append(self._described(asked, slice(0, len(found)), "sequence"))
+        return found
 
     @torch.no_grad()
-    def _query_tokens(self, ids: list[int], first: int, other_Q: Tensor | None) -> QueryTokens:
+    def query_tokens(self, ids: list[int], first: int, other_Q: Tensor | None = None) -> QueryTokens:
+        """Records of the tokens of a text from position `first` on; with other tokens, of the contrast to them."""
         positions = list(range(first, len(ids)))
         ids_T = torch.tensor(ids, device=self.model.device)
         z_QD = self.model.hidden_states(ids_T[None, :-1])[0, first - 1 :]
@@ -184,15 +188,6 @@ class Attributor:
             z_D, delta_D = (tensor[one].float().cpu().numpy() for tensor in (asked.z_QD, asked.delta_QD))
             rescored.append(self.index.rescored(proposed, z_D, delta_D))
         return query, Hits.total(rescored)
-
-    def _attribute(self, asked: QueryTokens) -> Iterator[Attribution]:
-        for number in range(len(asked.positions)):
-            yield self._one(asked, number, "token")
-        if len(asked.positions) > 1:
-            yield self._described(asked, slice(0, len(asked.positions)), "sequence")
-
-    def _one(self, asked: QueryTokens, number: int, kind: str) -> Attribution:
-        return self._described(asked, slice(number, number + 1), kind)
 
     def _described(self, asked: QueryTokens, which: slice, kind: str) -> Attribution:
         query, hits = self.hits(asked, which)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from attribution.conftest import BACKBONE, FirstBlocks
 from attribution.test_index import dictionary_of, question, statistics
-
 from prism_lightning.attribution import build as build_module
 from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings
@@ -61,7 +61,11 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(built, monkey
 
 def test_shard_and_batch_sizes_change_no_score(built, model, store):
     expected_tokens, expected = scores(built("a"), model, store)
-    for name, settings in {"b": {"shard_tokens": 100_000}, "c": {"shard_tokens": 64}, "d": {"batch_tokens": 32}}.items():
+    for name, settings in {
+        "b": {"shard_tokens": 100_000},
+        "c": {"shard_tokens": 64},
+        "d": {"batch_tokens": 32},
+    }.items():
         tokens, influence = scores(built(name, **settings), model, store)
         assert np.array_equal(tokens, expected_tokens)
         assert np.abs(influence - expected).max() < 1e-4 * np.abs(expected).max()

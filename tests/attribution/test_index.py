@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from attribution.conftest import FirstBlocks, hidden_and_targets
 from scipy.stats import spearmanr
 
+from attribution.conftest import FirstBlocks, hidden_and_targets
 from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.hessian import HessianSums
 from prism_lightning.attribution.index import Hits, Index
