@@ -31,6 +31,7 @@ from prism_lightning.models import PrismForCausalLM
 
 FORMAT = 1
 CURVATURE_TOKENS = 65_536  # of the sample, for the basis in which records are stored; S itself is summed over all
+FIT_TOKENS_PER_PROTOTYPE, LEAST_SAMPLE = 4, 131_072
 Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
@@ -90,13 +91,13 @@ class Builder:
         """Do this rank's share; True once the index is whole, False while other ranks have shards to finish."""
         with self.lock:
             if damage(self.folder / "dictionary.safetensors"):
-                self._prepare_frame()
-        frame = self._frame()
+                self.prepare_frame()
+        frame = self.frame()
         missing = [n for n in range(rank, self.num_shards, world_size) if not self._finished(n)]
-        total = sum(len(self._blocks(n)) for n in missing) * self.store.block_size
+        total = sum(len(self.blocks_of(n)) for n in missing) * self.store.block_size
         done = 0
         for number in missing:
-            done = self._write_shard(number, frame, done, total)
+            done = self.write_shard(number, frame, done, total)
         with self.lock:
             if any(read_json(shard_path(self.folder, n).with_suffix(".json")) is None for n in range(self.num_shards)):
                 return False
@@ -117,10 +118,10 @@ class Builder:
         manifest = read_json(self.folder / "manifest.json")
         return manifest is None or damage(self.folder / "curvature.safetensors") is not None
 
-    def _blocks(self, shard: int) -> range:
+    def blocks_of(self, shard: int) -> range:
         return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
 
-    def _hidden(self, blocks: list[int]) -> tuple[Tensor, Tensor]:
+    def hidden(self, blocks: list[int]) -> tuple[Tensor, Tensor]:
         """z [N, D] and targets [N] of some blocks."""
         items = self.store.__getitems__(blocks)
         ids_BT, targets_BT = (
@@ -135,15 +136,19 @@ class Builder:
     @torch.no_grad()
     def _sample(self) -> Tensor:
         """Hidden states of blocks spread evenly over the corpus."""
-        count = min(len(self.store), -(-self.settings.fit_tokens // self.store.block_size))
+        tokens = self.settings.fit_tokens or max(LEAST_SAMPLE, FIT_TOKENS_PER_PROTOTYPE * self._size())
+        count = min(len(self.store), -(-tokens // self.store.block_size))
         chosen = np.linspace(0, len(self.store) - 1, count).astype(int).tolist()
         parts, total = [], count * self.store.block_size
         for batch in self._batches(chosen):
-            parts.append(self._hidden(batch)[0])
+            parts.append(self.hidden(batch)[0])
             self.report("sampling hidden states", sum(map(len, parts)), total)
         return torch.cat(parts)
 
-    def _prepare_frame(self) -> None:
+    def _size(self) -> int:
+        return self.settings.prototypes or default_size(self.tokens)
+
+    def prepare_frame(self) -> None:
         sample_ND = self._sample()
         dictionary = self._dictionary(sample_ND)
         head_VD = self.model.lm_head.weight.detach()
@@ -175,7 +180,7 @@ class Builder:
             if layer is None:
                 raise UserError("this model is dense: it has no prototypes; set --index.dictionary fitted")
             return Dictionary(layer.weight.detach(), layer.active)
-        size = self.settings.prototypes or min(default_size(self.tokens), len(sample_ND) // 8)
+        size = self._size()
         if size > len(sample_ND) or self.settings.active > size:
             raise UserError(
                 f"{size} prototypes, {self.settings.active} active, cannot be fitted to {len(sample_ND)} hidden states:"
@@ -191,7 +196,7 @@ class Builder:
         assert dictionary is not None
         return dictionary
 
-    def _frame(self) -> Frame:
+    def frame(self) -> Frame:
         path = self.folder / "dictionary.safetensors"
         facts = read_json(path.with_suffix(".json")) or {}
         weight = self.model.lm_head.weight
@@ -211,13 +216,13 @@ class Builder:
         )
 
     @torch.no_grad()
-    def _write_shard(self, number: int, frame: Frame, done: int, total: int) -> int:
+    def write_shard(self, number: int, frame: Frame, done: int, total: int) -> int:
         head_VD = self.model.lm_head.weight.detach()
         eigenvalues = self.settings.curvature == "eigenvalues"
         sums = HessianSums(head_VD, len(frame.dictionary.unit_KD), frame.basis_Dm if eigenvalues else None)
         parts: list[dict[str, np.ndarray]] = []
-        for batch in self._batches(list(self._blocks(number))):
-            z_ND, targets_N = self._hidden(batch)
+        for batch in self._batches(list(self.blocks_of(number))):
+            z_ND, targets_N = self.hidden(batch)
             parts.append(self._part(frame, sums, z_ND, targets_N))
             done += len(z_ND)
             self.report("indexing", done, total)

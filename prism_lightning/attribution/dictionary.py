@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prism_lightning.attribution.search import PrototypeSearch
+from prism_lightning.attribution.search import MovingSearch, PrototypeSearch
 from prism_lightning.models.polishing import polish
 from prism_lightning.models.prototypes import PrototypeLayer, mix, prototypes_from
 
-TOKENS_PER_PROTOTYPE = 64
+TOKENS_PER_PROTOTYPE = 32
 
 
 class Dictionary:
@@ -47,7 +47,7 @@ class Dictionary:
 
 
 def default_size(tokens: int) -> int:
-    """The power of two nearest one prototype per 64 tokens: posting lists then stay as long as the corpus grows."""
+    """The power of two nearest one prototype per 32 tokens: posting lists then stay as long as the corpus grows."""
     return 2 ** max(4, round(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE))))
 
 
@@ -63,6 +63,7 @@ def fitted_dictionary(z_ND: Tensor, size: int, active: int, steps: int, seed: in
     layer = PrototypeLayer(size, z_ND.shape[1], active).to(z_ND.device)
     generator = torch.Generator().manual_seed(seed)
     layer.weight.data.copy_(prototypes_from(z_ND, size, active, generator))
+    layer.search = MovingSearch()
     if steps:
         yield from polish(layer, z_ND, steps, learning_rate=1e-2, seed=seed)
     yield Dictionary(layer.weight.detach(), active)

@@ -15,7 +15,7 @@ from torch import Tensor
 from prism_lightning.attribution.dictionary import Dictionary
 
 # One chunk of the head's probabilities; the whole [N, V] matrix is never held.
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 32 * 2**20
 
 
 class Records(NamedTuple):

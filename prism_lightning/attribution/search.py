@@ -42,6 +42,12 @@ class PrototypeSearch:
         self.sorted_KD = unit_KD[self.order_K]
         self.bounds = [0, *torch.bincount(cell_K, minlength=cells).cumsum(0).tolist()]
 
+    def move(self, unit_KD: Tensor) -> None:
+        """Search among prototypes that have moved a little since, each still in its cell."""
+        self.unit_KD = unit_KD
+        if not self.exact:
+            self.sorted_KD = unit_KD[self.order_K]
+
     def __call__(self, unit_z_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines [N, k], descending, and prototype indices [N, k]."""
         if self.exact:
@@ -79,3 +85,18 @@ class PrototypeSearch:
         rows = max(1, 2**24 // len(self.centres_CD))
         chunks = [(part @ self.centres_CD.T).topk(count, dim=-1).indices for part in unit_ND.split(rows)]
         return torch.cat(chunks)
+
+
+class MovingSearch:
+    """The search of a layer whose prototypes are being fitted: cells are formed anew every `interval` calls."""
+
+    def __init__(self, interval: int = 50) -> None:
+        self.interval, self.calls = interval, 0
+
+    def __call__(self, unit_z_ND: Tensor, unit_KD: Tensor, active: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `nearest_prototypes`, but for the nearest rows of prototypes, which fitting does not ask for: zeros."""
+        if self.calls % self.interval == 0:
+            self._search = PrototypeSearch(unit_KD, active)
+        self._search.move(unit_KD)
+        self.calls += 1
+        return *self._search(unit_z_ND), torch.zeros(len(unit_KD), dtype=torch.long, device=unit_KD.device)

@@ -17,10 +17,10 @@ class IndexSettings:
     Args:
         dir: the index's folder; by default RUN/index.
         dictionary: "fitted" fits prototypes of the index's own to the frozen decoder, "model" takes the model's.
-        prototypes: K of a fitted dictionary; by default the power of two nearest one per 64 training tokens.
+        prototypes: K of a fitted dictionary; by default the power of two nearest one per 32 training tokens.
         active: k of a fitted dictionary.
         fit_steps: Adam steps that fit the dictionary; 0 leaves it at hidden states drawn from the corpus.
-        fit_tokens: training tokens whose hidden states the dictionary is fitted to.
+        fit_tokens: training tokens whose hidden states the dictionary is fitted to; by default 4 per prototype.
         rank: m, coordinates kept of a record; by default all D of them.
         precision: type of the coordinates: fp32, fp16 or int8.
         hidden_rank: coordinates kept of the hidden state, for re-ranking by the head's K-FAC; 0 leaves them out.
@@ -36,9 +36,9 @@ class IndexSettings:
     dir: str | None = None
     dictionary: Literal["fitted", "model"] = "fitted"
     prototypes: int | None = None
-    active: int = 2
+    active: int = 3
     fit_steps: int = 150
-    fit_tokens: int = 262_144
+    fit_tokens: int | None = None
     rank: int | None = None
     precision: Literal["fp32", "fp16", "int8"] = "int8"
     hidden_rank: int = 0
@@ -51,9 +51,9 @@ class IndexSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("active", "shard_tokens", "batch_tokens", "fit_tokens")
+        counts = ("active", "shard_tokens", "batch_tokens")
         problems = [f"index.{n} is {getattr(self, n)}: give a positive number" for n in counts if getattr(self, n) < 1]
-        for name in ("prototypes", "rank"):
+        for name in ("prototypes", "rank", "fit_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"index.{name} is {value}: give a positive number, or null for the default")

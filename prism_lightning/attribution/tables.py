@@ -12,8 +12,7 @@ from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.attribution.results import Attribution, Passage, TrainingDocument, TrainingToken
 from prism_lightning.explaining import console, visible
 
-BAR_WIDTH = 8
-SOURCE_WIDTH = 40
+BAR_WIDTH = 6
 
 
 def print_attributions(attributions: list[Attribution]) -> None:
@@ -104,8 +103,8 @@ def _line(text: str) -> str:
 
 def _source(source: str) -> Text:
     """A source, its end kept where it is too long: the file and line matter most."""
-    source = visible(source)
-    return Text(source if len(source) <= SOURCE_WIDTH else "…" + source[1 - SOURCE_WIDTH :], no_wrap=True)
+    source, width = visible(source), max(14, console.width // 4)
+    return Text(source if len(source) <= width else "…" + source[1 - width :], no_wrap=True)
 
 
 def _bar(value: float, largest: float) -> Text:

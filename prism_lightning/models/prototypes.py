@@ -5,6 +5,7 @@ Shapes: N tokens, D hidden size, K prototypes, k active prototypes per token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,10 @@ def nearest_prototypes(z_ND: Tensor, prototypes_KD: Tensor, k: int) -> tuple[Ten
         best_K = torch.where(closer_K, chunk_best_K.float(), best_K)
         token_of_K = torch.where(closer_K, chunk_token_K + start, token_of_K)
     return torch.cat(cosines), torch.cat(indices), token_of_K
+
+
+# Unit hidden states, unit prototypes and k in; cosines, indices and every prototype's nearest row out.
+Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
 
 def column_max(x_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +153,7 @@ class PrototypeLayer(nn.Module):
     def __init__(self, num_prototypes: int, hidden_size: int, active: int) -> None:
         super().__init__()
         self.active = active
+        self.search: Search = nearest_prototypes
         self.weight = nn.Parameter(torch.empty(num_prototypes, hidden_size))
         with torch.random.fork_rng(devices=[]):  # so that a dense twin draws the same head
             nn.init.normal_(self.weight, std=0.02)
@@ -168,7 +174,7 @@ class PrototypeLayer(nn.Module):
         unit_z_ND = F.normalize(z_ND.float(), dim=-1)
         unit_KD = F.normalize(weight_KD.float(), dim=-1)
         with torch.no_grad():
-            cosines_Nk, indices_Nk, token_of_K = nearest_prototypes(unit_z_ND, unit_KD, self.active)
+            cosines_Nk, indices_Nk, token_of_K = self.search(unit_z_ND, unit_KD, self.active)
         cosines_Nk = _SelectedCosines.apply(unit_z_ND, unit_KD, cosines_Nk.float(), indices_Nk)
         activations_Nk = cosines_Nk.clamp_min(0)
         mixture = Mixture(indices_Nk, activations_Nk, mix(indices_Nk, activations_Nk, weight_KD))

@@ -1,0 +1,268 @@
+"""From text to training data: sums, contrasts, sources, and the command line with right and wrong input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import fit, tiny_arguments
+
+from prism_lightning.attribution.attributor import Attributor
+from prism_lightning.attribution.results import PASSAGE_TOKENS
+from prism_lightning.errors import UserError
+
+TEXT = "import os\n\ndef main(self):\n    return None\n"
+
+
+@pytest.fixture(scope="module")
+def run(corpus, cache, tmp_path_factory):
+    """A finished tiny run with its index, and the arguments it was made with."""
+    from prism_lightning.cli import main
+
+    folder = tmp_path_factory.mktemp("attributed") / "run"
+    arguments = tiny_arguments(folder, corpus, cache)
+    fit(arguments)
+    small = ["--index.prototypes", "128", "--index.fit_steps", "10", "--index.shard_tokens", "30000"]
+    assert main(["index", *arguments, *small]) == 0
+    return folder, [*arguments, *small]
+
+
+@pytest.fixture(scope="module")
+def attributor(run):
+    return Attributor.open(run[0], top=20)
+
+
+def as_array(hits, size):
+    out = np.zeros(size)
+    out[hits.tokens] = hits.influence
+    return out
+
+
+def test_every_token_is_attributed_and_the_last_result_is_their_sum(attributor):
+    *tokens, whole = attributor.text("def main(self")
+    assert whole.kind == "sequence" and all(token.kind == "token" for token in tokens)
+    assert whole.loss == pytest.approx(sum(token.loss for token in tokens), rel=1e-5)
+    assert whole.influence == pytest.approx(sum(token.influence for token in tokens), abs=1e-3)
+    ids = attributor.tokenizer("def main(self")["input_ids"]
+    asked, size = attributor.query_tokens(ids, 1), attributor.index.tokens
+    parts = [attributor.hits(asked, slice(n, n + 1))[1] for n in range(len(tokens))]
+    together = attributor.hits(asked, slice(0, len(tokens)))[1]
+    summed = sum(as_array(hits, size) for hits in parts)
+    assert np.abs(summed - as_array(together, size)).max() < 1e-5 * np.abs(summed).max()
+    documents = as_array(attributor.describe.by_document(together), size)
+    for found in whole.documents:
+        assert found.influence == pytest.approx(documents[found.document])
+
+
+def test_token_scores_sum_to_passages_and_documents(attributor):
+    store, describe = attributor.describe.store, attributor.describe
+    asked = attributor.query_tokens(attributor.tokenizer("def main(")["input_ids"], 1)
+    _, hits = attributor.hits(asked, slice(0, len(asked.positions)))
+    passages, documents = {}, {}
+    for row, influence in zip(hits.tokens.tolist(), hits.influence.tolist(), strict=True):
+        location = store.locate(row + 1)
+        start = row + 1 - location.offset % PASSAGE_TOKENS
+        passages[start] = passages.get(start, 0) + influence
+        documents[location.document] = documents.get(location.document, 0) + influence
+    for expected, got in ((passages, describe.by_passage(hits)), (documents, describe.by_document(hits))):
+        assert sorted(expected) == got.tokens.tolist()
+        assert got.influence.tolist() == pytest.approx([expected[key] for key in sorted(expected)], abs=1e-3)
+
+
+def test_results_are_sorted_and_opposing_ones_are_the_other_end(run, attributor):
+    found = attributor.text("def main(")[0]
+    values = [token.influence for token in found.tokens]
+    assert values == sorted(values, reverse=True) and values[0] > 0
+    opposing = Attributor.open(run[0], top=3, opposing=True).text("def main(")[0]
+    against = [token.influence for token in opposing.tokens]
+    assert against == sorted(against) and against[0] < 0
+
+
+def test_a_training_token_is_shown_where_it_stands(attributor, corpus):
+    for token in Attributor.text(attributor, "import os")[0].tokens[:20]:
+        name, _, line = token.source.rpartition(":")
+        lines = Path(name).read_text(encoding="utf-8", errors="replace").split("\n")
+        first = token.token.split("\n")[0]
+        assert first in "\n".join(lines[int(line) - 1 :])
+        shown = token.before + token.token + token.after
+        if shown.isascii():
+            assert shown.replace("<|endoftext|>", "") in "\n".join(lines)
+
+
+def test_influence_of_a_training_token_on_itself_is_positive(attributor):
+    """g^T H^-1 g > 0: the sign convention, end to end."""
+    store = attributor.describe.store
+    for block in (0, 7, 30):
+        ids = store[block]["input_ids"].tolist()
+        for position in (3, 17, 30):
+            asked = attributor.query_tokens(ids[: position + 1], position)
+            _, hits = attributor.hits(asked, slice(0, 1))
+            row = block * store.block_size + position - 1
+            at = np.searchsorted(hits.tokens, row)
+            assert hits.tokens[at] == row and hits.influence[at] > 0
+
+
+def test_a_contrast_is_the_difference_of_logits(attributor):
+    found = attributor.contrast("import", " os", " sys")
+    ids = attributor.tokenizer("import")["input_ids"]
+    import torch
+
+    with torch.no_grad():
+        logits = attributor.model(torch.tensor([ids])).logits[0, -1]
+    chosen, other = (attributor.tokenizer(text)["input_ids"][0] for text in (" os", " sys"))
+    assert found.loss == pytest.approx((logits[other] - logits[chosen]).item(), abs=1e-4)
+    assert found.kind == "contrast" and found.other == attributor.tokenizer.decode([other])
+    swapped = attributor.contrast("import", " sys", " os")
+    assert swapped.influence == pytest.approx(-found.influence, rel=1e-3)
+
+
+def test_a_prompt_is_continued_and_new_tokens_attributed(attributor):
+    found = attributor.prompt("import os\n", 3)
+    assert [a.kind for a in found] == ["token"] * 3 + ["sequence"]
+    assert found[-1].token == "".join(a.token for a in found[:-1])
+
+
+def test_too_long_a_text_is_cut_and_the_result_says_so(attributor):
+    found = attributor.text(TEXT * 10)
+    assert len(found) == attributor.model.config.context_length  # all but its first token, and the sum
+    assert "were cut" in found[0].notes[0]
+    assert attributor.text("import os")[0].notes == []
+
+
+def test_the_second_stage_says_so(run, corpus, cache):
+    from prism_lightning.cli import main
+
+    folder, arguments = run
+    second = [*arguments, "--index.dir", str(folder / "with_hidden"), "--index.hidden_rank", "16"]
+    assert main(["index", *second]) == 0
+    *tokens, whole = Attributor.open(folder, folder / "with_hidden", rerank=True).text("def main(self")
+    assert {found.scored_by for found in (*tokens, whole)} == {"head K-FAC"}
+    assert whole.influence == pytest.approx(sum(token.influence for token in tokens), abs=1e-3)
+    assert Attributor.open(folder).text("import os")[0].scored_by == "prototypes"
+    with pytest.raises(UserError, match="--index.hidden_rank"):
+        Attributor.open(folder, rerank=True).text("import os")
+
+
+# The command line
+
+
+def refused(result, *words):
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith(("error: ", "python -m"))]
+    for word in words:
+        assert any(word in line for line in errors), (word, errors)
+
+
+def test_attribute_prints_tables(cli, run):
+    out = cli("attribute", "--ckpt_path", run[0], "--text", "import os", "--top", "2", check=0).stdout
+    for word in ("tokens", "passages", "documents", "influence", ".txt", "positive = training on it"):
+        assert word in out
+
+
+def test_attribute_prints_json(cli, run):
+    out = cli(
+        "attribute", "--ckpt_path", run[0], "--prompt", "import", "--max_new_tokens", "2", "--json", check=0
+    ).stdout
+    found = json.loads(out)
+    assert [a["kind"] for a in found] == ["token", "token", "sequence"]
+    assert {"position", "influence", "prototypes", "source", "before", "token", "after"} == set(found[0]["tokens"][0])
+
+
+def test_many_queries_are_answered_in_order_and_one_bad_one_spoils_nothing(cli, run, tmp_path):
+    queries = tmp_path / "queries.jsonl"
+    asked = [{"text": "import os"}, {"prompt": ""}, {"prompt": "import", "why": " os", "rather_than": " sys"}]
+    queries.write_text("\n".join(json.dumps(query) for query in asked) + "\n\n")
+    lines = cli("attribute", "--ckpt_path", run[0], "--queries", queries, check=0).stdout.splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [answer["query"] for answer in answers] == asked
+    assert "empty" in answers[1]["error"] and answers[2]["attributions"][0]["kind"] == "contrast"
+
+
+def test_prototypes_shows_usage_and_neighbours(cli, run):
+    cards = json.loads(cli("prototypes", "--ckpt_path", run[0], "--top", "3", "--json", check=0).stdout)
+    assert [c["usage"] for c in cards] == sorted((c["usage"] for c in cards), reverse=True) and cards[0]["usage"] > 0
+    cosines = [token["influence"] for token in cards[0]["nearest"]]
+    assert len(cosines) == 3 and cosines == sorted(cosines, reverse=True) and cosines[0] <= 1.001
+    assert "promotes" in cli("prototypes", "--ckpt_path", run[0], check=0).stdout
+    refused(cli("prototypes", "--ckpt_path", run[0], "--id", "128"), "prototype 128 is not in the index")
+
+
+def test_an_unused_prototype_is_said_to_be_unused(capsys, run, monkeypatch):
+    from prism_lightning.attribution.inspection import inspect_prototypes
+    from prism_lightning.attribution.tables import print_cards
+
+    attributor = Attributor.open(run[0])
+    for shard in attributor.index.shards:  # nobody uses the last one
+        offsets = shard["offsets"].copy()
+        offsets[-1] = offsets[-2]
+        monkeypatch.setitem(shard, "offsets", offsets)
+    card = inspect_prototypes(attributor, [127], 3)[0]
+    assert card.usage == 0 and card.nearest == []
+    print_cards([card])
+    assert "never active" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--text", ""], "empty"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--text", "a", "--top", "0"], "--top must be"),
+        (["--prompt", "import", "--max_new_tokens", "99"], "lower --max_new_tokens"),
+        (["--prompt", "import", "--why", " os"], "a contrast needs"),
+        (["--prompt", "import", "--why", " os", "--rather_than", " os"], "same token"),
+        (["--queries", "nowhere.jsonl"], "not found"),
+        (["--text", "a b", "--index", "nowhere"], "no finished index"),
+        (["--text", "import os", "--rerank"], "--index.hidden_rank"),
+    ],
+)
+def test_wrong_questions_are_refused_in_words(cli, run, arguments, words):
+    refused(cli("attribute", "--ckpt_path", run[0], *arguments), words)
+
+
+def test_wrong_queries_files_name_every_line(cli, run, tmp_path):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"text": 3}\nnonsense\n{"txet": "a"}\n{"text": "fine"}\n')
+    result = cli("attribute", "--ckpt_path", run[0], "--queries", queries)
+    refused(result, "queries.jsonl:1", "queries.jsonl:2", "queries.jsonl:3 has ['txet']")
+    queries.write_text("")
+    refused(cli("attribute", "--ckpt_path", run[0], "--queries", queries), "is empty")
+
+
+def test_an_index_of_another_model_or_corpus_is_refused(cli, run, tmp_path, corpus, cache):
+    folder, arguments = run
+    other = tmp_path / "other"
+    fit(["--config", arguments[1], "--run.dir", str(other), *arguments[4:8], "--seed_everything", "3"])
+    refused(cli("attribute", "--ckpt_path", other, "--index", folder / "index", "--text", "a b"), "was built for model")
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "index", moved)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    for name, value, words in (("data", "0", "was built over corpus 0"), ("store", "/nowhere", "is not at /nowhere")):
+        (moved / "manifest.json").write_text(json.dumps(manifest | {name: value}))
+        refused(cli("attribute", "--ckpt_path", folder, "--index", moved, "--text", "a b"), words)
+    # The corpus prepared with another tokenizer: the model's ids mean other texts there.
+    refused(cli("index", *arguments, "--data.vocab_size", "290", "--index.dir", tmp_path / "x"), "tokenizer")
+
+
+def test_a_damaged_shard_is_named_and_index_mends_it(cli, run):
+    folder, arguments = run
+    path = folder / "index/shards/00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    refused(cli("attribute", "--ckpt_path", folder, "--text", "a b"), "00001.safetensors does not match its checksum")
+    out = cli("index", *arguments, check=0).stdout
+    assert "training tokens of" in out
+    cli("attribute", "--ckpt_path", folder, "--text", "import os", check=0)
+
+
+def test_index_refuses_what_it_cannot_use(cli, run, tmp_path):
+    folder, arguments = run
+    refused(cli("index", *arguments, "--index.rank", "8"), "another index.rank: choose another --index.dir")
+    refused(cli("index", *arguments, "--index.precison", "int8"), "did you mean precision?")
+    refused(cli("index", *arguments, "--index.precision", "int4"), "index.precision='int4'")
+    refused(cli("index", *arguments, "--ckpt_path", tmp_path), "holds no exported model")
+    checkpoint = next((folder / "checkpoints").glob("*.ckpt"))
+    refused(cli("index", *arguments, "--ckpt_path", checkpoint), "is a checkpoint")
+    refused(cli("index", *arguments, "--data.block_size", "64", "--index.dir", tmp_path / "x"), "longer than the model")
