@@ -99,7 +99,7 @@ def records_file(attributor: Attributor, store: TokenStore, path: Path, tokens: 
         asked.append(attributor.query_tokens(store[block]["input_ids"].tolist(), 1))
     names = {"prototypes": "prototypes_Nk", "activations": "activations_Nk", "vectors": "vectors_NrD"}
     arrays = {n: torch.cat([getattr(a.records, field) for a in asked]).numpy() for n, field in names.items()}
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def from_text(attributor: Attributor, store: TokenStore) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The verbs that ask an index: attribute and prototypes."""
+"""The verbs about attribution: attribute, prototypes and curvature."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ EXAMPLES = """examples:
 
 Influence is in nats of the query's loss, to first order. Positive: training on it lowered that loss.
 A line of --queries has "text", or "prompt", or "prompt", "why" and "rather_than"."""
+
+
+COLUMNS = """UV: unexplained variance. GN diag.: share of the Gauss-Newton matrix's squared norm on the diagonal blocks.
+Gram diag.: the same of E[a_i a_j]. co-active: effective number of blocks in a row. read: training tokens that share
+a prototype with a token, at most; few shared by all make a diagonal too. cond.: condition numbers, damped."""
 
 
 def _parser(verb: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -152,4 +157,54 @@ def prototypes(arguments: list[str]) -> None:
     print_cards(cards)
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {"attribute": attribute, "prototypes": prototypes}
+def curvature(arguments: list[str]) -> None:
+    """Print and plot how local the curvature of runs is."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prism_lightning curvature",
+        description="How much of the Gauss-Newton matrix lies on the diagonal blocks, one per prototype: of a run's\n"
+        "own prototypes, its index's and fitted ones, against the dense head and random prototypes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ckpt_path", type=Path, nargs="+", required=True, help="run directories of finished fits")
+    parser.add_argument("--fitted", nargs="*", default=[], metavar="K,k", help="dictionaries to fit: 1024,8 4096,4")
+    parser.add_argument("--tokens", type=int, default=131_072, help="training tokens to count (default 131,072)")
+    parser.add_argument("--sample", type=int, default=4096, help="of them compared pair by pair (default 4,096)")
+    parser.add_argument("--seed", type=int, default=0, help="of fits, sample and random prototypes (default 0)")
+    parser.add_argument("--out", type=Path, help="folder for curvature.json and curvature.png (default: the first run)")
+    options = parser.parse_args(arguments)
+    fitted = []
+    for pair in options.fitted:
+        size, _, active = pair.partition(",")
+        if not (size.isdigit() and active.isdigit() and int(active)):
+            parser.error(f"--fitted {pair}: give K,k, e.g. 4096,4")
+        fitted.append((int(size), int(active)))
+
+    from prism_lightning.attribution.report import measured, report_tables, write_report
+    from prism_lightning.explaining import console
+    from prism_lightning.exported import load_exported
+    from prism_lightning.indexing import data_of
+    from prism_lightning.tracking import environment
+
+    rows = []
+    with console.status("") as status:
+        for run in options.ckpt_path:
+            model, _ = load_exported(run)
+            data = data_of(run)
+            name = f"{run.name}, commitment {model.config.commitment:g}"
+            for row in measured(
+                model, data.train, run, fitted, options.tokens, options.sample, options.seed, status.update
+            ):
+                rows.append((name, row))
+    for table in report_tables(rows):
+        console.print(table)
+    console.print(COLUMNS, style="dim")
+    facts = {"tokens": options.tokens, "sample": options.sample, "seed": options.seed, "environment": environment()}
+    for path in write_report(rows, options.out or options.ckpt_path[0], facts):
+        print(f"wrote {path}")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "attribute": attribute,
+    "prototypes": prototypes,
+    "curvature": curvature,
+}

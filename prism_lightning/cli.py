@@ -23,6 +23,7 @@ MODEL_VERBS = {
 }
 ATTRIBUTION_VERBS = {
     "attribute": "name the training tokens, passages and documents that made the model say something",
+    "curvature": "report how local the curvature is, against the dense head and random prototypes",
     "prototypes": "show prototypes of an index: how often used, and their nearest training tokens",
 }
 

@@ -80,6 +80,20 @@ def run(arguments: list[str]) -> None:
     print(summary(Index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
 
 
+def data_of(run: Path) -> TextData:
+    """The data that a run was trained on, set up.
+
+    Raises:
+        UserError: the run keeps no recipe.
+    """
+    recipe = run / "recipe.yaml"
+    if not recipe.is_file():
+        raise UserError(f"{run} has no recipe.yaml: give a run directory that `fit` has made")
+    data, _, _ = _parsed(compose(recipe, []), str(recipe))
+    data.setup()
+    return data
+
+
 def summary(index: Index) -> str:
     """One line: what the index holds and how large it is."""
     size = sum(file.stat().st_size for file in index.folder.rglob("*") if file.is_file())

@@ -47,8 +47,8 @@ class Dictionary:
 
 
 def default_size(tokens: int) -> int:
-    """The power of two nearest one prototype per 32 tokens: posting lists then stay as long as the corpus grows."""
-    return 2 ** max(4, round(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE))))
+    """The largest power of two up to one prototype per 32 tokens: posting lists then stay as long as the corpus grows."""
+    return 2 ** max(4, int(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE))))
 
 
 def fitted_dictionary(z_ND: Tensor, size: int, active: int, steps: int, seed: int) -> Iterator[Dictionary | float]:

@@ -26,7 +26,7 @@ from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.records import head_chunks
 
 DAMPING = 1e-3  # as an index adds it, in shares of the mean diagonal
-LARGEST_SPECTRUM = 4096  # eigenvalues of larger Grams are left out: they take minutes
+LARGEST_SPECTRUM = 2048  # eigenvalues of larger Grams are left out: they take minutes
 
 
 @dataclass
@@ -38,6 +38,8 @@ class Localisation:
         gauss_newton_share: of the squared Frobenius norm of G on its diagonal blocks.
         activation_share: the same of the activation Gram E[a_i a_j] alone, over all N tokens.
         coactive_blocks: effective number of blocks in a row of the Gram (inverse participation ratio of its squares).
+        read_share: of all tokens, on the lists of an average token's prototypes: where few prototypes are shared by
+            nearly all tokens the diagonal is large as well, and nothing is local.
         gram_condition: condition number of the damped Gram, on prototypes in use.
         diagonal_condition: condition number of its damped diagonal.
         curvature_condition: condition number of S = E[M_t], which every block shares.
@@ -50,6 +52,7 @@ class Localisation:
     gauss_newton_share: float
     activation_share: float
     coactive_blocks: float
+    read_share: float
     gram_condition: float | None
     diagonal_condition: float
     curvature_condition: float
@@ -118,6 +121,7 @@ def localisation(
     diagonal_K = gram_KK.diagonal()
     rows_K, fourth_K = (np.asarray(m.sum(axis=1)).ravel() for m in (squares_KK, squares_KK.power(2)))
     used = rows_K > 0
+    tokens, usage_K = activations_NK.shape[0], np.diff((activations_NK != 0).tocsc().indptr).astype(float)
     damped_K = diagonal_K[used] + DAMPING * diagonal_K[used].mean()
     size = int(used.sum())
     spectrum = None
@@ -134,6 +138,7 @@ def localisation(
         gauss_newton_share=block_share(activations_NK[sample], products_nn),
         activation_share=float((diagonal_K**2).sum() / squares_KK.sum()),
         coactive_blocks=float((rows_K[used] * (rows_K[used] ** 2 / fourth_K[used])).sum() / rows_K[used].sum()),
+        read_share=float((usage_K / tokens * usage_K).sum() / tokens),
         gram_condition=spectrum,
         diagonal_condition=float(damped_K.max() / damped_K.min()),
         curvature_condition=float(curvature[-1] / curvature[0]),
