@@ -32,6 +32,7 @@ from prism_lightning.exported import load_exported
 from prism_lightning.models import PrismForCausalLM
 
 DAMPING = 1e-3
+DEFAULT, FIT_STEPS = (2048, 3), 150  # what `index` would choose for this corpus
 
 
 class Tokens(NamedTuple):
@@ -286,45 +287,46 @@ def bm25_scores(queries: list[str], documents: list[str], k1: float = 1.2, b: fl
     return torch.stack(rows)
 
 
-def choices(trial: Trial, quick: bool) -> Iterator[tuple[str, Choice]]:
+def choices(trial: Trial) -> Iterator[tuple[str, Choice]]:
     """Every variant of the table, with its name."""
     layer = trial.model.prototypes
     assert layer is not None
     own = Dictionary(layer.weight.detach(), layer.active)
     yield f"the model's own, K {len(own.unit_KD)} k {own.active}, unpolished", Choice(own)
     yield "the same, eigenvalues per block", Choice(own, "eigenvalues")
-    for size, active in [(512, 8), (1024, 4), (2048, 4), (2048, 2), (4096, 8), (4096, 4), (4096, 2), (16384, 2)]:
-        if not quick or size <= 1024:
-            yield f"fitted, K {size} k {active}", Choice(trial.fit(size, active, 300))
-    for size, active in [(2048, 2)] if quick else [(2048, 4), (2048, 2)]:
-        fitted = trial.fit(size, active, 300)
-        name = f"K {size} k {active}"
-        for curvature in ("eigenvalues", "clusters", "full", "identity", "A only", "S only"):
-            yield f"{name}, {curvature}", Choice(fitted, curvature)
-        yield f"{name}, activation path", Choice(fitted, activation_path=True)
-        yield f"{name}, training objective", Choice(fitted, training_objective=True)
-        yield f"{name}, fp16", Choice(fitted, precision="fp16")
-        yield f"{name}, int8", Choice(fitted, precision="int8")
-        for rank in (64, 32, 16):
-            yield f"{name}, int8, rank {rank}", Choice(fitted, rank=rank, precision="int8")
-    for steps in (0, 50, 150):
-        yield f"K 2048 k 2, {steps} fitting steps", Choice(trial.fit(2048, 2, steps))
+    sizes = [(512, 8), (1024, 2), (1024, 4), (2048, 2), DEFAULT, (2048, 4), (4096, 2), (4096, 3), (4096, 4), (4096, 8)]
+    for size, active in [*sizes, (8192, 2), (8192, 3), (8192, 4), (16384, 2)]:
+        yield f"fitted, K {size} k {active}", Choice(trial.fit(size, active, FIT_STEPS))
+    fitted, name = trial.fit(*DEFAULT, FIT_STEPS), "K {} k {}".format(*DEFAULT)
+    for curvature in ("eigenvalues", "clusters", "full", "identity", "A only", "S only"):
+        yield f"{name}, {curvature}", Choice(fitted, curvature)
+    yield f"{name}, activation path", Choice(fitted, activation_path=True)
+    yield f"{name}, training objective", Choice(fitted, training_objective=True)
+    for precision in ("fp16", "int8"):
+        yield f"{name}, {precision}", Choice(fitted, precision=precision)
+    for rank in (64, 32, 16):
+        yield f"{name}, int8, rank {rank}", Choice(fitted, rank=rank, precision="int8")
+    for steps in (0, 50, 300):
+        yield f"{name}, {steps} fitting steps", Choice(trial.fit(*DEFAULT, steps))
 
 
 def main() -> None:
     """Score every choice, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--retraining", type=Path, default=Path("runs/retraining"), help="what that benchmark wrote")
-    parser.add_argument("--quick", action="store_true", help="only the smaller dictionaries")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
     options = parser.parse_args()
     trial = Trial(options.retraining)
     results: list[dict[str, Any]] = []
+    default_QS, _, _ = scores(trial, Choice(trial.fit(*DEFAULT, FIT_STEPS), precision="int8"))
+    default = torch.tensor(trial.lds(default_QS))
 
     def add(name: str, scores_QS: Tensor, **facts: float) -> None:
         values = torch.tensor(trial.lds(scores_QS))
-        error = values.std().item() / math.sqrt(len(values))
-        results.append({"choice": name, "lds": values.mean().item(), "standard_error": error} | facts)
+        lower, root = values - default, math.sqrt(len(values))  # paired: the same queries
+        errors = {"standard_error": values.std().item() / root, "difference_error": lower.std().item() / root}
+        found = {"choice": name, "lds": values.mean().item(), "minus_default": lower.mean().item()}
+        results.append(found | errors | facts)
         print(results[-1], flush=True)
 
     add("head K-FAC", head_scores(trial, True))
@@ -332,10 +334,10 @@ def main() -> None:
     add("hidden-state cosine", cosine_scores(trial))
     add("BM25", bm25_scores(trial.query_texts, trial.document_texts))
     add("random", torch.rand(len(trial.query_texts), trial.included_MS.shape[1]))
-    for size, active in [(2048, 2)] if options.quick else [(2048, 2), (4096, 4)]:
-        scores_QS = second_stage_scores(trial, trial.fit(size, active, 300))
+    for size, active in (DEFAULT, (4096, 4)):
+        scores_QS = second_stage_scores(trial, trial.fit(size, active, FIT_STEPS))
         add(f"second stage: head K-FAC behind K {size} k {active}", scores_QS)
-    for name, choice in choices(trial, options.quick):
+    for name, choice in choices(trial):
         scores_QS, unexplained, touched = scores(trial, choice)
         add(name, scores_QS, unexplained_variance=unexplained, touched=touched)
     rows = [
@@ -344,10 +346,11 @@ def main() -> None:
             f"{r['unexplained_variance']:.3f}" if "touched" in r else "",
             f"{r['touched']:.2%}" if "touched" in r else "all",
             f"{r['lds']:.3f} ± {r['standard_error']:.3f}",
+            f"{r['minus_default']:+.3f} ± {r['difference_error']:.3f}",
         ]
         for r in results
     ]
-    columns = ["choice", "unexplained variance", "tokens read per query token", "LDS"]
+    columns = ["choice", "unexplained variance", "tokens read per query token", "LDS", "minus the default"]
     finish("choices", "Agreement with retraining", columns, rows, results, options.out)
 
 

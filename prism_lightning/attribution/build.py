@@ -233,7 +233,10 @@ class Builder:
             len(frame.dictionary.unit_KD),
             self.settings.activation_path,
         )
-        tensors |= {"sum_activation": _array(sums.activation_K), "sum_curvature": _array(sums.gauss_newton_DD())}
+        tensors |= {
+            "sum_activation": _array(sums.activation_K.float()),
+            "sum_curvature": _array(sums.gauss_newton_DD()),
+        }
         if sums.eigenvalue_Km is not None:
             tensors["sum_eigenvalues"] = _array(sums.eigenvalue_Km.float())
         write_file(shard_path(self.folder, number), tensors, tokens=sums.tokens, dictionary=self._dictionary_checksum())

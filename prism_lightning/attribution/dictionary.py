@@ -17,7 +17,7 @@ from prism_lightning.attribution.search import MovingSearch, PrototypeSearch
 from prism_lightning.models.polishing import polish
 from prism_lightning.models.prototypes import PrototypeLayer, mix, prototypes_from
 
-TOKENS_PER_PROTOTYPE = 32
+TOKENS_PER_PROTOTYPE, LARGEST = 32, 2**20
 
 
 class Dictionary:
@@ -47,8 +47,11 @@ class Dictionary:
 
 
 def default_size(tokens: int) -> int:
-    """The largest power of two up to one prototype per 32 tokens: posting lists then stay as long as the corpus grows."""
-    return 2 ** max(4, int(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE))))
+    """The largest power of two up to one prototype per 32 tokens: so posting lists stay as long as the corpus grows.
+
+    Capped, since dictionary, unit rows and cells are held in memory while an index is built: 12 bytes x K x D.
+    """
+    return min(LARGEST, 2 ** max(4, int(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE)))))
 
 
 def fitted_dictionary(z_ND: Tensor, size: int, active: int, steps: int, seed: int) -> Iterator[Dictionary | float]:

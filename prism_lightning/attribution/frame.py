@@ -38,7 +38,7 @@ def preconditioner(
     size = len(curvature_DD)
     whitening_Dm = frame.whitening_Dm.double().cpu().numpy()
     curvature_DD = curvature_DD + frame.reconstruction_scale * np.eye(size)
-    out: dict[str, np.ndarray] = {"activation": activation_K, "gauss_newton": curvature_DD}
+    out: dict[str, np.ndarray] = {}
     if "sum_eigenvalues" in shards[0]:
         eigenvalue_Km = _mean(shards, "sum_eigenvalues", tokens) + frame.reconstruction_scale * activation_K[:, None]
         out["eigenvalues"] = (eigenvalue_Km + damping * eigenvalue_Km.mean()).astype(np.float32)

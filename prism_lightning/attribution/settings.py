@@ -18,7 +18,7 @@ class IndexSettings:
         dir: the index's folder; by default RUN/index.
         dictionary: "fitted" fits prototypes of the index's own to the frozen decoder, "model" takes the model's.
         prototypes: K of a fitted dictionary; by default the largest power of two up to one per 32 training
-            tokens.
+            tokens, at most 1,048,576.
         active: k of a fitted dictionary.
         fit_steps: Adam steps that fit the dictionary; 0 leaves it at hidden states drawn from the corpus.
         fit_tokens: training tokens whose hidden states the dictionary is fitted to; by default 4 per prototype.

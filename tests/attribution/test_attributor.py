@@ -203,6 +203,18 @@ def test_an_unused_prototype_is_said_to_be_unused(capsys, run, monkeypatch):
     assert "never active" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_query_through_unused_prototypes_touches_nothing(capsys, run, monkeypatch):
+    from prism_lightning.attribution.tables import print_attributions
+
+    attributor = Attributor.open(run[0])
+    for shard in attributor.index.shards:
+        monkeypatch.setitem(shard, "offsets", np.zeros_like(shard["offsets"]))
+    found = attributor.text("import os")
+    assert found[0].touched == 0 and found[0].tokens == [] and found[0].documents == []
+    print_attributions(found)
+    assert "0 training tokens touched" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
