@@ -76,8 +76,8 @@ class Attributor:
         self.model, self.tokenizer, self.index = model, tokenizer, index
         self.top, self.rerank, self.opposing = top, rerank, opposing
         tensors = map_file(index.folder / "dictionary.safetensors")
-        prototypes_KD = torch.from_numpy(tensors["prototypes"].copy()).to(model.device, model.dtype)
-        self.dictionary = Dictionary(prototypes_KD, index.manifest["active"])
+        prototypes_KD = torch.tensor(tensors["prototypes"], device=model.device, dtype=model.dtype)
+        self.dictionary = Dictionary(prototypes_KD, index.manifest["active"], exact=True)
         self.describe = Describer(store, index)
         self.notes: list[str] = []
 

@@ -26,15 +26,17 @@ class Dictionary:
     Args:
         prototypes_KD: P.
         active: k.
+        exact: compare every token with every prototype. For a few tokens that is cheaper than forming the cells of
+            the two-level search, which takes 0.5 s at 65,536 prototypes.
     """
 
-    def __init__(self, prototypes_KD: Tensor, active: int) -> None:
-        self.prototypes_KD, self.active = prototypes_KD, active
+    def __init__(self, prototypes_KD: Tensor, active: int, exact: bool = False) -> None:
+        self.prototypes_KD, self.active, self.exact = prototypes_KD, active, exact
         self.unit_KD = F.normalize(prototypes_KD, dim=-1)
 
     @cached_property
     def _search(self) -> PrototypeSearch:
-        return PrototypeSearch(self.unit_KD, self.active)
+        return PrototypeSearch(self.unit_KD, self.active, self.exact)
 
     def assign(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
         """S_t [N, k] and a_ti = max(cos, 0) [N, k]."""

@@ -22,12 +22,12 @@ class PrototypeSearch:
     """Finds the k prototypes of largest cosine; nearly always exactly, at a fraction of K dot products per token.
 
     Prototypes are grouped into cells by spherical k-means. A token looks only into the `PROBES` cells whose centres
-    are nearest to it. Deterministic given the prototypes.
+    are nearest to it. Deterministic given the prototypes. `exact`, and few prototypes, do without.
     """
 
-    def __init__(self, unit_KD: Tensor, active: int) -> None:
+    def __init__(self, unit_KD: Tensor, active: int, exact: bool = False) -> None:
         self.unit_KD, self.active = unit_KD, active
-        self.exact = unit_KD.shape[0] <= EXACT_BELOW
+        self.exact = exact or unit_KD.shape[0] <= EXACT_BELOW
         if self.exact:
             return
         cells = -(-unit_KD.shape[0] // CELL_SIZE)
