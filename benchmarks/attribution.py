@@ -1,7 +1,8 @@
 """Building and querying an index of the quickstart model: time, size on disk, memory; and their growth with the corpus.
 
 python -m benchmarks.attribution --ckpt_path runs/quickstart
-python -m benchmarks.attribution --ckpt_path runs/quickstart --sizes 262144 1048576 4194304 16777216 --name growth
+python -m benchmarks.attribution --ckpt_path runs/quickstart --name growth --fit_steps 0 \\
+    --tokens_per_prototype 128 --sizes 262144 1048576 4194304 16777216
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def measure(options: argparse.Namespace, data: TextData, size: int) -> dict[str,
     model, tokenizer = load_exported(options.ckpt_path)
     store, folder = store_of(data, size), options.work / f"{options.name}-{size}"
     shutil.rmtree(folder, ignore_errors=True)
-    settings = IndexSettings(prototypes=options.prototypes, fit_steps=options.fit_steps)
+    prototypes = size // options.tokens_per_prototype if options.tokens_per_prototype else None
+    settings = IndexSettings(prototypes=prototypes, fit_steps=options.fit_steps)
     started = time.perf_counter()
     Builder(model, store, settings, folder, quiet).build()
     result: dict[str, Any] = {"build_seconds": time.perf_counter() - started}
@@ -134,7 +136,7 @@ def measure(options: argparse.Namespace, data: TextData, size: int) -> dict[str,
     shutil.rmtree(folder)
     if options.pairs:
         shards = IndexSettings(
-            prototypes=options.prototypes or index.num_prototypes,
+            prototypes=index.num_prototypes,
             fit_steps=options.fit_steps,
             shard_tokens=PAIRS_TOKENS,
         )
@@ -174,7 +176,7 @@ def main() -> None:
     )
     parser.add_argument("--cache_dir", default="data_cache", help="where its data were prepared")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2**20], help="training tokens (default 1,048,576)")
-    parser.add_argument("--prototypes", type=int, help="K at every size (default: as `index` chooses)")
+    parser.add_argument("--tokens_per_prototype", type=int, help="sets K (default: as `index` chooses)")
     parser.add_argument("--fit_steps", type=int, default=IndexSettings.fit_steps, help="of the dictionary")
     parser.add_argument("--pairs", action="store_true", help="compare the build with a plain forward pass too")
     parser.add_argument("--name", default="attribution", help="of the JSON file")
@@ -185,10 +187,12 @@ def main() -> None:
     options = parser.parse_args()
     data = TextData(cache_dir=options.cache_dir)
     data.setup()
-    results = [measure(options, data, size) for size in options.sizes]
     title = f"Attribution, {torch.get_num_threads()} threads"
-    rows = [row for result in results for row in rows_of(result)]
-    finish(options.name, title, ["tokens", "what", "measured"], rows, results, options.out)
+    results: list[dict[str, Any]] = []
+    for size in options.sizes:  # written after each, since the last may take an hour
+        results.append(measure(options, data, size))
+        rows = [row for result in results for row in rows_of(result)]
+        finish(options.name, title, ["tokens", "what", "measured"], rows, results, options.out)
 
 
 if __name__ == "__main__":

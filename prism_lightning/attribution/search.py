@@ -5,6 +5,8 @@ Shapes: N tokens, D hidden size, K prototypes, C cells, k active prototypes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +16,6 @@ from prism_lightning.models.prototypes import nearest_prototypes
 # Up to this many prototypes the exact search is as fast.
 EXACT_BELOW = 2048
 PROBES = 12
-CELL_SIZE = 96
 LLOYD_STEPS = 6
 
 
@@ -30,7 +31,8 @@ class PrototypeSearch:
         self.exact = exact or unit_KD.shape[0] <= EXACT_BELOW
         if self.exact:
             return
-        cells = -(-unit_KD.shape[0] // CELL_SIZE)
+        # As many centres as prototypes in the cells a token looks into: the fewest dot products.
+        cells = round(math.sqrt(PROBES * unit_KD.shape[0]))
         self.centres_CD = unit_KD[torch.linspace(0, len(unit_KD) - 1, cells, device=unit_KD.device).long()]
         for _ in range(LLOYD_STEPS):
             cell_K = self._nearest_cells(unit_KD, 1)[:, 0]
