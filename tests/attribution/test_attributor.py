@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import fit, tiny_arguments
+from conftest import ROOT, child_environment, command, fit, tiny_arguments
 
 from prism_lightning.attribution.attributor import Attributor
 from prism_lightning.attribution.results import PASSAGE_TOKENS
@@ -267,6 +268,26 @@ def test_a_damaged_shard_is_named_and_index_mends_it(cli, run):
     out = cli("index", *arguments, check=0).stdout
     assert "training tokens of" in out
     cli("attribute", "--ckpt_path", folder, "--text", "import os", check=0)
+
+
+def test_two_processes_at_once_build_the_same_index(run, tmp_path):
+    folder, arguments = run
+    asked = [*arguments, "--index.dir", str(tmp_path / "index")]
+    children = [
+        subprocess.Popen(
+            command("index", *asked),
+            env=child_environment(RANK=str(rank), WORLD_SIZE="2"),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [child.communicate()[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert any("training tokens of" in text for text in said)
+    for path in (folder / "index").rglob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "index" / path.relative_to(folder / "index")).read_bytes(), path
 
 
 def test_index_refuses_what_it_cannot_use(cli, run, tmp_path):
