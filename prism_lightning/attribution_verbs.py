@@ -197,7 +197,7 @@ def curvature(arguments: list[str]) -> None:
                 rows.append((name, row))
     for table in report_tables(rows):
         console.print(table)
-    console.print(COLUMNS, style="dim")
+    console.print(COLUMNS, style="dim", markup=False)
     facts = {"tokens": options.tokens, "sample": options.sample, "seed": options.seed, "environment": environment()}
     for path in write_report(rows, options.out or options.ckpt_path[0], facts):
         print(f"wrote {path}")

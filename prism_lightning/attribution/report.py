@@ -99,7 +99,7 @@ def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
                 f"{row.gauss_newton_share:.3f}",
                 f"{row.activation_share:.3f}",
                 f"{row.coactive_blocks:.1f}",
-                f"{row.read_share:.2%}",
+                "all" if row.read_share >= 1 else f"{row.read_share:.2%}",
                 "" if row.gram_condition is None else f"{row.gram_condition:,.0f}",
                 f"{row.diagonal_condition:,.0f}",
             )
@@ -130,11 +130,11 @@ def _plot(rows: list[tuple[str, Localisation]], path: Path) -> None:
     runs = {run for run, _ in rows}
     labels = [f"{run}: {row.name}" if len(runs) > 1 else row.name for run, row in rows]
     axes.set_yticks(range(len(rows)), labels, size=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.05)
     axes.set_xlabel("share of squared norm on the diagonal blocks\nsolid: Gauss-Newton matrix, light: activation Gram")
     legend = {"prototypes": "tab:blue", "random prototypes": "tab:orange", "dense head": "tab:gray"}
     for label, colour in legend.items():
         axes.barh(0, 0, color=colour, label=label)
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside upper right", fontsize=8, ncols=3)
     figure.savefig(path, dpi=150)
