@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -49,18 +50,19 @@ def attribution_table(attribution: Attribution) -> Table:
         table.add_section()
         largest = max((abs(part.influence) for part in parts), default=0.0)
         for number, part in enumerate(parts):
-            text = Text(_line(getattr(part, "text", "")), style="dim", no_wrap=True, overflow="ellipsis")
+            text = Text(_squeezed(getattr(part, "text", "")), style="dim", no_wrap=True, overflow="ellipsis")
             row = (f"{part.influence:+.3g}", _bar(part.influence, largest), "", _source(part.source))
             table.add_row(name if number == 0 else "", *row, text)
     return table
 
 
 def marked(token: TrainingToken) -> Text:
-    """A training token in its surroundings, itself highlighted."""
+    """A training token in its surroundings, itself highlighted and in sight on narrow terminals too."""
+    beside = min(32, max(10, (console.width - 84) // 2))
     return Text.assemble(
-        (_line(token.before)[-32:], "dim"),
+        (_squeezed(token.before)[-beside:], "dim"),
         (_line(token.token), "bold reverse"),
-        (_line(token.after)[:24], "dim"),
+        (_squeezed(token.after)[:beside], "dim"),
         no_wrap=True,
         overflow="ellipsis",
     )
@@ -99,6 +101,11 @@ def _title(attribution: Attribution) -> Text:
 
 def _line(text: str) -> str:
     return visible(text.replace("\n", "⏎"))
+
+
+def _squeezed(text: str) -> str:
+    """A line with indentation cut short: it says little and takes the room of words."""
+    return re.sub(" {2,}", " ", _line(text))
 
 
 def _source(source: str) -> Text:
