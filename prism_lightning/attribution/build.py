@@ -99,17 +99,20 @@ class Builder:
         for number in missing:
             done = self.write_shard(number, frame, done, total)
         with self.lock:
-            if any(read_json(shard_path(self.folder, n).with_suffix(".json")) is None for n in range(self.num_shards)):
+            if not all(self._written(n) for n in range(self.num_shards)):
                 return False
             if missing or self._unfinished():
                 self._merge(frame)
         return True
 
+    def _written(self, shard: int) -> bool:
+        """Whether some process has written a shard, assigned to this very dictionary."""
+        facts = read_json(shard_path(self.folder, shard).with_suffix(".json"))
+        return facts is not None and facts["dictionary"] == self._dictionary_checksum()
+
     def _finished(self, shard: int) -> bool:
-        """Whether a shard is there, undamaged, and assigned to this very dictionary."""
-        path = shard_path(self.folder, shard)
-        facts = read_json(path.with_suffix(".json"))
-        return facts is not None and facts["dictionary"] == self._dictionary_checksum() and not damage(path)
+        """Whether a shard is written and undamaged."""
+        return self._written(shard) and not damage(shard_path(self.folder, shard))
 
     def _dictionary_checksum(self) -> int | None:
         return (read_json(self.folder / "dictionary.json") or {}).get("crc32")
