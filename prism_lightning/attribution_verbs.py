@@ -39,6 +39,9 @@ def _parser(verb: str, description: str, epilog: str | None = None) -> argparse.
     )
     parser.add_argument("--index", type=Path, help="folder that `index` built (default RUN/index)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--no_verify", action="store_true", help="trust the index's files: checksums take a second per gigabyte"
+    )
     return parser
 
 
@@ -67,7 +70,9 @@ def attribute(arguments: list[str]) -> None:
     from prism_lightning.attribution.attributor import Attributor
 
     questions = list(_questions(options.queries)) if options.queries else [_given(options)]
-    attributor = Attributor.open(options.ckpt_path, options.index, options.top, options.rerank, options.opposing)
+    attributor = Attributor.open(
+        options.ckpt_path, options.index, options.top, options.rerank, options.opposing, not options.no_verify
+    )
     if options.queries:
         _answer_all(attributor, questions, options.max_new_tokens)
         return
@@ -101,7 +106,7 @@ def _questions(path: Path) -> Iterator[dict[str, str]]:
         raise UserError(f"queries file {path} not found")
     kinds = ({"text"}, {"prompt"}, {"prompt", "why", "rather_than"})
     problems, questions = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -144,11 +149,14 @@ def prototypes(arguments: list[str]) -> None:
     parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")
     parser.add_argument("--top", type=int, default=5, help="prototypes, and nearest tokens of each (default 5)")
     options = parser.parse_args(arguments)
+    if options.top < 1:
+        parser.error("--top must be a positive number")
 
     from prism_lightning.attribution.attributor import Attributor
     from prism_lightning.attribution.inspection import inspect_prototypes
 
-    cards = inspect_prototypes(Attributor.open(options.ckpt_path, options.index), options.id, options.top)
+    attributor = Attributor.open(options.ckpt_path, options.index, verify=not options.no_verify)
+    cards = inspect_prototypes(attributor, options.id, options.top)
     if options.json:
         print(json.dumps([card.as_dict() for card in cards]))
         return
@@ -172,6 +180,9 @@ def curvature(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of fits, sample and random prototypes (default 0)")
     parser.add_argument("--out", type=Path, help="folder for curvature.json and curvature.png (default: the first run)")
     options = parser.parse_args(arguments)
+    for name in ("tokens", "sample"):
+        if getattr(options, name) < 2:
+            parser.error(f"--{name} must be at least 2")
     fitted = []
     for pair in options.fitted:
         size, _, active = pair.partition(",")
@@ -190,7 +201,7 @@ def curvature(arguments: list[str]) -> None:
         for run in options.ckpt_path:
             model, _ = load_exported(run)
             data = data_of(run)
-            name = f"{run.name}, commitment {model.config.commitment:g}"
+            name = f"{run}, commitment {model.config.commitment:g}"
             for row in measured(
                 model, data.train, run, fitted, options.tokens, options.sample, options.seed, status.update
             ):

@@ -68,12 +68,15 @@ def run(arguments: list[str]) -> None:
         )
     check_tokenizer(tokenizer, data.train)
     folder = Path(settings.dir) if settings.dir else default_index(model_path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rank, world_size = _ranks()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     progress = Progressing()
     started = time.monotonic()
     with progress.bar:
         builder = Builder(model.to(device), data.train, settings, folder, progress)  # type: ignore[arg-type]
-        whole = builder.build(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        whole = builder.build(rank, world_size)
     if not whole:
         print(f"this process's shards of {folder} are done; the last of the others finishes the index")
         return
@@ -96,13 +99,27 @@ def data_of(run: Path) -> TextData:
 
 def summary(index: Index) -> str:
     """One line: what the index holds and how large it is."""
-    size = sum(file.stat().st_size for file in index.folder.rglob("*") if file.is_file())
+    files = [*index.shard_paths, *(index.folder / f"{name}.safetensors" for name in ("dictionary", "curvature"))]
+    size = sum(file.stat().st_size for file in files)
     unused = int((index.usage_K() == 0).sum())
     return (
         f"{index.folder}: {index.tokens:,} training tokens of {index.manifest['documents']:,} documents,"
         f" {index.num_prototypes:,} prototypes ({unused:,} unused), {index.manifest['active']} active per token,"
         f" {size / index.tokens:.0f} bytes per token"
     )
+
+
+def _ranks() -> tuple[int, int]:
+    """RANK and WORLD_SIZE, as torchrun sets them; 0 and 1 without them."""
+    names = ("RANK", "WORLD_SIZE")
+    try:
+        rank, world_size = (int(os.environ.get(name, default)) for name, default in zip(names, "01", strict=True))
+    except ValueError:
+        rank, world_size = 0, 0
+    if not 0 <= rank < world_size:
+        given = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        raise UserError(f"{given}: both must be numbers with 0 <= RANK < WORLD_SIZE; start ranks with torchrun")
+    return rank, world_size
 
 
 def _parsed(config: dict[str, Any], recipe: str) -> tuple[TextData, IndexSettings, RunSettings]:

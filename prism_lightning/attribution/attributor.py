@@ -59,7 +59,7 @@ class Attributor:
         opposing: name those of most negative influence in place of most positive.
 
     Raises:
-        UserError: an index of another model or tokenizer.
+        UserError: an index of another tokenizer, or one that cannot re-rank.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class Attributor:
         opposing: bool = False,
     ) -> None:
         check_tokenizer(tokenizer, store)
+        if rerank and "hidden_basis" not in index.curvature:
+            raise UserError("this index keeps no hidden states to re-rank by: build one with --index.hidden_rank 32")
         self.model, self.tokenizer, self.index = model, tokenizer, index
         self.top, self.rerank, self.opposing = top, rerank, opposing
         tensors = map_file(index.folder / "dictionary.safetensors")
@@ -89,8 +91,9 @@ class Attributor:
         top: int = 5,
         rerank: bool = False,
         opposing: bool = False,
+        verify: bool = True,
     ) -> Attributor:
-        """Open a run directory with its index (by default RUN/index), every file checked.
+        """Open a run directory with its index (by default RUN/index), every file compared with its checksum.
 
         Raises:
             UserError: no model or index there, a damaged file, or an index of another model, tokenizer or corpus.
@@ -98,7 +101,7 @@ class Attributor:
         run = Path(run)
         model, tokenizer = load_exported(run)
         folder = Path(index) if index else default_index(run)
-        opened = Index(folder)
+        opened = Index(folder, verify)
         check_model(opened.manifest, model, folder, run)
         store = open_store(opened.manifest, folder)
         return cls(model, tokenizer, opened, store, top=top, rerank=rerank, opposing=opposing)
@@ -165,7 +168,7 @@ class Attributor:
             delta_QD = loss_gradient(head_VD, torch.cat([chunk.mean_CD for chunk in chunks]), targets_Q)
             chosen = [c.probabilities_CV.gather(1, targets_Q[c.rows, None])[:, 0] for c in chunks]
             loss_Q = -torch.cat(chosen).log()
-        path = self.index.vectors_per_record > 1
+        path = self.index.activation_path
         return QueryTokens(ids, positions, z_QD, delta_QD, loss_Q, records_of(self.dictionary, z_QD, delta_QD, path))
 
     def query(self, asked: QueryTokens, which: slice) -> Query:

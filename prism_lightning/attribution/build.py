@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -20,7 +21,7 @@ from prism_lightning.attribution.files import damage, map_file, read_json, write
 from prism_lightning.attribution.frame import Frame, preconditioner
 from prism_lightning.attribution.hessian import HessianSums, eigenbasis
 from prism_lightning.attribution.identity import model_fingerprint
-from prism_lightning.attribution.index import shard_path
+from prism_lightning.attribution.index import made_from, parts_of, shard_path
 from prism_lightning.attribution.postings import posting_lists
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import head_chunks, loss_gradient, records_of
@@ -59,9 +60,9 @@ class Builder:
         self.lock = filelock.FileLock(folder / "lock")
         try:
             (folder / "shards").mkdir(parents=True, exist_ok=True)
+            self._claim()
         except OSError as error:
-            raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --index.dir") from error
-        self._claim()
+            raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --index.dir") from error
 
     def _claim(self) -> None:
         """Say what this folder is an index of, or see that it says the same already."""
@@ -75,6 +76,8 @@ class Builder:
         }
         with self.lock:
             found = read_json(self.folder / "settings.json")
+            if found is None and (self.folder / "dictionary.json").is_file():
+                raise UserError(f"{self.folder}/settings.json is damaged: remove the folder and build the index again")
             if found is None:
                 write_json(self.folder / "settings.json", facts)
             elif found != facts:
@@ -99,27 +102,25 @@ class Builder:
         for number in missing:
             done = self.write_shard(number, frame, done, total)
         with self.lock:
-            if not all(self._written(n) for n in range(self.num_shards)):
+            if not all(self._finished(n) for n in range(self.num_shards)):
                 return False
-            if missing or self._unfinished():
+            if self._unfinished():
                 self._merge(frame)
         return True
 
-    def _written(self, shard: int) -> bool:
-        """Whether some process has written a shard, assigned to this very dictionary."""
-        facts = read_json(shard_path(self.folder, shard).with_suffix(".json"))
-        return facts is not None and facts["dictionary"] == self._dictionary_checksum()
-
     def _finished(self, shard: int) -> bool:
-        """Whether a shard is written and undamaged."""
-        return self._written(shard) and not damage(shard_path(self.folder, shard))
+        """Whether a shard is there, undamaged, and assigned to this very dictionary."""
+        path = shard_path(self.folder, shard)
+        facts = read_json(path.with_suffix(".json"))
+        return facts is not None and facts["dictionary"] == self._dictionary_checksum() and not damage(path)
 
     def _dictionary_checksum(self) -> int | None:
         return (read_json(self.folder / "dictionary.json") or {}).get("crc32")
 
     def _unfinished(self) -> bool:
         manifest = read_json(self.folder / "manifest.json")
-        return manifest is None or damage(self.folder / "curvature.safetensors") is not None
+        whole = manifest is not None and not damage(self.folder / "curvature.safetensors")
+        return not (whole and manifest == self._manifest() and made_from(self.folder, self.num_shards))
 
     def blocks_of(self, shard: int) -> range:
         return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
@@ -149,9 +150,13 @@ class Builder:
         return torch.cat(parts)
 
     def _size(self) -> int:
+        if self.settings.dictionary == "model":
+            return self.model.config.num_prototypes
         return self.settings.prototypes or default_size(self.tokens)
 
     def prepare_frame(self) -> None:
+        """Sample hidden states, fit the dictionary, find the basis that records are stored in."""
+        (self.folder / "manifest.json").unlink(missing_ok=True)  # shards of another dictionary are no index any more
         sample_ND = self._sample()
         dictionary = self._dictionary(sample_ND)
         head_VD = self.model.lm_head.weight.detach()
@@ -276,25 +281,29 @@ class Builder:
     def _merge(self, frame: Frame) -> None:
         """The curvature over all shards, and the manifest, which makes the index whole."""
         self.report("merging", 0, self.num_shards)
-        paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
-        shards = [map_file(path) for path in paths]
-        facts = [read_json(path.with_suffix(".json")) or {} for path in paths]
-        vectors = frame.dictionary.active if self.settings.activation_path else 1
-        num_prototypes = len(frame.dictionary.unit_KD)
-        tokens = sum(shard["tokens"] for shard in facts)
-        write_file(self.folder / "curvature.safetensors", preconditioner(frame, shards, tokens, self.settings.damping))
-        manifest = self.facts | {
-            "tokens": tokens,
+        shards = [map_file(shard_path(self.folder, number)) for number in range(self.num_shards)]
+        tensors = preconditioner(frame, shards, self.tokens, self.settings.damping)
+        parts = parts_of(self.folder, self.num_shards)
+        write_file(self.folder / "curvature.safetensors", tensors, parts=parts)
+        write_json(self.folder / "manifest.json", self._manifest())
+        for left in self.folder.rglob("*.partial"):  # by processes that were killed
+            left.unlink(missing_ok=True)
+        self.report("merging", self.num_shards, self.num_shards)
+
+    def _manifest(self) -> dict[str, Any]:
+        """What the index is of, and what reading it needs."""
+        return self.facts | {
             "shards": self.num_shards,
             "shard_tokens": self.shard_blocks * self.store.block_size,
-            "vectors_per_record": vectors,
-            "prototypes": num_prototypes,
-            "active": frame.dictionary.active,
+            "prototypes": self._size(),
+            "active": self._active(),
             "documents": self.store.counts["documents"],
             "store": str(self.store.folder.absolute()),
         }
-        write_json(self.folder / "manifest.json", manifest)
-        self.report("merging", self.num_shards, self.num_shards)
+
+    def _active(self) -> int:
+        own = self.settings.dictionary == "model"
+        return self.model.config.active_prototypes if own else self.settings.active
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -51,7 +51,8 @@ class Dictionary:
 def default_size(tokens: int) -> int:
     """The largest power of two up to one prototype per 32 tokens: so posting lists stay as long as the corpus grows.
 
-    Capped, since dictionary, unit rows and cells are held in memory while an index is built: 12 bytes x K x D.
+    Capped, since the dictionary is held in memory while an index is built: 12 bytes x K x D, and about as much again
+    for each of its gradient and moments, and 16 for the sampled hidden states, while it is fitted.
     """
     return min(LARGEST, 2 ** max(4, int(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE)))))
 

@@ -25,9 +25,7 @@ def write_file(path: Path, tensors: dict[str, np.ndarray], **facts: Any) -> None
     """
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     facts = {"bytes": len(content), "crc32": zlib.crc32(content)} | facts
-    # A rewritten file must never stand beside the old one's checksum.
-    path.with_suffix(".json").unlink(missing_ok=True)
-    _write(path, content)
+    _write(path, content, before=path.with_suffix(".json"))
     write_json(path.with_suffix(".json"), facts)
 
 
@@ -36,9 +34,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     _write(path, json.dumps(content, indent=1).encode())
 
 
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
+def _write(path: Path, content: bytes, before: Path | None = None) -> None:
+    """Write aside and rename; `before` is removed first: a new file must never stand beside the old one's checksum."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        if before:
+            before.unlink(missing_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()

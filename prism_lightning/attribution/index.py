@@ -20,6 +20,8 @@ import numpy as np
 from prism_lightning.attribution.files import damage, map_file, read_json
 from prism_lightning.errors import UserError
 
+GATHER_ROWS = 65_536  # of a list at once: the longest list of a skewed dictionary may be most of a shard
+
 
 class Query(NamedTuple):
     """One question, already divided by the curvature: a vector for each prototype it touches."""
@@ -55,7 +57,7 @@ class Index:
 
     Args:
         folder: what `index` built.
-        verify: compare every file with its checksum first.
+        verify: compare every file with its checksum first; about a second per gigabyte.
 
     Raises:
         UserError: no finished index there, or a damaged file, named.
@@ -71,7 +73,8 @@ class Index:
         self.manifest = manifest
         self.tokens: int = manifest["tokens"]
         self.shard_tokens: int = manifest["shard_tokens"]
-        self.vectors_per_record: int = manifest["vectors_per_record"]
+        self.activation_path: bool = manifest["settings"]["activation_path"]
+        self.vectors_per_record: int = manifest["active"] if self.activation_path else 1
         self.num_shards: int = manifest["shards"]
         self.shard_paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
         if verify:
@@ -79,11 +82,10 @@ class Index:
         self.curvature = map_file(self.folder / "curvature.safetensors")
 
     def _verify(self) -> None:
-        paths = [
-            *self.shard_paths,
-            *(self.folder / f"{n}.safetensors" for n in ("dictionary", "curvature")),
-        ]
-        found = {path: damage(path) for path in paths}
+        others = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
+        found = {path: damage(path) for path in [*self.shard_paths, *others]}
+        if not any(found.values()) and not made_from(self.folder, self.num_shards):
+            raise UserError(f"{self.folder} mixes files of different builds: run the same `index` command to finish it")
         problems = [
             f"{'shard ' if path in self.shard_paths else ''}{path} {what}: run the same `index` command,"
             " it builds only what is damaged anew"
@@ -123,11 +125,11 @@ class Index:
         Influence is linear in the query, so the sum asks about the summed loss of all Q tokens at once.
         """
         coefficient_Qk = np.asarray(activations_Qk, dtype=np.float32) * self._inverse_activation_K[prototypes_Qk]
-        if self.vectors_per_record == 1:
+        if self.activation_path:  # the activation is inside the vectors already
+            terms = self._inverse_activation_K[prototypes_Qk][..., None] * (vectors_QrD @ self._precondition_Dm)
+        else:
             coordinates_Qm = vectors_QrD[:, 0] @ self._precondition_Dm
             terms = coefficient_Qk[..., None] * coordinates_Qm[:, None, :]
-        else:  # the activation is inside the vectors already
-            terms = self._inverse_activation_K[prototypes_Qk][..., None] * (vectors_QrD @ self._precondition_Dm)
         flat = prototypes_Qk.ravel()
         prototypes_U, which = np.unique(flat, return_inverse=True)
         terms = terms.reshape(len(flat), -1)
@@ -158,17 +160,17 @@ class Index:
                 entries = _entries(shard, prototype)
                 list_rows = shard["rows"][entries]
                 dots = _dots(shard, list_rows, vector_m)
-                if self.vectors_per_record == 1:
+                if not self.activation_path:
                     dots *= shard["activations"][entries]
                 rows.append(list_rows)
                 scores.append(dots)
             if rows:
-                within = np.concatenate(rows) // self.vectors_per_record
-                tokens.append(within + np.int64(number * self.shard_tokens))
-                influence.append(np.concatenate(scores))
+                hits = summed(np.concatenate(rows) // self.vectors_per_record, np.concatenate(scores))
+                tokens.append(hits.tokens + np.int64(number * self.shard_tokens))
+                influence.append(hits.influence)
         if not tokens:
             return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
-        return summed(np.concatenate(tokens), np.concatenate(influence))
+        return Hits(np.concatenate(tokens), np.concatenate(influence))
 
     def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
         """For each training token, its prototypes that the query touches and the influence each carries."""
@@ -183,7 +185,7 @@ class Index:
                 at = int(np.searchsorted(rows, first))
                 if at < len(rows) and rows[at] < first + self.vectors_per_record:
                     value = float(_dots(shard, rows[at : at + 1], vector_m)[0])
-                    weight = float(shard["activations"][entries][at]) if self.vectors_per_record == 1 else 1.0
+                    weight = 1.0 if self.activation_path else float(shard["activations"][entries][at])
                     carried.append((prototype, value * weight))
             found.append(sorted(carried, key=lambda pair: -abs(pair[1])))
         return found
@@ -191,11 +193,8 @@ class Index:
     def rescored(self, hits: Hits, z_D: np.ndarray, delta_D: np.ndarray) -> Hits:
         """The second stage: the same tokens by the head's K-FAC, (z_q C^-1 z_s)(delta_q S^-1 delta_s) / N.
 
-        Raises:
-            UserError: the index was built without the hidden states' coordinates.
+        Only for an index that keeps hidden states.
         """
-        if "hidden_basis" not in self.curvature:
-            raise UserError("this index keeps no hidden states to re-rank by: build it with --index.hidden_rank 32")
         hidden_h = z_D @ self.curvature["hidden_basis"]
         vector_m = delta_D @ self.curvature["precondition"] / np.float32(self.tokens)
         influence = np.empty(len(hits.tokens), dtype=np.float32)
@@ -216,7 +215,10 @@ def _entries(shard: dict[str, np.ndarray], prototype: int) -> slice:
 
 def _dots(shard: dict[str, np.ndarray], rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
     """Dot products of some rows' coordinates with a vector."""
-    dots = shard["coordinates"].take(rows, axis=0).astype(np.float32, copy=False) @ vector_m
+    dots = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), GATHER_ROWS):
+        gathered = shard["coordinates"].take(rows[start : start + GATHER_ROWS], axis=0)
+        dots[start : start + GATHER_ROWS] = gathered.astype(np.float32, copy=False) @ vector_m
     if "scales" in shard:
         dots *= shard["scales"].take(rows)
     return dots
@@ -230,6 +232,17 @@ def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:
         return Hits(tokens, influence)
     starts = np.concatenate([[0], np.flatnonzero(tokens[1:] != tokens[:-1]) + 1])
     return Hits(tokens[starts], np.add.reduceat(influence, starts))
+
+
+def parts_of(folder: Path, num_shards: int) -> list[int | None]:
+    """Checksums of the dictionary and of every shard, as their writers noted them."""
+    paths = [folder / "dictionary.json", *(shard_path(folder, n).with_suffix(".json") for n in range(num_shards))]
+    return [(read_json(path) or {}).get("crc32") for path in paths]
+
+
+def made_from(folder: Path, num_shards: int) -> bool:
+    """Whether the curvature was computed from the dictionary and shards that are there now."""
+    return (read_json(folder / "curvature.json") or {}).get("parts") == parts_of(folder, num_shards)
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -27,12 +27,13 @@ class Records(NamedTuple):
     prototypes_Nk: Tensor
     activations_Nk: Tensor
     vectors_NrD: Tensor
+    activation_path: bool
 
     def gradients_NkD(self) -> Tensor:
         """g_ti of every active prototype."""
-        if self.vectors_NrD.shape[1] == 1:
-            return self.activations_Nk[..., None] * self.vectors_NrD
-        return self.vectors_NrD
+        if self.activation_path:
+            return self.vectors_NrD
+        return self.activations_Nk[..., None] * self.vectors_NrD
 
 
 class HeadChunk(NamedTuple):
@@ -84,11 +85,11 @@ def records_of(
         residual_ND = z_ND - dictionary.mixture(indices_Nk, activations_Nk)
         delta_ND = delta_ND - reconstruction_scale * residual_ND
     if not activation_path:
-        return Records(indices_Nk, activations_Nk, delta_ND[:, None])
+        return Records(indices_Nk, activations_Nk, delta_ND[:, None], False)
     unit_z_ND, vectors = F.normalize(z_ND, dim=-1), []
     for i_N, a_N in zip(indices_Nk.unbind(-1), activations_Nk.unbind(-1), strict=True):
         # d cos(z, p)/dp = (z/|z| - cos p/|p|) / |p|, and delta . p times that; zero where ReLU cut the cosine off.
         slope_N = (delta_ND * dictionary.unit_KD[i_N]).sum(-1) * (a_N > 0)
         turned_ND = unit_z_ND - a_N[:, None] * dictionary.unit_KD[i_N]
         vectors.append(a_N[:, None] * delta_ND + slope_N[:, None] * turned_ND)
-    return Records(indices_Nk, activations_Nk, torch.stack(vectors, dim=1))
+    return Records(indices_Nk, activations_Nk, torch.stack(vectors, dim=1), True)

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from prism_lightning.attribution.attributor import default_index
 from prism_lightning.attribution.dictionary import Dictionary, fitted_dictionary
-from prism_lightning.attribution.files import map_file, read_json
+from prism_lightning.attribution.files import damage, map_file, read_json
+from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.localisation import Localisation, compare
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
@@ -20,6 +22,7 @@ from prism_lightning.models import PrismForCausalLM
 
 FIT_STEPS = 150
 BATCH_BLOCKS = 32
+LARGEST_SAMPLE_BYTES = 4 * 2**30
 
 
 @torch.no_grad()
@@ -58,6 +61,10 @@ def measured(
     Raises:
         UserError: more prototypes than tokens.
     """
+    size = model.config.hidden_size
+    if sample * size**2 * 4 > LARGEST_SAMPLE_BYTES:
+        fits = LARGEST_SAMPLE_BYTES // (4 * size**2)
+        raise UserError(f"--sample {sample} curvatures of {size} x {size} do not fit into memory: give up to {fits}")
     report("hidden states")
     z_ND = hidden_sample(model, store, tokens)
     dictionaries: dict[str, Dictionary] = {}
@@ -65,8 +72,8 @@ def measured(
         own = Dictionary(model.prototypes.weight.detach(), model.prototypes.active)
         dictionaries[f"own, K {len(own.unit_KD):,} k {own.active}"] = own
     path = default_index(run) / "dictionary.safetensors"
-    facts = read_json(path.with_suffix(".json"))
-    if facts and path.is_file():
+    facts, manifest = read_json(path.with_suffix(".json")), read_json(path.with_name("manifest.json"))
+    if facts and manifest and manifest["model"] == model_fingerprint(model) and not damage(path):
         prototypes_KD = torch.from_numpy(map_file(path)["prototypes"].astype("float32"))
         dictionaries[f"index, K {len(prototypes_KD):,} k {facts['active']}"] = Dictionary(
             prototypes_KD, facts["active"]
@@ -88,7 +95,7 @@ def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
     for run in dict.fromkeys(name for name, _ in rows):
         mine = [row for name, row in rows if name == run]
         title = f"{run}: how local is the curvature? (condition number of S: {mine[0].curvature_condition:,.0f})"
-        table = Table(title=title, title_justify="left", show_edge=False)
+        table = Table(title=Text(title), title_justify="left", show_edge=False)
         table.add_column("prototypes", no_wrap=True)
         for header in ("UV", "GN diag.", "Gram diag.", "co-active", "read", "cond. Gram", "cond. diag."):
             table.add_column(header, justify="right")

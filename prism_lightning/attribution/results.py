@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from prism_lightning.attribution.index import Hits, Index, Query, summed
+from prism_lightning.data.sources import ROW_SUFFIXES
 from prism_lightning.data.store import TokenStore
 
 PASSAGE_TOKENS = 64
-TABLES = {".jsonl", ".csv", ".parquet"}
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Describer:
 
     def _name(self, document: int) -> tuple[str, bool]:
         name, row = (self.store.documents[column][document].as_py() for column in ("name", "row"))
-        is_table = Path(name).suffix in TABLES or not Path(name).suffix  # a hub dataset's name has no suffix
+        is_table = "dataset" in self.store.manifest["inputs"] or Path(name).suffix.lower() in ROW_SUFFIXES
         return (f"{name} row {row}" if is_table else name), is_table
 
     def _passage_text(self, position: int) -> str:

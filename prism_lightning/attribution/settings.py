@@ -61,7 +61,8 @@ class IndexSettings:
         for name in ("hidden_rank", "fit_steps", "damping"):
             if getattr(self, name) < 0:
                 problems.append(f"index.{name} is {getattr(self, name)}: give 0 or a positive number")
-        if self.hidden_rank and (self.activation_path or self.curvature != "separable"):
-            problems.append("index.hidden_rank goes with separable curvature and without index.activation_path only")
+        plain = self.curvature == "separable" and self.objective == "cross_entropy" and not self.activation_path
+        if self.hidden_rank and not plain:
+            problems.append("index.hidden_rank needs separable curvature, cross_entropy and no index.activation_path")
         if problems:
             raise UserError(problems)

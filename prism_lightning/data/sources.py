@@ -135,6 +135,9 @@ def hub_dataset(name: str, config: str | None, split: str, revision: str | None,
     )
 
 
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")  # files that hold a document per row
+
+
 def _rows(path: Path, text_column: str) -> Iterator[tuple[int, str]]:
     """(row, text) of one file; errors name the file and the line."""
     suffix = path.suffix.lower()

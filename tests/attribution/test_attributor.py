@@ -187,6 +187,7 @@ def test_prototypes_shows_usage_and_neighbours(cli, run):
     assert len(cosines) == 3 and cosines == sorted(cosines, reverse=True) and cosines[0] <= 1.001
     assert "promotes" in cli("prototypes", "--ckpt_path", run[0], check=0).stdout
     refused(cli("prototypes", "--ckpt_path", run[0], "--id", "128"), "prototype 128 is not in the index")
+    refused(cli("prototypes", "--ckpt_path", run[0], "--top", "0"), "--top must be")
 
 
 def test_an_unused_prototype_is_said_to_be_unused(capsys, run, monkeypatch):
@@ -214,6 +215,15 @@ def test_a_query_through_unused_prototypes_touches_nothing(capsys, run, monkeypa
     assert found[0].touched == 0 and found[0].tokens == [] and found[0].documents == []
     print_attributions(found)
     assert "0 training tokens touched" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ranks_that_make_no_sense_are_refused(cli, run, monkeypatch):
+    for rank, world_size in (("3", "2"), ("one", "2"), ("3", None)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if world_size:
+            monkeypatch.setenv("WORLD_SIZE", world_size)
+        refused(cli("index", *run[1]), "0 <= RANK < WORLD_SIZE")
 
 
 @pytest.mark.parametrize(

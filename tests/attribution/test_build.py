@@ -89,6 +89,38 @@ def test_a_damaged_shard_is_named_and_rebuilt_alone(built, harm):
     assert [index.shard_paths[n].stat().st_mtime_ns for n in (0, 2)] == others
 
 
+def test_no_rank_finishes_over_a_damaged_shard_of_another(built):
+    whole = built("whole")
+    before = contents(whole)
+    whole.shard_paths[1].write_bytes(b"short")
+    assert built("whole", rank=0, world_size=2) is None  # shard 1 belongs to rank 1
+    assert contents(built("whole", rank=1, world_size=2)) == before
+
+
+def test_shards_and_curvature_of_different_builds_are_no_index(built):
+    index = built("one")
+    facts = json.loads((index.folder / "curvature.json").read_text())
+    facts["parts"][0] += 1  # as if the dictionary had been fitted again since
+    (index.folder / "curvature.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="mixes files of different builds"):
+        Index(index.folder)
+    assert built("one").tokens == 1920
+
+
+def test_a_moved_corpus_is_found_again_by_the_same_command(built):
+    index = built()
+    manifest = json.loads((index.folder / "manifest.json").read_text())
+    (index.folder / "manifest.json").write_text(json.dumps(manifest | {"store": "/nowhere"}))
+    assert built().manifest == manifest
+
+
+def test_a_folder_that_lost_its_settings_is_not_taken_for_another_model(built):
+    index = built()
+    (index.folder / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings.json is damaged"):
+        built()
+
+
 @pytest.mark.parametrize("name", ["dictionary", "curvature"])
 def test_other_damaged_files_are_rebuilt_too(built, name):
     index = built(**FITTED)
@@ -103,7 +135,7 @@ def test_a_full_disk_names_the_file_and_keeps_what_is_finished(built, monkeypatc
     opened, full = Path.open, [False]
 
     def failing(self, *arguments, **keywords):
-        if full[0] and self.name.startswith("00001.safetensors.partial"):
+        if full[0] and self.name.startswith("00001.safetensors.") and self.name.endswith(".partial"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return opened(self, *arguments, **keywords)
 

@@ -69,8 +69,10 @@ def question(index, records, which):
 
 @pytest.mark.parametrize("activation_path", [False, True], ids=["value path", "activation path"])
 @pytest.mark.parametrize("objective", ["cross_entropy", "training"])
-def test_uncompressed_scores_are_the_brute_force(built, model, store, activation_path, objective):
-    index = built(activation_path=activation_path, objective=objective)
+@pytest.mark.parametrize("active", [1, 3])
+def test_uncompressed_scores_are_the_brute_force(built, model, store, activation_path, objective, active):
+    fitted = {"dictionary": "fitted", "prototypes": 24, "active": active, "fit_steps": 5}
+    index = built(activation_path=activation_path, objective=objective, **fitted)
     scale = 0.0
     if objective == "training":
         norms = [z.square().sum(-1) for z in [sample_of(model, store)]]
