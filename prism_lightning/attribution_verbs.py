@@ -40,7 +40,7 @@ def _parser(verb: str, description: str, epilog: str | None = None) -> argparse.
     parser.add_argument("--index", type=Path, help="folder that `index` built (default RUN/index)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
-        "--no_verify", action="store_true", help="trust the index's files: checksums take a second per gigabyte"
+        "--no_verify", action="store_true", help="trust the index's files: checking reads the whole index"
     )
     return parser
 

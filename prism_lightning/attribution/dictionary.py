@@ -27,7 +27,7 @@ class Dictionary:
         prototypes_KD: P.
         active: k.
         exact: compare every token with every prototype. For a few tokens that is cheaper than forming the cells of
-            the two-level search, which takes 0.5 s at 65,536 prototypes.
+            the two-level search, which takes seconds at 65,536 prototypes.
     """
 
     def __init__(self, prototypes_KD: Tensor, active: int, exact: bool = False) -> None:

@@ -57,7 +57,7 @@ class Index:
 
     Args:
         folder: what `index` built.
-        verify: compare every file with its checksum first; about a second per gigabyte.
+        verify: compare every file with its checksum first, which reads the whole index.
 
     Raises:
         UserError: no finished index there, or a damaged file, named.
