@@ -9,110 +9,23 @@ between a query's loss and the summed influence of the documents in the half; me
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
-from scipy.stats import spearmanr
 from torch import Tensor
 
+from benchmarks.baselines import bm25_scores, cosine_scores, head_scores, second_stage_scores
 from benchmarks.report import finish
-from prism_lightning.attribution.dictionary import Dictionary, fitted_dictionary
+from benchmarks.retrained import DAMPING, Trial
+from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.hessian import HessianSums, eigenbasis
 from prism_lightning.attribution.quantisation import quantised
-from prism_lightning.attribution.records import Records, head_chunks, loss_gradient, records_of
-from prism_lightning.data.store import TokenStore
-from prism_lightning.exported import load_exported
-from prism_lightning.models import PrismForCausalLM
+from prism_lightning.attribution.records import Records, head_chunks, records_of
 
-DAMPING = 1e-3
 DEFAULT, FIT_STEPS = (2048, 3), 150  # what `index` would choose for this corpus
-
-
-class Tokens(NamedTuple):
-    """Hidden states and loss gradients of some tokens, and the number of the document (or query) each is of."""
-
-    z_ND: Tensor
-    delta_ND: Tensor
-    group_N: Tensor
-
-
-class Trial:
-    """The model on all documents, the retrained losses, and everything that scores are made of."""
-
-    def __init__(self, folder: Path) -> None:
-        self.model, tokenizer = load_exported(folder / "whole")
-        losses = load_file(folder / "losses.safetensors")
-        self.included_MS, self.losses_MQ = losses["included"].double(), losses["losses"].double()
-        prepared = next(path for path in (folder / "cache").iterdir() if self._is_whole(path))
-        block_size = self.model.config.context_length
-        self.store = TokenStore(prepared, "train", block_size)
-        self.query_texts = [json.loads(line)["text"] for line in (folder / "queries.jsonl").open()]
-        self.document_texts = [json.loads(line)["text"] for line in (folder / "train.jsonl").open()]
-        ids = [tokenizer(text)["input_ids"][: block_size + 1] for text in self.query_texts]
-        self.train = self._train_tokens()
-        self.queries = self._joined([self._tokens(torch.tensor(i)[None], q) for q, i in enumerate(ids)])
-        self.head_VD = self.model.lm_head.weight.detach()
-        self.curvature_DD = self._curvature()
-        self._fitted: dict[tuple[int, int, int], Dictionary] = {}
-
-    def _is_whole(self, path: Path) -> bool:
-        manifest = path / "manifest.json"
-        documents = self.included_MS.shape[1]
-        return manifest.is_file() and json.loads(manifest.read_text())["train"]["documents"] == documents
-
-    @torch.no_grad()
-    def _tokens(self, ids_BT: Tensor, group: int | Tensor) -> Tokens:
-        model: PrismForCausalLM = self.model
-        z_ND, head_VD = model.hidden_states(ids_BT[:, :-1]).flatten(0, 1), model.lm_head.weight.detach()
-        mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
-        delta_ND = loss_gradient(head_VD, mean_ND, ids_BT[:, 1:].flatten())
-        return Tokens(z_ND, delta_ND, torch.as_tensor(group).expand(len(z_ND)))
-
-    def _train_tokens(self) -> Tokens:
-        parts = []
-        starts = torch.from_numpy(self.store.documents["start"].to_numpy().copy())
-        for first in range(0, len(self.store), 64):
-            blocks = list(range(first, min(first + 64, len(self.store))))
-            items = self.store.__getitems__(blocks)
-            ids_BT = torch.stack([torch.cat([item["input_ids"], item["targets"][-1:]]) for item in items])
-            count = len(blocks) * self.store.block_size
-            positions = torch.arange(count) + first * self.store.block_size + 1
-            parts.append(self._tokens(ids_BT, torch.searchsorted(starts, positions, right=True) - 1))
-        return self._joined(parts)
-
-    @staticmethod
-    def _joined(parts: list[Tokens]) -> Tokens:
-        return Tokens(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-    def _curvature(self) -> Tensor:
-        sums = HessianSums(self.head_VD, 1)
-        for chunk in head_chunks(self.head_VD, self.train.z_ND):
-            sums.add(chunk, torch.zeros(len(chunk.mean_CD), 1).long(), torch.zeros(len(chunk.mean_CD), 1))
-        return sums.gauss_newton_DD() / sums.tokens
-
-    def lds(self, scores_QS: Tensor) -> list[float]:
-        """Rank correlation of each query with the retrained losses."""
-        predicted_MQ = -(self.included_MS @ scores_QS.double().T)
-        return [float(spearmanr(*pair).statistic) for pair in zip(predicted_MQ.T, self.losses_MQ.T, strict=True)]
-
-    def by_document(self, scores_N: Tensor) -> Tensor:
-        """Token scores summed over documents."""
-        return torch.zeros(self.included_MS.shape[1]).index_add_(0, self.train.group_N, scores_N.float())
-
-    def fit(self, size: int, active: int, steps: int) -> Dictionary:
-        """A dictionary of this model's hidden states."""
-        if (size, active, steps) not in self._fitted:
-            *_, last = fitted_dictionary(self.train.z_ND, size, active, steps, 0)
-            assert isinstance(last, Dictionary)
-            self._fitted[size, active, steps] = last
-        return self._fitted[size, active, steps]
 
 
 class Choice(NamedTuple):
@@ -220,71 +133,6 @@ def _eigenvalues(trial: Trial, records: Records, size: int, basis_Dm: Tensor) ->
     assert sums.eigenvalue_Km is not None
     found_Km = sums.eigenvalue_Km / sums.tokens
     return (found_Km + DAMPING * found_Km.mean()).float()
-
-
-def head_scores(trial: Trial, curvature: bool, shared: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """The dense head's own influence: K-FAC (z_q C^-1 z_s)(delta_q S^-1 delta_s), or the plain gradient dot product."""
-    train, queries = trial.train, trial.queries
-    size = train.z_ND.shape[1]
-    second_DD = train.z_ND.T.double() @ train.z_ND.double() / len(train.z_ND)
-    eye_DD = torch.eye(size).double()
-    left_DD, right_DD = eye_DD, eye_DD
-    if curvature:
-        left_DD, right_DD = (
-            torch.linalg.inv(m + DAMPING * m.diagonal().mean() * eye_DD) for m in (second_DD, trial.curvature_DD)
-        )
-    asked_ND, weighed_ND = queries.z_ND @ left_DD.float(), queries.delta_ND @ right_DD.float()
-    rows = []
-    for mine in (queries.group_N == q for q in range(len(trial.query_texts))):
-        scores_QN = (asked_ND[mine] @ train.z_ND.T) * (weighed_ND[mine] @ train.delta_ND.T)
-        rows.append(trial.by_document((scores_QN if shared is None else scores_QN * shared(mine)).sum(0)))
-    return torch.stack(rows)
-
-
-def second_stage_scores(trial: Trial, dictionary: Dictionary) -> Tensor:
-    """The head's K-FAC, of those training tokens alone that share a prototype with the query token."""
-    size = len(dictionary.unit_KD)
-    stored, asked = (dictionary.assign(tokens.z_ND)[0] for tokens in (trial.train, trial.queries))
-    member_NK = torch.sparse_coo_tensor(
-        torch.stack([torch.arange(len(stored)).repeat_interleave(stored.shape[1]), stored.flatten()]),
-        torch.ones(stored.numel()),
-        (len(stored), size),
-    )
-    return head_scores(trial, True, lambda mine: (member_NK @ _indicator(asked[mine], size).T).T > 0)
-
-
-def _indicator(indices_Nk: Tensor, size: int) -> Tensor:
-    return torch.zeros(len(indices_Nk), size).scatter_(1, indices_Nk, 1.0)
-
-
-def cosine_scores(trial: Trial) -> Tensor:
-    """Cosine of mean hidden states."""
-    means = []
-    for tokens, count in ((trial.queries, len(trial.query_texts)), (trial.train, trial.included_MS.shape[1])):
-        means.append(torch.zeros(count, tokens.z_ND.shape[1]).index_add_(0, tokens.group_N, tokens.z_ND))
-    queries_QD, documents_SD = (torch.nn.functional.normalize(mean, dim=-1) for mean in means)
-    return queries_QD @ documents_SD.T
-
-
-def bm25_scores(queries: list[str], documents: list[str], k1: float = 1.2, b: float = 0.75) -> Tensor:
-    """Okapi BM25 of whole words."""
-    words = [Counter(re.findall(r"\w+", text.lower())) for text in documents]
-    lengths = [sum(count.values()) for count in words]
-    mean = sum(lengths) / len(lengths)
-    containing = Counter(word for count in words for word in count)
-    rows = []
-    for query in queries:
-        row = torch.zeros(len(documents))
-        for word in re.findall(r"\w+", query.lower()):
-            rarity = math.log(1 + (len(documents) - containing[word] + 0.5) / (containing[word] + 0.5))
-            for number, count in enumerate(words):
-                if word in count:
-                    frequency = count[word]
-                    row[number] += (
-                        rarity * frequency * (k1 + 1) / (frequency + k1 * (1 - b + b * lengths[number] / mean))
-                    )
-        rows.append(row)
-    return torch.stack(rows)
 
 
 def choices(trial: Trial) -> Iterator[tuple[str, Choice]]:

@@ -18,7 +18,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.report import Spread, finish
-from prism_lightning.attribution.dictionary import Dictionary, fitted_dictionary
+from prism_lightning.attribution.dictionary import fitted_dictionary
 from prism_lightning.attribution.hessian import HessianSums, eigenbasis
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import Records, head_chunks, loss_gradient, records_of
@@ -79,8 +79,7 @@ def main() -> None:
     data = TextData(cache_dir=options.cache_dir)
     data.setup()
     z_ND, delta_ND, sums = states(model, data.train, TOKENS)
-    *_, dictionary = fitted_dictionary(z_ND, PROTOTYPES, ACTIVE, 100, 0)
-    assert isinstance(dictionary, Dictionary)
+    dictionary = fitted_dictionary(z_ND, PROTOTYPES, ACTIVE, 100, 0)
     values_D, basis_DD = eigenbasis(sums.gauss_newton_DD() / sums.tokens, z_ND.shape[1])
     whitening_DD = (basis_DD / values_D.sqrt()).float()
     held_z, held_delta, _ = states(model, data.validation, 12_800)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.choices import bm25_scores
+from benchmarks.baselines import bm25_scores
 from benchmarks.report import finish
 from prism_lightning.attribution.attributor import Attributor
 

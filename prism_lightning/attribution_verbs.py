@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from prism_lightning.model_verbs import model_parser
 
 if TYPE_CHECKING:
     from prism_lightning.attribution.attributor import Attributor
@@ -28,15 +30,7 @@ a prototype with a token, at most; few shared by all make a diagonal too. cond.:
 
 
 def _parser(verb: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m prism_lightning {verb}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--ckpt_path", type=Path, required=True, help="run directory of a finished fit, or an exported folder"
-    )
+    parser = model_parser(verb, description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", type=Path, help="folder that `index` built (default RUN/index)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
@@ -212,10 +206,3 @@ def curvature(arguments: list[str]) -> None:
     facts = {"tokens": options.tokens, "sample": options.sample, "seed": options.seed, "environment": environment()}
     for path in write_report(rows, options.out or options.ckpt_path[0], facts):
         print(f"wrote {path}")
-
-
-VERBS: dict[str, Callable[[list[str]], None]] = {
-    "attribute": attribute,
-    "prototypes": prototypes,
-    "curvature": curvature,
-}

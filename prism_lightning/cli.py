@@ -81,7 +81,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
     if name in ATTRIBUTION_VERBS:
         from prism_lightning import attribution_verbs
 
-        return attribution_verbs.VERBS[name]
+        return getattr(attribution_verbs, name)
     if name in MODEL_VERBS:
         from prism_lightning import model_verbs
 

@@ -63,11 +63,16 @@ def explain_prompt(
     if not ids:
         raise UserError("the prompt is empty: give some text by --prompt")
     check_length(model, len(ids) + new_tokens)
-    tokens_1T = torch.tensor([ids])
+    return explain_ids(model, tokenizer, continued(model, ids, new_tokens), len(ids), promoted)
+
+
+def continued(model: PrismForCausalLM, ids: list[int], new_tokens: int) -> list[int]:
+    """Token ids with the likeliest continuation behind them."""
+    tokens_1T = torch.tensor([ids], device=model.device)
     out = model.generate(  # type: ignore[misc]
         tokens_1T, attention_mask=torch.ones_like(tokens_1T), max_new_tokens=new_tokens, do_sample=False
     )
-    return explain_ids(model, tokenizer, out[0].tolist(), len(ids), promoted)
+    return list(out[0].tolist())
 
 
 def explain_ids(

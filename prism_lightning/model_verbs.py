@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m prism_lightning {verb}", description=description)
+def model_parser(verb: str, description: str, **settings: Any) -> argparse.ArgumentParser:
+    """A parser of a verb that needs a trained model; `settings` are ArgumentParser's."""
+    parser = argparse.ArgumentParser(prog=f"python -m prism_lightning {verb}", description=description, **settings)
     parser.add_argument(
         "--ckpt_path", type=Path, required=True, help="run directory of a finished fit, or an exported folder"
     )
@@ -17,7 +19,7 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 def generate(arguments: list[str]) -> None:
     """Continue a prompt and print prompt and continuation."""
-    parser = _parser("generate", "Continue a prompt with a trained model.")
+    parser = model_parser("generate", "Continue a prompt with a trained model.")
     parser.add_argument("--prompt", required=True, help="text to continue")
     parser.add_argument("--max_new_tokens", type=int, default=100, help="tokens to add at most (default 100)")
     parser.add_argument(
@@ -58,7 +60,7 @@ def generate(arguments: list[str]) -> None:
 
 def explain(arguments: list[str]) -> None:
     """Print which prototypes made each token of a text, or of a continuation, likely."""
-    parser = _parser(
+    parser = model_parser(
         "explain",
         "Split the logit of each token exactly into one term per active prototype and a residual.",
     )

@@ -31,6 +31,7 @@ from prism_lightning.attribution.records import (
 from prism_lightning.attribution.results import Attribution, Describer
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
+from prism_lightning.explaining import continued, decoded
 from prism_lightning.exported import exported_folder, load_exported
 from prism_lightning.models import PrismForCausalLM
 
@@ -124,11 +125,7 @@ class Attributor:
             UserError: an empty prompt, or no room for a prompt before the new tokens.
         """
         ids = self._prompt_ids(prompt, new_tokens)
-        prompt_1T = torch.tensor([ids], device=self.model.device)
-        out = self.model.generate(  # type: ignore[misc]
-            prompt_1T, attention_mask=torch.ones_like(prompt_1T), max_new_tokens=new_tokens, do_sample=False
-        )
-        return self.attribute(out[0].tolist(), len(ids))
+        return self.attribute(continued(self.model, ids, new_tokens), len(ids))
 
     def contrast(self, prompt: str, why: str, rather_than: str) -> Attribution:
         """Why, after this prompt, the first token of `why` and not that of `rather_than`.
@@ -142,7 +139,7 @@ class Attributor:
             raise UserError(f"{why!r} and {rather_than!r} begin with the same token: contrast two different ones")
         asked = self.query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
         attribution = self._described(asked, slice(0, 1), "contrast")
-        attribution.other = str(self.tokenizer.decode([other]))
+        attribution.other = decoded(self.tokenizer, [other])
         return attribution
 
     def attribute(self, ids: list[int], first: int) -> list[Attribution]:
@@ -203,8 +200,8 @@ class Attributor:
         passages, documents = self.describe.by_passage(hits), self.describe.by_document(hits)
         return Attribution(
             kind=kind,
-            context=self._decoded(asked.ids[max(0, first - 12) : first]),
-            token=self._decoded(asked.ids[first : last + 1]),
+            context=decoded(self.tokenizer, asked.ids[max(0, first - 12) : first]),
+            token=decoded(self.tokenizer, asked.ids[first : last + 1]),
             loss=float(asked.loss_Q[which].sum()),
             scored_by="head K-FAC" if self.rerank else "prototypes",
             touched=len(hits.tokens),
@@ -218,9 +215,6 @@ class Attributor:
 
     def _strongest(self, hits: Hits) -> Hits:
         return hits.strongest(self.top, self.opposing)
-
-    def _decoded(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids))
 
     def _ids(self, text: str, what: str = "text") -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -241,7 +235,7 @@ class Attributor:
         """The last tokens that fit; a note in the results says what was cut."""
         self.notes = []
         if len(ids) > room:
-            cut = self._decoded(ids[: len(ids) - room])
+            cut = decoded(self.tokenizer, ids[: len(ids) - room])
             self.notes = [
                 f"the {what} has {len(ids)} tokens, {room} fit:"
                 f" its first {len(ids) - room} were cut, up to {cut[-40:]!r}"

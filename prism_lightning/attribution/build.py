@@ -19,7 +19,7 @@ from torch import Tensor
 from prism_lightning.attribution.dictionary import Dictionary, default_size, fitted_dictionary
 from prism_lightning.attribution.files import damage, map_file, read_json, write_file, write_json
 from prism_lightning.attribution.frame import Frame, preconditioner
-from prism_lightning.attribution.hessian import HessianSums, eigenbasis
+from prism_lightning.attribution.hessian import HessianSums, eigenbasis, mean_curvature
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.index import made_from, parts_of, shard_path
 from prism_lightning.attribution.postings import posting_lists
@@ -102,7 +102,8 @@ class Builder:
         for number in missing:
             done = self.write_shard(number, frame, done, total)
         with self.lock:
-            if not all(self._finished(n) for n in range(self.num_shards)):
+            # This rank's own shards have just been checked or written.
+            if not all(self._finished(n) for n in range(self.num_shards) if n % world_size != rank):
                 return False
             if self._unfinished():
                 self._merge(frame)
@@ -160,13 +161,9 @@ class Builder:
         sample_ND = self._sample()
         dictionary = self._dictionary(sample_ND)
         head_VD = self.model.lm_head.weight.detach()
-        sums = HessianSums(head_VD, 1)
         step = max(1, len(sample_ND) // CURVATURE_TOKENS)
-        for chunk in head_chunks(head_VD, sample_ND[::step]):
-            nothing = torch.zeros(len(chunk.mean_CD), 1, device=head_VD.device)
-            sums.add(chunk, nothing.long(), nothing)
         rank = min(self.settings.rank or head_VD.shape[1], head_VD.shape[1])
-        values_m, basis_Dm = eigenbasis(sums.gauss_newton_DD() / sums.tokens, rank)
+        values_m, basis_Dm = eigenbasis(mean_curvature(head_VD, sample_ND[::step]), rank)
         tensors = {"prototypes": dictionary.prototypes_KD, "basis": basis_Dm, "eigenvalues": values_m}
         if self.settings.hidden_rank:
             second_DD = (sample_ND.T @ sample_ND).double() / len(sample_ND)
@@ -194,15 +191,15 @@ class Builder:
                 f"{size} prototypes, {self.settings.active} active, cannot be fitted to {len(sample_ND)} hidden states:"
                 " lower --index.prototypes or --index.active"
             )
-        dictionary: Dictionary | None = None
-        steps = fitted_dictionary(sample_ND, size, self.settings.active, self.settings.fit_steps, self.settings.seed)
-        for number, step in enumerate(steps):
-            if isinstance(step, Dictionary):
-                dictionary = step
-            else:
-                self.report("fitting prototypes", number + 1, self.settings.fit_steps)
-        assert dictionary is not None
-        return dictionary
+        steps = self.settings.fit_steps
+        return fitted_dictionary(
+            sample_ND,
+            size,
+            self.settings.active,
+            steps,
+            self.settings.seed,
+            lambda step: self.report("fitting prototypes", step, steps),
+        )
 
     def frame(self) -> Frame:
         path = self.folder / "dictionary.safetensors"

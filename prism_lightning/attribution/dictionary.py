@@ -6,7 +6,7 @@ Un-suppressed logits do not depend on the prototypes, so either explains the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -57,19 +57,22 @@ def default_size(tokens: int) -> int:
     return min(LARGEST, 2 ** max(4, int(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE)))))
 
 
-def fitted_dictionary(z_ND: Tensor, size: int, active: int, steps: int, seed: int) -> Iterator[Dictionary | float]:
-    """Fit prototypes to hidden states; yields each step's unexplained variance, and the dictionary at last.
+def fitted_dictionary(
+    z_ND: Tensor, size: int, active: int, steps: int, seed: int, report: Callable[[int], object] = lambda step: None
+) -> Dictionary:
+    """Fit prototypes to hidden states.
 
     Args:
         z_ND: hidden states of training tokens, at least `size` of them (ValueError otherwise).
         size, active: K and k.
         steps: of `polish`; 0 keeps hidden states drawn at random, rescaled.
         seed: of the draw and of the batches.
+        report: called with the number of steps done.
     """
     layer = PrototypeLayer(size, z_ND.shape[1], active).to(z_ND.device)
     generator = torch.Generator().manual_seed(seed)
     layer.weight.data.copy_(prototypes_from(z_ND, size, active, generator))
     layer.search = MovingSearch()
-    if steps:
-        yield from polish(layer, z_ND, steps, learning_rate=1e-2, seed=seed)
-    yield Dictionary(layer.weight.detach(), active)
+    for step, _ in enumerate(polish(layer, z_ND, steps, learning_rate=1e-2, seed=seed), 1):
+        report(step)
+    return Dictionary(layer.weight.detach(), active)

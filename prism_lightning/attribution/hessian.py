@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prism_lightning.attribution.records import HeadChunk
+from prism_lightning.attribution.records import HeadChunk, head_chunks
 
 
 class HessianSums:
@@ -55,6 +55,15 @@ class HessianSums:
         """sum_t M_t = W^T diag(sum pi) W - sum mean mean^T, in float64."""
         head_VD = self.head_VD.double()
         return head_VD.T @ (self.probability_V[:, None] * head_VD) - self.outer_DD
+
+
+def mean_curvature(head_VD: Tensor, z_ND: Tensor) -> Tensor:
+    """S = E[M_t] over some hidden states, in float64."""
+    sums = HessianSums(head_VD, 1)
+    for chunk in head_chunks(head_VD, z_ND):
+        nowhere_C1 = torch.zeros(len(chunk.mean_CD), 1, device=head_VD.device)
+        sums.add(chunk, nowhere_C1.long(), nowhere_C1)
+    return sums.gauss_newton_DD() / sums.tokens
 
 
 def eigenbasis(curvature_DD: Tensor, rank: int) -> tuple[Tensor, Tensor]:

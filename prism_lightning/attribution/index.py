@@ -124,12 +124,10 @@ class Index:
 
         Influence is linear in the query, so the sum asks about the summed loss of all Q tokens at once.
         """
-        coefficient_Qk = np.asarray(activations_Qk, dtype=np.float32) * self._inverse_activation_K[prototypes_Qk]
-        if self.activation_path:  # the activation is inside the vectors already
-            terms = self._inverse_activation_K[prototypes_Qk][..., None] * (vectors_QrD @ self._precondition_Dm)
-        else:
-            coordinates_Qm = vectors_QrD[:, 0] @ self._precondition_Dm
-            terms = coefficient_Qk[..., None] * coordinates_Qm[:, None, :]
+        weight_Qk = self.curvature["inverse_activation"][prototypes_Qk]
+        if not self.activation_path:  # there the activations are inside the vectors
+            weight_Qk = weight_Qk * np.asarray(activations_Qk, dtype=np.float32)
+        terms = weight_Qk[..., None] * (vectors_QrD @ self.curvature["precondition"])  # r = 1 serves all k
         flat = prototypes_Qk.ravel()
         prototypes_U, which = np.unique(flat, return_inverse=True)
         terms = terms.reshape(len(flat), -1)
@@ -141,14 +139,6 @@ class Index:
         if "eigenvalues" in self.curvature:
             vectors_Um = vectors_Um / self.curvature["eigenvalues"][prototypes_U]
         return Query(prototypes_U, vectors_Um)
-
-    @cached_property
-    def _inverse_activation_K(self) -> np.ndarray:
-        return np.asarray(self.curvature["inverse_activation"])
-
-    @cached_property
-    def _precondition_Dm(self) -> np.ndarray:
-        return np.asarray(self.curvature["precondition"])
 
     def score(self, query: Query) -> Hits:
         """Influence of every training token that shares a prototype with the query; all others have none."""

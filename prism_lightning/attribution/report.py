@@ -82,9 +82,7 @@ def measured(
         if not active <= size <= len(z_ND):
             raise UserError(f"{size},{active}: give K,k with k <= K <= {len(z_ND)} sampled tokens")
         report(f"fitting {size:,} prototypes")
-        *_, last = fitted_dictionary(z_ND, size, active, FIT_STEPS, seed)
-        assert isinstance(last, Dictionary)
-        dictionaries[f"fitted, K {size:,} k {active}"] = last
+        dictionaries[f"fitted, K {size:,} k {active}"] = fitted_dictionary(z_ND, size, active, FIT_STEPS, seed)
     for row in compare(model.lm_head.weight.detach(), z_ND, dictionaries, sample, seed):
         report(f"measured {row.name}")
         yield row

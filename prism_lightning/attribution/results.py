@@ -88,7 +88,6 @@ class Describer:
 
     def __init__(self, store: TokenStore, index: Index) -> None:
         self.store, self.index = store, index
-        self._starts = store.documents["start"].to_numpy()
 
     def tokens(self, hits: Hits, query: Query, carried: bool) -> list[TrainingToken]:
         """Training tokens; with `carried`, the prototypes through which each has its influence."""
@@ -102,7 +101,7 @@ class Describer:
 
     def by_passage(self, hits: Hits) -> Hits:
         """Influence of passages, by the position of their first token."""
-        start = self._starts[self._documents_of(hits.tokens)]
+        start = self.store.starts[self._documents_of(hits.tokens)]
         offset = hits.tokens + 1 - start
         return summed(start + offset // PASSAGE_TOKENS * PASSAGE_TOKENS, hits.influence)
 
@@ -111,7 +110,7 @@ class Describer:
         return summed(self._documents_of(hits.tokens), hits.influence)
 
     def _documents_of(self, rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._starts, rows + 1, side="right") - 1
+        return self.store.documents_of(rows + 1)
 
     def passages(self, hits: Hits) -> list[Passage]:
         """Passages, given by the position of their first token, with text."""

@@ -80,8 +80,13 @@ class TokenStore(torch.utils.data.Dataset):
         return pa.ipc.open_file(pa.memory_map(str(self.folder / self.split / "documents.arrow"))).read_all()
 
     @cached_property
-    def _starts(self) -> np.ndarray:
+    def starts(self) -> np.ndarray:
+        """Position of every document's first token."""
         return self.documents["start"].to_numpy()
+
+    def documents_of(self, positions: np.ndarray | int) -> np.ndarray:
+        """The documents that tokens at some positions stand in."""
+        return np.searchsorted(self.starts, positions, side="right") - 1
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -112,14 +117,14 @@ class TokenStore(torch.utils.data.Dataset):
         """The document and offset of the token at a position of the split."""
         if not 0 <= position < self.counts["tokens"]:
             raise IndexError(f"position {position} is outside the {self.counts['tokens']} tokens of {self.split}")
-        document = int(np.searchsorted(self._starts, position, side="right")) - 1
+        document = int(self.documents_of(position))
         name, row = (self.documents[column][document].as_py() for column in ("name", "row"))
-        return Location(document, name, row, position - int(self._starts[document]))
+        return Location(document, name, row, position - int(self.starts[document]))
 
     def document_tokens(self, document: int) -> np.ndarray:
         """Tokens of one document, its end-of-text token included."""
-        end = self._starts[document + 1] if document + 1 < len(self._starts) else self.counts["tokens"]
-        return self.tokens[self._starts[document] : end]
+        end = self.starts[document + 1] if document + 1 < len(self.starts) else self.counts["tokens"]
+        return self.tokens[self.starts[document] : end]
 
     def text_around(self, position: int, before: int = 20, after: int = 20) -> tuple[str, str, str]:
         """The text of a token and of up to `before` and `after` tokens beside it in the same document."""

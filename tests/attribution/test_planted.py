@@ -10,7 +10,7 @@ from conftest import ROOT, fit
 
 from attribution.conftest import hidden_and_targets
 from attribution.planted import planted_corpus
-from benchmarks.choices import bm25_scores
+from benchmarks.baselines import bm25_scores
 
 TOP = 10
 
