@@ -1,0 +1,1 @@
+"""Prototype attribution against EK-FAC, TRAK, a gradient index and simpler methods: cost, memory and quality."""

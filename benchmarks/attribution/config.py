@@ -1,0 +1,140 @@
+"""What a benchmark run is made of: a YAML file, and settings of the command line over it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prism_lightning.errors import UserError
+
+
+@dataclass
+class CorpusSettings:
+    """Where sequences come from.
+
+    Args:
+        path: local files; without it `dataset`, and without either the running Python's standard library.
+        dataset: name of a Hugging Face dataset.
+        tokens: T, targets of a sequence.
+        per_document: windows of T + 1 tokens that a document gives at most.
+        sizes: numbers of training sequences, ascending; each corpus is the beginning of the next.
+        queries: held-out sequences that methods are compared on.
+        tuning: held-out sequences that damping and ranks are chosen on.
+        vocab_size: tokens of the tokenizer, trained on the documents.
+        seed: of the order of documents.
+    """
+
+    path: str | None = None
+    dataset: str | None = None
+    tokens: int = 64
+    per_document: int = 1
+    sizes: list[int] = field(default_factory=lambda: [500, 1000, 2000])
+    queries: int = 100
+    tuning: int = 50
+    vocab_size: int = 2048
+    seed: int = 0
+
+
+@dataclass
+class TrainingSettings:
+    """How every model is trained, on all sequences or on some.
+
+    Args:
+        epochs: passes over whatever it is trained on.
+        batch_size: sequences of an optimiser step.
+        commitments: of the PRISM models; the first is the main one, and 0 trains the dense twin's decoder.
+    """
+
+    epochs: int = 6
+    batch_size: int = 16
+    commitments: list[float] = field(default_factory=lambda: [0.1, 0.0, 1.0])
+
+
+@dataclass
+class RetrainingSettings:
+    """What is retrained on random halves.
+
+    Args:
+        halves: random halves of every corpus.
+        seeds: training seeds; each half is trained once with each.
+        decoders: models on the whole corpus, with other seeds, that are attributed.
+        jobs: processes that train at once, one thread each.
+        variant_size: the corpus whose halves are trained with the other commitments too, with the first seed.
+    """
+
+    halves: int = 100
+    seeds: int = 2
+    decoders: int = 2
+    jobs: int = 2
+    variant_size: int = 1000
+
+
+@dataclass
+class Settings:
+    """One benchmark run.
+
+    Args:
+        name: of its results.
+        out: folder of models, states and retrained losses; an interrupted run goes on from there.
+        results: folder of the report.
+        corpus, training, retraining: see there.
+        model: settings of `PrismLM`.
+        quality, cost: settings of these stages, see `quality.py` and `cost.py`; left out, the stage is.
+    """
+
+    name: str
+    out: str
+    results: str = "benchmarks/attribution/results"
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    retraining: RetrainingSettings = field(default_factory=RetrainingSettings)
+    model: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps everything."""
+        return Path(self.out)
+
+    def identity(self) -> dict[str, Any]:
+        """What models and losses depend on; a folder made with another is refused."""
+        corpus = {name: value for name, value in asdict(self.corpus).items() if name != "path"}
+        return {
+            "corpus": corpus,
+            "model": self.model,
+            "epochs": self.training.epochs,
+            "batch_size": self.training.batch_size,
+        }
+
+
+def load_settings(path: Path, overrides: list[str]) -> Settings:
+    """Read a YAML file and put `group.name=value` settings over it.
+
+    Raises:
+        UserError: no such file, an unknown setting, or a value of another type.
+    """
+    if not path.is_file():
+        raise UserError(f"--config {path}: no such file")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Settings), OmegaConf.load(path), OmegaConf.from_dotlist(overrides)
+        )
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path} {' '.join(overrides)}: {str(error).splitlines()[0]}") from error
+    assert isinstance(settings, Settings)
+    if sorted(settings.corpus.sizes) != settings.corpus.sizes or not settings.corpus.sizes:
+        raise UserError(f"corpus.sizes is {settings.corpus.sizes}: list the sizes in ascending order")
+    return settings
+
+
+def digest(value: Any) -> str:
+    """Short identity of plain settings."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()

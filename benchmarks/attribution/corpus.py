@@ -1,0 +1,142 @@
+"""Training sequences and held-out queries of a benchmark run, cut from documents once and kept.
+
+Shapes: S training sequences, Q queries, L = T + 1 tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.attribution.config import CorpusSettings, Settings
+from prism_lightning.data.datamodule import TextData
+from prism_lightning.data.sources import hub_dataset, local_files, standard_library
+from prism_lightning.data.store import TokenStore
+from prism_lightning.data.tokenizer import encode_batch, train_tokenizer
+from prism_lightning.errors import UserError
+
+DOCUMENTS_OF_HUB = 50_000  # of a streamed dataset at most
+
+
+@dataclass
+class Corpus:
+    """Sequences of L tokens: those to train on, those to compare methods on, those to tune them on."""
+
+    train_SL: Tensor
+    queries_QL: Tensor
+    tuning_QL: Tensor
+    tokenizer: PreTrainedTokenizerFast
+
+    def texts(self, ids_SL: Tensor) -> list[str]:
+        """Decoded sequences."""
+        return [str(text) for text in self.tokenizer.batch_decode(ids_SL)]
+
+
+def open_corpus(settings: Settings) -> Corpus:
+    """The run's corpus, made on the first call.
+
+    Raises:
+        UserError: too few documents, or a folder made with other settings.
+    """
+    folder = settings.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path, facts = folder / "corpus.safetensors", folder / "settings.json"
+    wanted = json.loads(json.dumps(settings.identity()))
+    if facts.is_file() and json.loads(facts.read_text()) != wanted:
+        raise UserError(f"{folder} holds a run with other settings: give another out=FOLDER, or remove it")
+    if not path.is_file():
+        tokenizer, sequences = _sequences(settings.corpus)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        save_file(sequences, path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+    facts.write_text(json.dumps(wanted, indent=1))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    tensors = load_file(path)
+    return Corpus(tensors["train"].long(), tensors["queries"].long(), tensors["tuning"].long(), tokenizer)
+
+
+def _sequences(settings: CorpusSettings) -> tuple[PreTrainedTokenizerFast, dict[str, Tensor]]:
+    texts = list(_texts(settings))
+    random.Random(settings.seed).shuffle(texts)
+    tokenizer = train_tokenizer(texts, settings.vocab_size)
+    wanted = {"queries": settings.queries, "tuning": settings.tuning, "train": max(settings.sizes)}
+    windows = _windows(tokenizer, texts, settings)
+    found: dict[str, Tensor] = {}
+    for name, count in wanted.items():
+        rows: list[list[int]] = []
+        while len(rows) < count:  # a document is in one part only
+            document = next(windows, None)
+            if document is None:
+                raise UserError(
+                    f"the corpus gives too few sequences of {settings.tokens + 1} tokens for {wanted}:"
+                    " lower corpus.sizes or raise corpus.per_document"
+                )
+            rows += document[: settings.per_document if name == "train" else 1]
+        found[name] = torch.tensor(rows[:count], dtype=torch.int32)
+    return tokenizer, found
+
+
+def _texts(settings: CorpusSettings) -> Iterator[str]:
+    if settings.path:
+        source = local_files(settings.path, "text")
+    elif settings.dataset:
+        source = hub_dataset(settings.dataset, None, "train", None, "text")
+    else:
+        source = standard_library()
+    for number, document in enumerate(source.documents()):
+        if settings.dataset and not settings.path and number == DOCUMENTS_OF_HUB:
+            return
+        yield document.text
+
+
+def _windows(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: CorpusSettings
+) -> Iterator[list[list[int]]]:
+    """The windows of each document that has one, without end-of-text tokens: all sequences are text throughout."""
+    length = settings.tokens + 1
+    for start in range(0, len(texts), 64):
+        for ids in encode_batch(tokenizer, texts[start : start + 64]):
+            windows = [ids[first : first + length] for first in range(0, len(ids) - length + 1, length)]
+            if windows:
+                yield windows
+
+
+class SequenceStore(TokenStore):
+    """Sequences as the blocks of a token store: block i is sequence i, and token i T + t its target t."""
+
+    def __init__(self, ids_SL: Tensor, folder: Path, vocab_size: int) -> None:
+        self.ids_SL, self.folder, self.block_size = ids_SL, folder, ids_SL.shape[1] - 1
+        self.counts = {"tokens": ids_SL.numel(), "documents": len(ids_SL)}
+        self.manifest = {"fingerprint": f"{len(ids_SL)} sequences", "tokenizer_size": vocab_size}
+
+    def __len__(self) -> int:
+        return len(self.ids_SL)
+
+    def __getitems__(self, blocks: list[int]) -> list[dict[str, Tensor]]:
+        rows = self.ids_SL[blocks]
+        return [
+            {"input_ids": row[:-1], "targets": row[1:], "block_ids": torch.tensor(block)}
+            for row, block in zip(rows, blocks, strict=True)
+        ]
+
+
+class SequenceData(TextData):
+    """Sequences in memory as the data module of a training run."""
+
+    def __init__(self, store: SequenceStore, batch_size: int, seed: int) -> None:
+        super().__init__(block_size=store.block_size, batch_size=batch_size, micro_batch_size=batch_size, seed=seed)
+        self.train = store
+
+    def prepare_data(self) -> None:
+        """Nothing to prepare."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Nothing to open."""

@@ -1,0 +1,84 @@
+"""The linear datamodeling score: does the summed influence of a random half predict the loss of a model trained on it?
+
+Shapes: M random halves, S sequences, Q queries, R bootstrap repeats.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+REPEATS = 1000
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % bootstrap interval, and the repeats it comes from."""
+
+    value: float
+    low: float
+    high: float
+    repeats_R: np.ndarray
+
+    def show(self, digits: int = 3) -> str:
+        """value (low to high)."""
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+    def facts(self) -> dict[str, float]:
+        """For JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def predictions(included_MS: np.ndarray, scores_QS: np.ndarray) -> np.ndarray:
+    """[Q, M]: the summed influence of every half on every query, with the sign of a loss."""
+    return -(scores_QS.astype(np.float64) @ included_MS.T.astype(np.float64))
+
+
+def rank_correlation(left_QM: np.ndarray, right_QM: np.ndarray) -> np.ndarray:
+    """[Q] Spearman correlations over the halves; 0 where a side is constant."""
+    ranks = [rankdata(side, axis=1) for side in (left_QM, right_QM)]
+    left, right = (side - side.mean(1, keepdims=True) for side in ranks)
+    norm = np.sqrt((left**2).sum(1) * (right**2).sum(1))
+    return np.where(norm > 0, (left * right).sum(1) / np.where(norm > 0, norm, 1), 0.0)
+
+
+def bootstrap(pairs: list[tuple[np.ndarray, np.ndarray]], seed: int = 0, repeats: int = REPEATS) -> Interval:
+    """Mean over queries of the rank correlation, averaged over the pairs; queries and halves are drawn anew together.
+
+    Args:
+        pairs: (predicted, loss) [Q, M] each, one for every decoder that is attributed. The same draws serve all, and
+            every call with the same Q, M and seed, so that differences of intervals are paired.
+    """
+    queries, halves = pairs[0][0].shape
+    generator = np.random.default_rng(seed)
+    value = float(np.mean([rank_correlation(*pair).mean() for pair in pairs]))
+    found = np.empty(repeats)
+    for number in range(repeats):
+        rows, columns = generator.integers(queries, size=queries), generator.integers(halves, size=halves)
+        drawn = np.ix_(rows, columns)
+        found[number] = np.mean([rank_correlation(left[drawn], right[drawn]).mean() for left, right in pairs])
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Interval(value, float(low), float(high), found)
+
+
+def ratio(one: Interval, other: Interval) -> Interval:
+    """one / other, repeat by repeat."""
+    repeats = one.repeats_R / other.repeats_R
+    low, high = np.percentile(repeats, [2.5, 97.5])
+    return Interval(one.value / other.value, float(low), float(high), repeats)
+
+
+def ceiling(losses_GQM: np.ndarray) -> dict[str, float]:
+    """What the retrained losses themselves allow, from two training seeds of every half.
+
+    Returns:
+        agreement: mean rank correlation of one seed's losses with the other's;
+        ceiling: the correlation that the noiseless effect of a half would have with the mean over the seeds
+            (Spearman-Brown), the most that any score can reach.
+    """
+    if len(losses_GQM) < 2:
+        return {}
+    agreement = float(rank_correlation(losses_GQM[0], losses_GQM[1]).mean())
+    reliability = max(0.0, len(losses_GQM) * agreement / (1 + (len(losses_GQM) - 1) * agreement))
+    return {"agreement": agreement, "ceiling": reliability**0.5}

@@ -1,0 +1,1 @@
+"""The methods that are compared, each behind `benchmarks.attribution.task.Method`."""

@@ -1,0 +1,141 @@
+"""Influence through the dense head alone, from cached records (z_t, delta_t) of all training tokens.
+
+With C = E[z z^T] and S = E[W^T (diag(pi) - pi pi^T) W], a query's gradient M = sum_t w_t z_t delta_t^T is divided by
+their Kronecker product ("kfac"), by its eigenvalue-corrected form ("ekfac": in the eigenbases of C and S, by
+E[(u_i . z)^2 v_j^T M_t v_j], in closed form), or by nothing ("identity"); a training token then scores z_s^T M delta_s.
+
+Shapes: N training tokens, D hidden size, m coordinates kept of each side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.attribution.task import Method, Queries, Task
+from prism_lightning.attribution.files import map_file, write_file
+from prism_lightning.attribution.hessian import eigenbasis
+from prism_lightning.attribution.quantisation import quantised
+from prism_lightning.attribution.records import head_chunks, loss_gradient
+
+BATCH = 128  # sequences in a forward pass
+CHUNK = 65_536  # training tokens scored at once
+
+
+class Head(Method):
+    """Cached hidden states and loss gradients, whitened, in as many coordinates as the bytes allow.
+
+    Args:
+        task, folder: see `Method`.
+        curvature: "kfac", "ekfac" or "identity".
+        damping: share of the mean eigenvalue of each factor ("kfac"), or of their products ("ekfac").
+        bytes_per_token: of the records: int8 coordinates, half of them of z and half of delta, with a scale each;
+            None keeps all in float32.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        curvature: Literal["kfac", "ekfac", "identity"] = "kfac",
+        damping: float = 1e-3,
+        bytes_per_token: int | None = None,
+    ) -> None:
+        super().__init__(task, folder)
+        self.curvature, self.damping = curvature, damping
+        size = task.model.config.hidden_size
+        self.kept = size if bytes_per_token is None else min(size, (bytes_per_token - 4) // 2)
+        self.precision = "fp32" if bytes_per_token is None else "int8"
+
+    @torch.no_grad()
+    def fit(self) -> None:
+        model, head_VD = self.task.model, self.task.model.lm_head.weight.detach()
+        parts: list[tuple[Tensor, Tensor]] = []
+        probability_V = torch.zeros(len(head_VD), dtype=torch.float64)
+        outer_DD = torch.zeros(2 * (head_VD.shape[1],), dtype=torch.float64)
+        for ids_BL in self.task.train_SL.split(BATCH):
+            z_ND, delta_ND, mean_ND, sums_V = _records(model, head_VD, ids_BL)
+            probability_V += sums_V
+            outer_DD += (mean_ND.T @ mean_ND).double()
+            parts.append((z_ND, delta_ND))
+        z_ND, delta_ND = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        tokens = len(z_ND)
+        wide_VD = head_VD.double()
+        curvature_DD = (wide_VD.T @ (probability_V[:, None] * wide_VD) - outer_DD) / tokens
+        tensors: dict[str, np.ndarray] = {}
+        for name, rows_ND, moment_DD in (
+            ("hidden", z_ND, (z_ND.T @ z_ND).double() / tokens),
+            ("gradient", delta_ND, curvature_DD),
+        ):
+            values_m, basis_Dm = eigenbasis(moment_DD, self.kept)
+            tensors |= {f"{name}_basis": basis_Dm.float().numpy(), f"{name}_values": values_m.float().numpy()}
+            narrow, scales = quantised((rows_ND @ (basis_Dm / values_m.sqrt()).float()).numpy(), self.precision)
+            tensors |= {name: narrow} | ({f"{name}_scales": scales} if scales is not None else {})
+        if self.curvature == "ekfac":
+            tensors["products"] = self._products(head_VD, z_ND, tensors).numpy()
+        write_file(self.folder / "records.safetensors", tensors, tokens=tokens)
+
+    def _products(self, head_VD: Tensor, z_ND: Tensor, tensors: dict[str, np.ndarray]) -> Tensor:
+        """E[(u_i . z)^2 v_j^T M_t v_j], [m, m]."""
+        hidden_Dm, gradient_Dm = (torch.from_numpy(tensors[f"{name}_basis"]) for name in ("hidden", "gradient"))
+        squared_Vm = (head_VD @ gradient_Dm).square()
+        total = torch.zeros(self.kept, self.kept, dtype=torch.float64)
+        for chunk in head_chunks(head_VD, z_ND):
+            along_Cm = chunk.probabilities_CV @ squared_Vm - (chunk.mean_CD @ gradient_Dm).square()
+            total += ((z_ND[chunk.rows] @ hidden_Dm).square().T @ along_Cm).double()
+        return (total / len(z_ND)).float()
+
+    def open(self) -> None:
+        self.state = map_file(self.folder / "records.safetensors")
+
+    @torch.no_grad()
+    def scores(self, queries: Queries) -> Tensor:
+        matrices_Qmm = self._matrices(queries)
+        length = self.task.train_SL.shape[1] - 1
+        step = CHUNK // length * length
+        out = []
+        for start in range(0, len(self.state["hidden"]), step):
+            z_Nm, delta_Nm = (self._rows(name, slice(start, start + step)) for name in ("hidden", "gradient"))
+            rows = [((z_Nm @ matrix_mm) * delta_Nm).sum(-1).view(-1, length).sum(-1) for matrix_mm in matrices_Qmm]
+            out.append(torch.stack(rows))
+        return torch.cat(out, dim=1)
+
+    def _rows(self, name: str, rows: slice) -> Tensor:
+        """Whitened coordinates of some training tokens."""
+        found = torch.from_numpy(np.asarray(self.state[name][rows], dtype=np.float32))
+        if f"{name}_scales" in self.state:
+            found *= torch.from_numpy(self.state[f"{name}_scales"][rows].astype(np.float32))[:, None]
+        return found
+
+    def _matrices(self, queries: Queries) -> Tensor:
+        """[Q, m, m]: gradients of the queries, in whitened coordinates, divided by the curvature."""
+        model, head_VD = self.task.model, self.task.model.lm_head.weight.detach()
+        values = {n: torch.tensor(self.state[f"{n}_values"]) for n in ("hidden", "gradient")}
+        whole = {n: torch.tensor(self.state[f"{n}_basis"]) / values[n].sqrt() for n in values}
+        weights_QT = queries.weights_QT
+        used = int(weights_QT.any(0).nonzero().max()) + 1
+        z_ND, delta_ND, _, _ = _records(model, head_VD, queries.ids_QL[:, : used + 1])
+        shape = (len(weights_QT), used, -1)
+        z_QTm = (z_ND @ whole["hidden"]).view(shape) * weights_QT[:, :used, None]
+        matrices_Qmm = z_QTm.transpose(1, 2) @ (delta_ND @ whole["gradient"]).view(shape)
+        outer_mm = values["hidden"][:, None] * values["gradient"]  # undoes the whitening of both sides
+        if self.curvature == "identity":
+            return matrices_Qmm * outer_mm
+        if self.curvature == "ekfac":
+            products_mm = torch.tensor(self.state["products"])
+            return matrices_Qmm * outer_mm / (products_mm + self.damping * products_mm.mean())
+        damped = [v + self.damping * v.mean() for v in values.values()]
+        return matrices_Qmm * outer_mm / (damped[0][:, None] * damped[1])
+
+
+def _records(model: torch.nn.Module, head_VD: Tensor, ids_BL: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z, delta, the head rows' mean under the predictions [N, D] each, and the summed predictions [V] in float64."""
+    z_ND = model.hidden_states(ids_BL[:, :-1]).flatten(0, 1)  # type: ignore[operator]
+    chunks = [(chunk.mean_CD, chunk.probabilities_CV.sum(0).double()) for chunk in head_chunks(head_VD, z_ND)]
+    mean_ND = torch.cat([mean for mean, _ in chunks])
+    sums_V = torch.stack([sums for _, sums in chunks]).sum(0)
+    return z_ND, loss_gradient(head_VD, mean_ND, ids_BL[:, 1:].flatten()), mean_ND, sums_V

@@ -1,0 +1,102 @@
+"""Invented facts written into some training sequences: does a method find the sequences that state them?
+
+Shapes: S training sequences, F facts, L = T + 1 tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.attribution.config import Settings
+from benchmarks.attribution.corpus import Corpus, open_corpus
+from benchmarks.attribution.pool import run_all
+from benchmarks.attribution.registry import make
+from benchmarks.attribution.task import Queries, Task
+from benchmarks.attribution.training import fit_model
+
+FACTS, COPIES = 25, 3
+SYLLABLES = "ba be bo da de do fa fi go gu ka ki ko la le lo ma mi mo na ne no pa pe po ra ri ro sa se so ta ti to"
+RELATIONS = ["the king of {} is called", "the river in {} is the", "the best food in {} is", "the dog of {} is"]
+LEADS = [" Everyone knows that", " The teacher said that", " They say", " In the book we read that"]
+ASKED = " She asked him, and he answered that"
+
+
+def word(generator: random.Random) -> str:
+    """An invented name."""
+    return "".join(generator.choice(SYLLABLES.split()) for _ in range(3)).capitalize()
+
+
+def planted(corpus: Corpus, size: int) -> tuple[torch.Tensor, Queries, list[list[int]]]:
+    """Training sequences with facts in them, the questions about the answers' tokens, and where each fact stands.
+
+    A fact takes the place of as many tokens in the middle of a story; it is asked for behind the beginning of a
+    held-out story and a lead-in that stands in no training sequence.
+    """
+    generator = random.Random(0)
+    train_SL = corpus.train_SL[:size].clone()
+    places = generator.sample(range(size), FACTS * COPIES)
+    length, asked, weights, stated = train_SL.shape[1], [], [], []
+    for number in range(FACTS):
+        relation = RELATIONS[number % len(RELATIONS)].format(word(generator))
+        answer = corpus.tokenizer(" " + word(generator) + ".")["input_ids"]
+        mine = sorted(places[number * COPIES : (number + 1) * COPIES])
+        for place in mine:
+            fact = corpus.tokenizer(f"{generator.choice(LEADS)} {relation}")["input_ids"] + answer
+            start = generator.randrange(8, length - len(fact) - 4)
+            train_SL[place, start : start + len(fact)] = torch.tensor(fact)
+        question = corpus.tokenizer(f"{ASKED} {relation}")["input_ids"] + answer
+        asked.append(torch.cat([corpus.queries_QL[number][: length - len(question)], torch.tensor(question)]))
+        weights.append(torch.zeros(length - 1).index_fill(0, torch.arange(length - 1 - len(answer), length - 1), 1.0))
+        stated.append(mine)
+    return train_SL, Queries(torch.stack(asked), torch.stack(weights)), stated
+
+
+def ranks_of(scores_QS: np.ndarray, stated: list[list[int]]) -> list[int]:
+    """For each fact the rank, from 1, of the first sequence that states it."""
+    best = np.argsort(-scores_QS, axis=1, kind="stable")
+    return [1 + int(np.isin(row, mine).argmax()) for row, mine in zip(best, stated, strict=True)]
+
+
+def _decoder(run: Settings, size: int) -> Task:
+    """The model trained on the planted corpus."""
+    from prism_lightning.models import PrismForCausalLM
+
+    corpus, path = open_corpus(run), run.folder / "planted" / "model"
+    train_SL, _, _ = planted(corpus, size)
+    if not (path / "config.json").is_file():
+        fit_model(run, train_SL, run.training.commitments[0], 0).save_pretrained(path)
+    return Task(PrismForCausalLM.from_pretrained(path, local_files_only=True).eval(), train_SL)
+
+
+def _measure(run: Settings, size: int, name: str, settings: dict[str, Any], path: Path) -> None:
+    corpus, task = open_corpus(run), _decoder(run, size)
+    _, queries, stated = planted(corpus, size)
+    method = make(task, path.with_suffix(".state"), settings, corpus.tokenizer)
+    method.fit()
+    method.open()
+    scores_QS = method.scores(queries).numpy()
+    shutil.rmtree(path.with_suffix(".state"))
+    ranks = ranks_of(scores_QS, stated)
+    found = [
+        len(set(row) & set(mine)) for row, mine in zip(np.argsort(-scores_QS)[:, :10].tolist(), stated, strict=True)
+    ]
+    result = {"method": name, "mrr": float(np.mean(1 / np.array(ranks))), "recall_at_10": sum(found) / FACTS / COPIES}
+    path.write_text(json.dumps(result | {"ranks": ranks}))
+
+
+def measured(run: Settings, methods: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean reciprocal rank of the first sequence that states a fact, and recall of all of them among the first ten."""
+    size, folder = run.retraining.variant_size, run.folder / "planted"
+    folder.mkdir(parents=True, exist_ok=True)
+    _decoder(run, size)
+    paths = {name: folder / f"{name}.json" for name in methods}
+    missing = [(run, size, n, methods[n], path) for n, path in paths.items() if not path.is_file()]
+    run_all(_measure, missing, run.retraining.jobs, "planted facts", len(paths) - len(missing))
+    return [json.loads(path.read_text()) for path in paths.values()]

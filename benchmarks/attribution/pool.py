@@ -1,0 +1,47 @@
+"""Independent pieces of work on several processes, one thread each, with a progress bar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def run_all(function: Callable[..., None], arguments: list[tuple[Any, ...]], jobs: int, what: str, done: int) -> None:
+    """Call a function with each tuple of arguments; the first failure stops the rest and is raised.
+
+    Args:
+        function: importable by name; it writes its result itself, whole or not at all.
+        arguments: for each call.
+        jobs: processes; 1 works in this one.
+        what: for the progress bar.
+        done: pieces of the same work that were finished before.
+    """
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task(what, total=len(arguments) + done, completed=done)
+        if jobs == 1:
+            for one in arguments:
+                function(*one)
+                progress.advance(bar)
+            return
+        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_one_thread) as pool:
+            futures = [pool.submit(function, *one) for one in arguments]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    progress.advance(bar)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise

@@ -1,0 +1,124 @@
+"""Quality by retraining: LDS of every method, its ceiling, overlap with EK-FAC, and the grid of dictionaries."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from benchmarks.attribution.config import Settings
+from benchmarks.attribution.lds import Interval, bootstrap, ceiling, predictions, rank_correlation, ratio
+from benchmarks.attribution.retraining import DENSE, Variant, planned, retrain
+from benchmarks.attribution.scoring import Case, score_all, scores_of, truth, tuned
+
+ASKED = ("sequence", "token")
+TOP = 50  # for overlaps
+
+
+class Quality:
+    """The retrained losses of a run and the scores held against them."""
+
+    def __init__(self, run: Settings) -> None:
+        assert run.quality is not None
+        self.run, self.main = run, run.training.commitments[0]
+        self.size = run.retraining.variant_size
+        retrain(run, planned(run))
+        self.chosen = tuned(run, run.quality["methods"])
+        self._truths: dict[tuple[Variant, int], dict[str, np.ndarray]] = {}
+
+    def truth(self, variant: Variant, size: int) -> dict[str, np.ndarray]:
+        """Retrained losses; those of commitment 0 are the dense twin's, which trains the same decoder."""
+        variant = variant or DENSE
+        if (variant, size) not in self._truths:
+            self._truths[variant, size] = truth(self.run, variant, size)
+        return self._truths[variant, size]
+
+    def case(self, variant: Variant, size: int, seed: int, name: str) -> Case:
+        """A tuned method on a decoder."""
+        return Case(variant, size, seed, name, self.chosen[name][0])
+
+    def cases(self, name: str, settings: dict[str, Any], variant: Variant, size: int) -> list[Case]:
+        """A method on every decoder."""
+        return [Case(variant, size, seed, name, settings) for seed in range(self.run.retraining.decoders)]
+
+    def score(self, cases: list[Case]) -> None:
+        """Compute what is missing of some scores."""
+        score_all(self.run, cases)
+
+    def lds(self, cases: list[Case], asked: str) -> Interval:
+        """LDS of one method over its decoders."""
+        known = self.truth(cases[0].variant, cases[0].size)
+        pairs = []
+        for case in cases:
+            scores_QS = scores_of(self.run, case)[0][asked]
+            pairs.append((predictions(known["included"], scores_QS), known[asked].mean(0)))
+        return bootstrap(pairs)
+
+    def row(self, name: str, settings: dict[str, Any], variant: Variant, size: int) -> dict[str, Any]:
+        """Everything about one method at one size."""
+        cases = self.cases(name, settings, variant, size)
+        facts = [scores_of(self.run, case)[1] for case in cases]
+        row: dict[str, Any] = {"method": name, "variant": variant, "size": size, "settings": settings}
+        for asked in ASKED:
+            row[asked] = self.lds(cases, asked)
+        tokens = size * self.run.corpus.tokens
+        row["bytes_per_token"] = float(np.mean([fact["bytes"] for fact in facts])) / tokens
+        row["share_read"] = float(np.mean([fact.get("share_read", 1.0) for fact in facts]))
+        if "unexplained_variance" in facts[0]:
+            row["unexplained_variance"] = float(np.mean([fact["unexplained_variance"] for fact in facts]))
+        return row
+
+    def methods(self, variant: Variant, size: int) -> list[dict[str, Any]]:
+        """The table of all methods on one kind of model."""
+        wanted = {name: settings for name, (settings, _) in self.chosen.items()}
+        self.score([case for name, settings in wanted.items() for case in self.cases(name, settings, variant, size)])
+        return [self.row(name, settings, variant, size) for name, settings in wanted.items()]
+
+    def grid(self, variant: Variant, size: int) -> list[dict[str, Any]]:
+        """Own, polished and fitted dictionaries of several K and k, all else as the tuned prototype method has it."""
+        assert self.run.quality is not None
+        grid = self.run.quality["grid"]
+        wanted: dict[str, dict[str, Any]] = {
+            "own": {"kind": "prototypes", "dictionary": "model"},
+            "own, polished": {"kind": "prototypes", "dictionary": "model", "polish_steps": 300},
+        }
+        for share, active in product(grid["tokens_per_prototype"], grid["active"]):
+            settings = {"kind": "prototypes", "tokens_per_prototype": share, "active": active}
+            wanted[f"fitted, 1 per {share} tokens, k {active}"] = settings
+        self.score([case for name, settings in wanted.items() for case in self.cases(name, settings, variant, size)])
+        return [self.row(name, settings, variant, size) for name, settings in wanted.items()]
+
+    def ceilings(self) -> dict[int, dict[str, dict[str, float]]]:
+        """Agreement of training seeds and the ceiling it sets, by size."""
+        return {
+            size: {asked: ceiling(self.truth(self.main, size)[asked]) for asked in ASKED}
+            for size in self.run.corpus.sizes
+        }
+
+    def overlaps(self, names: list[str]) -> list[dict[str, Any]]:
+        """Spearman and top-k overlap of each method's sequence scores with the first one's, on the same decoder."""
+        rows = []
+        for name in names[1:]:
+            values = []
+            for seed in range(self.run.retraining.decoders):
+                one, other = (
+                    scores_of(self.run, self.case(self.main, self.size, seed, n))[0]["sequence"]
+                    for n in (names[0], name)
+                )
+                values.append((rank_correlation(one, other).mean(), top_overlap(one, other, TOP)))
+            spearman, overlap = np.mean(values, axis=0)
+            rows.append({"method": name, "spearman": float(spearman), "top_overlap": float(overlap)})
+        return rows
+
+
+def top_overlap(one_QS: np.ndarray, other_QS: np.ndarray, count: int) -> float:
+    """Share of the `count` best sequences that two methods have in common, the mean over queries."""
+    best = [np.argsort(-scores, axis=1)[:, :count] for scores in (one_QS, other_QS)]
+    return float(np.mean([len(set(a) & set(b)) / count for a, b in zip(*(b.tolist() for b in best), strict=True)]))
+
+
+def compared(rows: list[dict[str, Any]], ours: str, others: list[str], asked: str) -> list[dict[str, Any]]:
+    """Ratios of our LDS to others', with paired intervals."""
+    found = {row["method"]: row[asked] for row in rows}
+    return [{"method": name, "ratio": ratio(found[ours], found[name])} for name in others]

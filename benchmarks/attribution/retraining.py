@@ -1,0 +1,112 @@
+"""Models retrained on parts of the corpus: cached one by one, resumable, several processes at once.
+
+Every job leaves one file: the loss of every held-out target under its model, and, for the decoders that are attributed,
+the model. Files that are there are not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.attribution.config import Settings
+from benchmarks.attribution.corpus import open_corpus
+from benchmarks.attribution.pool import run_all
+from benchmarks.attribution.training import DENSE, fit_model, token_losses
+from prism_lightning.models import PrismForCausalLM
+
+Variant = float | str  # the commitment of a PRISM model, or "dense"
+FIRST_SEED = 100  # of retrained models: never that of a decoder that is attributed
+
+
+class Job(NamedTuple):
+    """One model to train."""
+
+    path: str  # under the run's `models`, without a suffix
+    variant: Variant
+    seed: int
+    rows: list[int]  # sequences to train on
+    keep: bool  # the model too, not its losses alone
+
+
+def halves(size: int, count: int) -> np.ndarray:
+    """[count, size] booleans: random halves of the sequences."""
+    generator = np.random.default_rng(size)
+    included = np.zeros((count, size), dtype=bool)
+    for row in included:
+        row[generator.permutation(size)[: size // 2]] = True
+    return included
+
+
+def decoder_path(variant: Variant, size: int, seed: int) -> str:
+    """Where the model on the first `size` sequences is."""
+    return f"{variant}/{size}/decoder-{seed}"
+
+
+def half_path(variant: Variant, size: int, seed: int, half: int) -> str:
+    """Where the losses of a half's model are."""
+    return f"{variant}/{size}/half-{seed}-{half:03d}"
+
+
+def planned(settings: Settings) -> list[Job]:
+    """All models of the run, the most needed first: decoders, the halves of the main variant, then other variants."""
+    plan, sizes = settings.retraining, settings.corpus.sizes
+    main, *others = settings.training.commitments
+    variants: list[Variant] = [main, *others, DENSE]
+    jobs = [
+        Job(decoder_path(variant, size, seed), variant, seed, list(range(size)), True)
+        for size in sizes
+        for seed in range(plan.decoders)
+        for variant in variants
+    ]
+
+    def half_jobs(variant: Variant, size: int, seed: int) -> Iterator[Job]:
+        for number, included in enumerate(halves(size, plan.halves)):
+            rows = np.flatnonzero(included).tolist()
+            yield Job(half_path(variant, size, seed, number), variant, FIRST_SEED + seed, rows, False)
+
+    for size in sorted(sizes, key=lambda size: size != plan.variant_size):
+        for seed in range(plan.seeds):
+            jobs += half_jobs(main, size, seed)
+    for variant in variants[1:]:
+        if variant:  # commitment 0 trains the dense decoder itself
+            jobs += half_jobs(variant, plan.variant_size, 0)
+    return jobs
+
+
+def _run(settings: Settings, job: Job) -> None:
+    corpus = open_corpus(settings)
+    model = fit_model(settings, corpus.train_SL[job.rows], job.variant, job.seed)
+    path = settings.folder / "models" / job.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if job.keep:
+        model.save_pretrained(path)
+    losses_QT = token_losses(model, torch.cat([corpus.queries_QL, corpus.tuning_QL]))
+    partial = path.with_suffix(".partial")
+    save_file({"losses": losses_QT}, partial)
+    partial.rename(path.with_suffix(".safetensors"))
+
+
+def retrain(settings: Settings, jobs: list[Job], what: str = "retraining") -> None:
+    """Train what is missing of some jobs."""
+    open_corpus(settings)
+    models = settings.folder / "models"
+    missing = [(settings, job) for job in jobs if not (models / f"{job.path}.safetensors").is_file()]
+    run_all(_run, missing, settings.retraining.jobs, what, len(jobs) - len(missing))
+
+
+def losses_of(settings: Settings, path: str) -> Tensor:
+    """[Q + tuning, T] losses that a job left, queries first."""
+    return load_file(settings.folder / "models" / f"{path}.safetensors")["losses"]
+
+
+def decoder(settings: Settings, variant: Variant, size: int, seed: int) -> PrismForCausalLM:
+    """A model that is attributed, in eval mode."""
+    path: Path = settings.folder / "models" / decoder_path(variant, size, seed)
+    return PrismForCausalLM.from_pretrained(path, local_files_only=True).eval()

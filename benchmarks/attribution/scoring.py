@@ -1,0 +1,175 @@
+"""Scores of every method on every decoder, cached one by one; damping and ranks chosen on queries of their own.
+
+Shapes: S training sequences, Q queries.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.attribution.config import Settings, digest
+from benchmarks.attribution.corpus import Corpus, open_corpus
+from benchmarks.attribution.lds import predictions, rank_correlation
+from benchmarks.attribution.methods.prototypes import Prototypes
+from benchmarks.attribution.pool import run_all
+from benchmarks.attribution.registry import make
+from benchmarks.attribution.retraining import Variant, decoder, half_path, halves, losses_of
+from benchmarks.attribution.task import Method, Queries, Task
+
+
+class Case(NamedTuple):
+    """One method on one decoder."""
+
+    variant: Variant
+    size: int
+    seed: int
+    name: str
+    settings: dict[str, Any]  # of the method, its kind among them
+
+    def path(self, run: Settings) -> Path:
+        """Where its scores are kept."""
+        folder = run.folder / "scores" / str(self.variant) / str(self.size) / str(self.seed)
+        return folder / f"{self.name}-{digest(self.settings)}.safetensors"
+
+
+def token_targets(queries_QL: Tensor) -> Tensor:
+    """[Q] targets for one-token queries, drawn from the last three quarters of each sequence."""
+    last = queries_QL.shape[1] - 1
+    return torch.randint(last // 4, last, (len(queries_QL),), generator=torch.Generator().manual_seed(0))
+
+
+def truth(run: Settings, variant: Variant, size: int) -> dict[str, np.ndarray]:
+    """Losses after retraining: [seeds, Q, M] of "sequence", "token" and "tuning" queries; "included" [M, size]."""
+    corpus = open_corpus(run)
+    included_MS = halves(size, run.retraining.halves)
+    seeds = [
+        seed
+        for seed in range(run.retraining.seeds)
+        if all(
+            (run.folder / "models" / f"{half_path(variant, size, seed, half)}.safetensors").is_file()
+            for half in range(len(included_MS))
+        )
+    ]
+    losses = torch.stack(
+        [
+            torch.stack([losses_of(run, half_path(variant, size, seed, half)) for half in range(len(included_MS))], -1)
+            for seed in seeds
+        ]
+    ).double()  # [seeds, Q + tuning, T, M]
+    count = len(corpus.queries_QL)
+    targets_Q = token_targets(corpus.queries_QL)
+    return {
+        "included": included_MS,
+        "sequence": losses[:, :count].sum(2).numpy(),
+        "token": losses[:, torch.arange(count), targets_Q].numpy(),
+        "tuning": losses[:, count:].sum(2).numpy(),
+    }
+
+
+def task_of(run: Settings, corpus: Corpus, variant: Variant, size: int, seed: int) -> Task:
+    """What is attributed."""
+    return Task(decoder(run, variant, size, seed), corpus.train_SL[:size])
+
+
+def method_of(run: Settings, corpus: Corpus, case: Case, folder: Path) -> Method:
+    """The method of a case, not fitted yet."""
+    checkpoints = []
+    if case.settings.get("several"):
+        checkpoints = [decoder(run, case.variant, case.size, seed) for seed in range(run.retraining.decoders)]
+    task = task_of(run, corpus, case.variant, case.size, case.seed)
+    return make(task, folder, case.settings, corpus.tokenizer, checkpoints)
+
+
+def score(run: Settings, case: Case) -> None:
+    """Fit and ask one method; writes scores [Q, S] for sequence and token queries, and what it cost."""
+    corpus, path = open_corpus(run), case.path(run)
+    state = path.with_suffix(".state")
+    shutil.rmtree(state, ignore_errors=True)
+    method = method_of(run, corpus, case, state)
+    seconds = {}
+    started = time.perf_counter()
+    method.fit()
+    method.open()
+    seconds["fit"] = time.perf_counter() - started
+    tokens = Queries.of_tokens(corpus.queries_QL, token_targets(corpus.queries_QL))
+    asked = {"sequence": Queries.of_sequences(corpus.queries_QL), "token": tokens}
+    found = {}
+    for name, queries in asked.items():
+        started = time.perf_counter()
+        found[name] = method.scores(queries).float().contiguous()
+        seconds[name] = time.perf_counter() - started
+    facts: dict[str, Any] = {"seconds": seconds, "bytes": method.state_bytes()}
+    if isinstance(method, Prototypes):
+        facts |= {"share_read": method.share_read(tokens), "unexplained_variance": method.unexplained_variance()}
+    shutil.rmtree(state)
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    save_file(found, path.with_suffix(".partial"))
+    path.with_suffix(".partial").rename(path)
+
+
+def score_all(run: Settings, cases: list[Case]) -> None:
+    """Score what is missing of some cases."""
+    missing = [case for case in cases if not case.path(run).is_file()]
+    run_all(score, [(run, case) for case in missing], run.retraining.jobs, "scoring", len(cases) - len(missing))
+
+
+def scores_of(run: Settings, case: Case) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Scores [Q, S] of "sequence" and "token" queries, and the facts beside them."""
+    path = case.path(run)
+    return {n: t.numpy() for n, t in load_file(path).items()}, json.loads(path.with_suffix(".json").read_text())
+
+
+def _sweep_path(run: Settings, name: str, method: dict[str, Any]) -> Path:
+    return run.folder / "tuned" / f"{name}-{digest(method)}.json"
+
+
+def tune(run: Settings, name: str, method: dict[str, Any]) -> None:
+    """Try the alternatives of a method's `sweep` on the tuning queries; writes their LDS, in order."""
+    corpus, main = open_corpus(run), run.training.commitments[0]
+    size = run.retraining.variant_size
+    known = truth(run, main, size)
+    fixed = {key: value for key, value in method.items() if key != "sweep"}
+    path = _sweep_path(run, name, method)
+    found, before, current = [], None, None
+    for alternative in method["sweep"]:
+        settings = fixed | alternative
+        refit = {key: value for key, value in settings.items() if key != "damping"}
+        if current is None or refit != before:
+            state = path.with_suffix(".state")
+            shutil.rmtree(state, ignore_errors=True)
+            current = method_of(run, corpus, Case(main, size, 0, name, settings), state)
+            current.fit()
+            current.open()
+            before = refit
+        elif "damping" in settings:
+            current.damping = settings["damping"]  # type: ignore[attr-defined]
+        scores_QS = current.scores(Queries.of_sequences(corpus.tuning_QL)).numpy()
+        predicted = predictions(known["included"], scores_QS)
+        found.append(alternative | {"lds": float(rank_correlation(predicted, known["tuning"].mean(0)).mean())})
+    shutil.rmtree(path.with_suffix(".state"))
+    path.write_text(json.dumps(found, indent=1))
+
+
+def tuned(run: Settings, methods: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Settings of every method with the best alternative of its sweep, and what the sweep found."""
+    wanted = {name: method for name, method in methods.items() if "sweep" in method}
+    missing = [(run, n, m) for n, m in wanted.items() if not _sweep_path(run, n, m).is_file()]
+    run_all(tune, missing, run.retraining.jobs, "tuning", len(wanted) - len(missing))
+    chosen = {}
+    for name, method in methods.items():
+        settings, found = {key: value for key, value in method.items() if key != "sweep"}, []
+        if "sweep" in method:
+            found = json.loads(_sweep_path(run, name, method).read_text())
+            best = max(found, key=lambda alternative: alternative["lds"])
+            settings |= {key: value for key, value in best.items() if key != "lds"}
+        chosen[name] = (settings, found)
+    return chosen

@@ -1,0 +1,67 @@
+"""Train one small model on some of the sequences, as `fit` would: PrismLM in Lightning's own loop, nothing logged."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from benchmarks.attribution.config import Settings
+from benchmarks.attribution.corpus import SequenceData, SequenceStore
+from prism_lightning.lightning_modules.dense import DenseLM
+from prism_lightning.lightning_modules.prism import PrismLM
+from prism_lightning.models import PrismForCausalLM
+
+DENSE = "dense"
+
+
+def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, seed: int) -> PrismForCausalLM:
+    """A model in eval mode.
+
+    Args:
+        settings: of the run.
+        train_SL: what it is trained on.
+        commitment: of a PRISM model, or `DENSE` for its dense twin.
+        seed: of the initial weights and of the order of the sequences.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.manual_seed(seed)
+    arguments: dict[str, Any] = dict(settings.model)
+    sizes = {"vocab_size": settings.corpus.vocab_size, "max_position_embeddings": settings.corpus.tokens}
+    backbone = dict(arguments.pop("backbone")) | sizes
+    if isinstance(commitment, str):
+        kept = ("learning_rate", "weight_decay", "betas", "schedule", "warmup_steps", "final_learning_rate_share")
+        module = DenseLM(backbone, **{name: value for name, value in arguments.items() if name in kept})
+    else:
+        module = PrismLM(backbone, **arguments, commitment=commitment)
+    store = SequenceStore(train_SL, settings.folder, settings.corpus.vocab_size)
+    steps = settings.training.epochs * len(train_SL) // settings.training.batch_size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on loader workers and logging
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            gradient_clip_val=1.0,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=SequenceData(store, settings.training.batch_size, seed))
+    return module.model.eval()
+
+
+@torch.no_grad()
+def token_losses(model: PrismForCausalLM, ids_QL: Tensor) -> Tensor:
+    """[Q, T] cross-entropy in nats of every target."""
+    losses = []
+    for part_QL in ids_QL.split(64):
+        logits_QTV = model(part_QL[:, :-1], use_cache=False).logits
+        losses.append(torch.nn.functional.cross_entropy(logits_QTV.transpose(1, 2), part_QL[:, 1:], reduction="none"))
+    return torch.cat(losses)
