@@ -21,6 +21,7 @@ class CorpusSettings:
     Args:
         path: local files; without it `dataset`, and without either the running Python's standard library.
         dataset: name of a Hugging Face dataset.
+        documents: read at most.
         tokens: T, targets of a sequence.
         per_document: windows of T + 1 tokens that a document gives at most.
         sizes: numbers of training sequences, ascending; each corpus is the beginning of the next.
@@ -32,6 +33,7 @@ class CorpusSettings:
 
     path: str | None = None
     dataset: str | None = None
+    documents: int = 50_000
     tokens: int = 64
     per_document: int = 1
     sizes: list[int] = field(default_factory=lambda: [500, 1000, 2000])
@@ -64,15 +66,74 @@ class RetrainingSettings:
         halves: random halves of every corpus.
         seeds: training seeds; each half is trained once with each.
         decoders: models on the whole corpus, with other seeds, that are attributed.
+        checkpoints: models of the corpus of `variant_size` with the main commitment that TRAK may average over.
         jobs: processes that train at once, one thread each.
-        variant_size: the corpus whose halves are trained with the other commitments too, with the first seed.
+        variant_size: the corpus on which all methods are compared, and whose halves are trained with the other
+            commitments too, with the first seed.
     """
 
     halves: int = 100
     seeds: int = 2
     decoders: int = 2
+    checkpoints: int = 2
     jobs: int = 2
     variant_size: int = 1000
+
+
+@dataclass
+class QualitySettings:
+    """What is held against retraining.
+
+    Args:
+        ours, reference: names of the method that others are compared with, and of EK-FAC.
+        tokens_per_prototype, active: the grid of fitted dictionaries.
+        fit_steps, polish_steps: that fit them, and that polish the models' own.
+        ceiling: a method that differs from `reference` in its seed alone: how far EK-FAC agrees with itself.
+        removed, removal_queries, removal_draws, removal_seeds: sequences taken away, for how many queries, random sets
+            of as many, and training seeds.
+        removal_size: the corpus they are taken from.
+        contenders: methods that are also tried at the other sizes, on the dense twin and on an untrained model, and
+            whose first sequences are taken away.
+        patches, patch_queries, patch_rate: tail-patch: sequences of each query, queries, and rate of the step.
+    """
+
+    ours: str
+    reference: str
+    tokens_per_prototype: list[int] = field(default_factory=lambda: [128, 32, 8])
+    active: list[int] = field(default_factory=lambda: [2, 3, 8])
+    fit_steps: int = 150
+    polish_steps: int = 300
+    ceiling: str | None = None
+    removed: int = 20
+    removal_queries: int = 12
+    removal_draws: int = 10
+    removal_seeds: int = 1
+    removal_size: int = 500
+    contenders: list[str] = field(default_factory=list)
+    patches: int = 10
+    patch_queries: int = 30
+    patch_rate: float = 0.1
+
+
+@dataclass
+class CostSettings:
+    """What is timed.
+
+    Args:
+        methods: names; by default all.
+        sizes: of the corpus; by default all.
+        counts: numbers of queries answered at once.
+        repeats: of every measurement.
+        patience: seconds that the repeats of one measurement may take together, after at least one.
+        threads: of every process.
+    """
+
+    methods: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=lambda: [1, 16, 64, 1024])
+    repeats: int = 5
+    patience: float = 120.0
+    threads: int = 2
 
 
 @dataclass
@@ -85,7 +146,9 @@ class Settings:
         results: folder of the report.
         corpus, training, retraining: see there.
         model: settings of `PrismLM`.
-        quality, cost: settings of these stages, see `quality.py` and `cost.py`; left out, the stage is.
+        methods: what is compared, by name: `kind` and arguments of one of `registry.KINDS`, and alternatives to choose
+            from on the tuning queries as `sweep`, as many for each as for the others.
+        quality, cost: settings of these stages, see below; without them the stage is left out.
     """
 
     name: str
@@ -95,8 +158,9 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     retraining: RetrainingSettings = field(default_factory=RetrainingSettings)
     model: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] | None = None
-    cost: dict[str, Any] | None = None
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: QualitySettings | None = None
+    cost: CostSettings | None = None
 
     @property
     def folder(self) -> Path:

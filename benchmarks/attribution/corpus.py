@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,8 +23,6 @@ from prism_lightning.data.sources import hub_dataset, local_files, standard_libr
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.tokenizer import encode_batch, train_tokenizer
 from prism_lightning.errors import UserError
-
-DOCUMENTS_OF_HUB = 50_000  # of a streamed dataset at most
 
 
 @dataclass
@@ -91,10 +90,7 @@ def _texts(settings: CorpusSettings) -> Iterator[str]:
         source = hub_dataset(settings.dataset, None, "train", None, "text")
     else:
         source = standard_library()
-    for number, document in enumerate(source.documents()):
-        if settings.dataset and not settings.path and number == DOCUMENTS_OF_HUB:
-            return
-        yield document.text
+    return (document.text for document in islice(source.documents(), settings.documents))
 
 
 def _windows(

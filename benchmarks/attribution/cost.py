@@ -1,31 +1,33 @@
 """What every method costs: building, answering q queries from raw tokens to the top 100, disk and memory.
 
 One process holds all methods and asks them in turn, repeat by repeat, so that a slow minute of the machine falls on all
-of them; building and the first cold query run in processes of their own, in turn too.
+of them; building and the first, cold query are repeated in turn too. Memory is what a build or query adds to the
+process at most. Linux only: memory and the page cache are asked of its kernel.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.attribution.config import Settings
+from benchmarks.attribution.config import Settings, digest
 from benchmarks.attribution.corpus import open_corpus
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import planned, retrain
 from benchmarks.attribution.scoring import task_of, token_targets
-from benchmarks.attribution.task import Method, Queries
+from benchmarks.attribution.task import Method, Queries, Task
 
 TOP = 100
 
@@ -34,73 +36,79 @@ class Cost:
     """The cost stage of a run, one JSON file a size, so that an interrupted run goes on with the next.
 
     Args:
-        run: its `cost` names `methods`, query `counts`, `repeats`, `threads`, and `patience`: the seconds that repeats
-            of one measurement may take together, after at least one.
-        config, overrides: the same, for the processes that build.
+        run: of the benchmark.
+        methods: their settings, tuned.
     """
 
-    def __init__(self, run: Settings, config: Path, overrides: list[str]) -> None:
+    def __init__(self, run: Settings, methods: dict[str, dict[str, Any]]) -> None:
         assert run.cost is not None
-        self.run, self.config, self.overrides, self.plan = run, config, overrides, run.cost
-        self.corpus = open_corpus(run)
+        self.run, self.plan, self.corpus = run, run.cost, open_corpus(run)
+        self.methods = {name: methods[name] for name in run.cost.methods or methods}
 
     def all_sizes(self) -> list[dict[str, Any]]:
         """Rows of every method at every size."""
         retrain(self.run, planned(self.run))
         rows: list[dict[str, Any]] = []
-        for size in self.run.corpus.sizes:
-            path = self.run.folder / "cost" / f"{size}.json"
+        for size in self.plan.sizes or self.run.corpus.sizes:
+            path = self.run.folder / "cost" / f"{size}-{digest([asdict(self.plan), self.methods])}.json"
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                found = self.measured(size)
-                path.write_text(json.dumps(found, indent=1))
+                path.write_text(json.dumps(self.measured(size), indent=1))
             rows += json.loads(path.read_text())
         return rows
 
     def measured(self, size: int) -> list[dict[str, Any]]:
         """Rows of every method at one size."""
-        torch.set_num_threads(self.plan["threads"])
+        torch.set_num_threads(self.plan.threads)
         states = self.run.folder / "states" / str(size)
-        builds = self.builds(size, states)
         task = task_of(self.run, self.corpus, self.run.training.commitments[0], size, 0)
-        methods = {n: make(task, states / n, s, self.corpus.tokenizer) for n, s in self.plan["methods"].items()}
-        for method in methods.values():
+        self.states = {name: states / name for name in self.methods}
+        builds = self.builds(task)
+        opened = {name: self.made(task, name) for name in self.methods}
+        for method in opened.values():
             method.open()
-        answers = self.answers(methods)
-        tokens = size * self.run.corpus.tokens
+        answers = self.answers(opened)
         rows = []
-        for name, method in methods.items():
-            row = {"method": name, "size": size, "settings": self.plan["methods"][name], "builds": builds[name]}
-            row |= {"answers": answers[name], "bytes_per_token": builds[name][0]["bytes"] / tokens}
+        for name, method in opened.items():
+            row = {"method": name, "size": size, "settings": self.methods[name], "builds": builds[name]}
+            row |= {"answers": answers[name], "bytes_per_token": method.state_bytes() / task.train_SL[:, 1:].numel()}
             if isinstance(method, Prototypes):
                 row |= {"look_up": self.look_up(method), "share_read": method.share_read(self.queries("token", 64))}
             rows.append(row)
         shutil.rmtree(states)
         return rows
 
-    def builds(self, size: int, states: Path) -> dict[str, list[dict[str, float]]]:
-        """What the processes that build report, method by method in turn; the last state of each stays."""
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in self.plan["methods"]}
-        for repeat in range(self.plan["repeats"]):
-            for name, settings in self.plan["methods"].items():
-                spent = sum(one["build_seconds"] for one in found[name])
-                if repeat and spent * (repeat + 1) / repeat > self.plan["patience"]:
+    def made(self, task: Task, name: str) -> Method:
+        """A method on its state."""
+        return make(task, self.states[name], self.methods[name], self.corpus.tokenizer)
+
+    def builds(self, task: Task) -> dict[str, list[dict[str, float]]]:
+        """Every build of every method, in turn: seconds, memory, and seconds of a first query behind it, cold."""
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in self.methods}
+        for repeat in range(self.plan.repeats):
+            for name, times in found.items():
+                spent = sum(one["seconds"] for one in times)
+                if repeat and spent * (repeat + 1) / repeat > self.plan.patience:
                     continue
-                shutil.rmtree(states / name, ignore_errors=True)
-                asked = {
-                    "config": str(self.config),
-                    "overrides": self.overrides,
-                    "size": size,
-                    "settings": settings,
-                    "state": str(states / name),
-                    "threads": self.plan["threads"],
-                }
-                command = [sys.executable, "-m", "benchmarks.attribution.worker", json.dumps(asked)]
-                threads = os.environ | {"OMP_NUM_THREADS": str(self.plan["threads"])}
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=threads)
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
-                print(f"n {size} build {name}: {found[name][-1]['build_seconds']:.1f} s", flush=True)
+                shutil.rmtree(self.states[name], ignore_errors=True)
+                times.append(self.build(task, name))
+                print(f"{len(task.train_SL)} sequences, build {name}: {times[-1]['seconds']:.1f} s", flush=True)
         return found
+
+    def build(self, task: Task, name: str) -> dict[str, float]:
+        """One build from nothing, and one token query right after `open`, with the state's files out of the cache."""
+        method, before = self.made(task, name), fresh_peak()
+        started = time.perf_counter()
+        method.fit()
+        seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
+        del method
+        forget(self.states[name])
+        method, before = self.made(task, name), fresh_peak()
+        started = time.perf_counter()
+        method.open()
+        method.top(self.queries("token", 1), TOP)
+        cold = time.perf_counter() - started
+        return {"seconds": seconds, "mib": peak, "cold_seconds": cold, "query_mib": memory("VmHWM") - before}
 
     def queries(self, kind: str, count: int) -> Queries:
         """The first held-out queries, one target of each or all of them."""
@@ -112,9 +120,9 @@ class Cost:
     def answers(self, methods: dict[str, Method]) -> dict[str, dict[str, list[float]]]:
         """Seconds of every repeat, by method and by "kind q"; each question is asked once before, to warm up."""
         found: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
-        for repeat in range(-1, self.plan["repeats"]):
+        for repeat in range(-1, self.plan.repeats):
             for kind in ("token", "sequence"):
-                for count in self.plan["counts"]:
+                for count in self.plan.counts:
                     for name, method in methods.items():
                         self._answer(found[name], method, kind, count, repeat)
                         if repeat <= 0 and found[name].get(f"{kind} {count}"):
@@ -122,7 +130,7 @@ class Cost:
         return found
 
     def _answer(self, found: dict[str, list[float]], method: Method, kind: str, count: int, repeat: int) -> None:
-        key, patience = f"{kind} {count}", self.plan["patience"]
+        key, patience = f"{kind} {count}", self.plan.patience
         times = found.setdefault(key, [])
         if repeat > 0 and sum(times) * (len(times) + 1) / len(times) > patience:
             return  # one more would take longer than there is patience for
@@ -144,13 +152,37 @@ class Cost:
             records, which_N = method.records(queries)
             questions = method.questions(records, which_N, 64)
             times = []
-            for _ in range(self.plan["repeats"]):
+            for _ in range(self.plan.repeats):
                 for question in questions:
                     started = time.perf_counter()
                     method.top_of([question], TOP)
                     times.append(time.perf_counter() - started)
             found[kind] = times
         return found
+
+
+def memory(what: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at most since `fresh_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(what))) / 1024
+
+
+def fresh_peak() -> float:
+    """Give back what the allocator holds, forget the highest memory so far, and say what is held now."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def forget(folder: Path) -> None:
+    """Drop a folder's files from the page cache, so that reading them is cold."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
 
 
 def line(answers: dict[str, list[float]], kind: str) -> tuple[float, float]:

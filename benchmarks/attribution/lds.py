@@ -64,9 +64,11 @@ def bootstrap(pairs: list[tuple[np.ndarray, np.ndarray]], seed: int = 0, repeats
 
 def ratio(one: Interval, other: Interval) -> Interval:
     """one / other, repeat by repeat."""
-    repeats = one.repeats_R / other.repeats_R
+    with np.errstate(divide="ignore", invalid="ignore"):
+        repeats = np.nan_to_num(one.repeats_R / other.repeats_R)
     low, high = np.percentile(repeats, [2.5, 97.5])
-    return Interval(one.value / other.value, float(low), float(high), repeats)
+    value = one.value / other.value if other.value else float("inf")
+    return Interval(value, float(low), float(high), repeats)
 
 
 def ceiling(losses_GQM: np.ndarray) -> dict[str, float]:

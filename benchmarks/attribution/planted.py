@@ -36,7 +36,7 @@ def word(generator: random.Random) -> str:
 def planted(corpus: Corpus, size: int) -> tuple[torch.Tensor, Queries, list[list[int]]]:
     """Training sequences with facts in them, the questions about the answers' tokens, and where each fact stands.
 
-    A fact takes the place of as many tokens in the middle of a story; it is asked for behind the beginning of a
+    A fact takes the place of as many tokens of a story; it is asked for behind the beginning of a
     held-out story and a lead-in that stands in no training sequence.
     """
     generator = random.Random(0)
@@ -49,9 +49,9 @@ def planted(corpus: Corpus, size: int) -> tuple[torch.Tensor, Queries, list[list
         mine = sorted(places[number * COPIES : (number + 1) * COPIES])
         for place in mine:
             fact = corpus.tokenizer(f"{generator.choice(LEADS)} {relation}")["input_ids"] + answer
-            start = generator.randrange(8, length - len(fact) - 4)
-            train_SL[place, start : start + len(fact)] = torch.tensor(fact)
-        question = corpus.tokenizer(f"{ASKED} {relation}")["input_ids"] + answer
+            start = generator.randrange(max(1, length - len(fact) + 1))
+            train_SL[place, start : start + len(fact)] = torch.tensor(fact)[-length:]
+        question = (corpus.tokenizer(f"{ASKED} {relation}")["input_ids"] + answer)[-length:]
         asked.append(torch.cat([corpus.queries_QL[number][: length - len(question)], torch.tensor(question)]))
         weights.append(torch.zeros(length - 1).index_fill(0, torch.arange(length - 1 - len(answer), length - 1), 1.0))
         stated.append(mine)

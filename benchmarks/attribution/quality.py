@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.attribution import planted, removal
 from benchmarks.attribution.config import Settings
 from benchmarks.attribution.lds import Interval, bootstrap, ceiling, predictions, rank_correlation, ratio
-from benchmarks.attribution.retraining import DENSE, Variant, planned, retrain
+from benchmarks.attribution.retraining import DENSE, UNTRAINED, Variant, planned, retrain
 from benchmarks.attribution.scoring import Case, score_all, scores_of, truth, tuned
 
 ASKED = ("sequence", "token")
@@ -21,14 +22,17 @@ class Quality:
 
     def __init__(self, run: Settings) -> None:
         assert run.quality is not None
+        self.plan = run.quality
         self.run, self.main = run, run.training.commitments[0]
         self.size = run.retraining.variant_size
         retrain(run, planned(run))
-        self.chosen = tuned(run, run.quality["methods"])
+        self.chosen = tuned(run, run.methods)
         self._truths: dict[tuple[Variant, int], dict[str, np.ndarray]] = {}
 
     def truth(self, variant: Variant, size: int) -> dict[str, np.ndarray]:
         """Retrained losses; those of commitment 0 are the dense twin's, which trains the same decoder."""
+        if variant == UNTRAINED:
+            variant = self.main
         variant = variant or DENSE
         if (variant, size) not in self._truths:
             self._truths[variant, size] = truth(self.run, variant, size)
@@ -69,23 +73,22 @@ class Quality:
             row["unexplained_variance"] = float(np.mean([fact["unexplained_variance"] for fact in facts]))
         return row
 
-    def methods(self, variant: Variant, size: int) -> list[dict[str, Any]]:
-        """The table of all methods on one kind of model."""
-        wanted = {name: settings for name, (settings, _) in self.chosen.items()}
+    def methods(self, variant: Variant, size: int, names: list[str] | None = None) -> list[dict[str, Any]]:
+        """The table of all methods, or of some, on one kind of model."""
+        wanted = {name: self.chosen[name][0] for name in names or self.chosen}
         self.score([case for name, settings in wanted.items() for case in self.cases(name, settings, variant, size)])
         return [self.row(name, settings, variant, size) for name, settings in wanted.items()]
 
     def grid(self, variant: Variant, size: int) -> list[dict[str, Any]]:
-        """Own, polished and fitted dictionaries of several K and k, all else as the tuned prototype method has it."""
-        assert self.run.quality is not None
-        grid = self.run.quality["grid"]
+        """Own, polished and fitted dictionaries of several K and k."""
         wanted: dict[str, dict[str, Any]] = {
             "own": {"kind": "prototypes", "dictionary": "model"},
-            "own, polished": {"kind": "prototypes", "dictionary": "model", "polish_steps": 300},
+            "own, polished": {"kind": "prototypes", "dictionary": "model", "polish_steps": self.plan.polish_steps},
         }
-        for share, active in product(grid["tokens_per_prototype"], grid["active"]):
-            settings = {"kind": "prototypes", "tokens_per_prototype": share, "active": active}
-            wanted[f"fitted, 1 per {share} tokens, k {active}"] = settings
+        base = {"kind": "prototypes", "fit_steps": self.plan.fit_steps}
+        for share, active in product(self.plan.tokens_per_prototype, self.plan.active):
+            settings = {"tokens_per_prototype": share, "active": active}
+            wanted[f"fitted, 1 per {share} tokens, k {active}"] = base | settings
         self.score([case for name, settings in wanted.items() for case in self.cases(name, settings, variant, size)])
         return [self.row(name, settings, variant, size) for name, settings in wanted.items()]
 
@@ -122,3 +125,37 @@ def compared(rows: list[dict[str, Any]], ours: str, others: list[str], asked: st
     """Ratios of our LDS to others', with paired intervals."""
     found = {row["method"]: row[asked] for row in rows}
     return [{"method": name, "ratio": ratio(found[ours], found[name])} for name in others]
+
+
+def checks(quality: Quality) -> dict[str, Any]:
+    """The whole stage: everything that the report shows of quality."""
+    run, plan, main = quality.run, quality.plan, quality.main
+    tables = {
+        size: quality.methods(main, size, None if size == quality.size else plan.contenders)
+        for size in run.corpus.sizes
+    }
+    found: dict[str, Any] = {
+        "chosen": {name: {"settings": s, "sweep": sweep} for name, (s, sweep) in quality.chosen.items()},
+        "ceilings": quality.ceilings(),
+        "tables": tables,
+        "ratios": {
+            size: {
+                a: compared(rows, plan.ours, [r["method"] for r in rows if r["method"] != plan.ours], a) for a in ASKED
+            }
+            for size, rows in tables.items()
+        },
+        "dense": quality.methods(DENSE, quality.size, plan.contenders),
+        "grids": {size: quality.grid(main, size) for size in run.corpus.sizes},
+        "other_commitments": {c: quality.grid(c, quality.size) for c in run.training.commitments[1:]},
+        "overlaps": quality.overlaps([plan.reference, *([plan.ceiling] if plan.ceiling else []), plan.ours]),
+    }
+    methods = {name: settings for name, (settings, _) in quality.chosen.items()}
+    found["untrained"] = quality.methods(UNTRAINED, quality.size, plan.contenders)
+    found["planted"] = planted.measured(run, methods)
+    first = [quality.case(main, quality.size, 0, name) for name in methods]
+    found["tail_patch"] = removal.tail_patch(run, first, plan.patch_queries, plan.patches, plan.patch_rate)
+    removed = [quality.case(main, plan.removal_size, 0, name) for name in plan.contenders]
+    found["removal"] = removal.removal(
+        run, removed, plan.removal_queries, plan.removed, plan.removal_draws, plan.removal_seeds
+    )
+    return found

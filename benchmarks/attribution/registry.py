@@ -37,7 +37,7 @@ def make(
     tokenizer: PreTrainedTokenizerFast,
     checkpoints: Sequence[PrismForCausalLM] = (),
 ) -> Method:
-    """A method by its settings, `kind` among them.
+    """A method by its settings, `kind` among them; `several` asks for all checkpoints where there are some.
 
     Raises:
         UserError: an unknown kind or setting.
@@ -48,7 +48,7 @@ def make(
         raise UserError(f"method kind {kind!r}: {nearest(str(kind), KINDS)}")
     if kind == "bm25":
         settings["tokenizer"] = tokenizer
-    if kind == "trak" and settings.pop("several", False):
+    if settings.pop("several", False) and checkpoints:
         settings["checkpoints"] = list(checkpoints)
     try:
         return KINDS[kind](task, folder, **settings)  # type: ignore[abstract]

@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks.attribution.config import Settings
 from benchmarks.attribution.corpus import open_corpus
 from benchmarks.attribution.pool import run_all
-from benchmarks.attribution.training import DENSE, fit_model, token_losses
+from benchmarks.attribution.training import DENSE, UNTRAINED, fit_model, token_losses
 from prism_lightning.models import PrismForCausalLM
 
-Variant = float | str  # the commitment of a PRISM model, or "dense"
+Variant = float | str  # the commitment of a PRISM model, or DENSE or UNTRAINED
 FIRST_SEED = 100  # of retrained models: never that of a decoder that is attributed
 
 
@@ -55,7 +55,7 @@ def half_path(variant: Variant, size: int, seed: int, half: int) -> str:
 
 
 def planned(settings: Settings) -> list[Job]:
-    """All models of the run, the most needed first: decoders, the halves of the main variant, then other variants."""
+    """All models of the run: decoders, then halves, those first that most of the report needs."""
     plan, sizes = settings.retraining, settings.corpus.sizes
     main, *others = settings.training.commitments
     variants: list[Variant] = [main, *others, DENSE]
@@ -66,17 +66,27 @@ def planned(settings: Settings) -> list[Job]:
         for variant in variants
     ]
 
+    size = plan.variant_size
+    for seed in range(plan.decoders, plan.checkpoints):
+        jobs.append(Job(decoder_path(main, size, seed), main, seed, list(range(size)), True))
+    for seed in range(plan.decoders):
+        path = decoder_path(UNTRAINED, plan.variant_size, seed)
+        jobs.append(Job(path, UNTRAINED, seed, list(range(plan.variant_size)), True))
+
     def half_jobs(variant: Variant, size: int, seed: int) -> Iterator[Job]:
         for number, included in enumerate(halves(size, plan.halves)):
             rows = np.flatnonzero(included).tolist()
             yield Job(half_path(variant, size, seed, number), variant, FIRST_SEED + seed, rows, False)
 
-    for size in sorted(sizes, key=lambda size: size != plan.variant_size):
-        for seed in range(plan.seeds):
-            jobs += half_jobs(main, size, seed)
-    for variant in variants[1:]:
+    for seed in range(plan.seeds):
+        jobs += half_jobs(main, plan.variant_size, seed)
+    for variant in variants[:0:-1]:
         if variant:  # commitment 0 trains the dense decoder itself
             jobs += half_jobs(variant, plan.variant_size, 0)
+    for seed in range(plan.seeds):
+        for size in sizes:
+            if size != plan.variant_size:
+                jobs += half_jobs(main, size, seed)
     return jobs
 
 

@@ -84,7 +84,9 @@ def method_of(run: Settings, corpus: Corpus, case: Case, folder: Path) -> Method
     """The method of a case, not fitted yet."""
     checkpoints = []
     if case.settings.get("several"):
-        checkpoints = [decoder(run, case.variant, case.size, seed) for seed in range(run.retraining.decoders)]
+        # The attributed one first, then others, as many for each decoder.
+        seeds = sorted(range(run.retraining.checkpoints), key=lambda seed: seed != case.seed)
+        checkpoints = [decoder(run, case.variant, case.size, seed) for seed in seeds]
     task = task_of(run, corpus, case.variant, case.size, case.seed)
     return make(task, folder, case.settings, corpus.tokenizer, checkpoints)
 

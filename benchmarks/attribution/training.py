@@ -16,7 +16,7 @@ from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
 from prism_lightning.models import PrismForCausalLM
 
-DENSE = "dense"
+DENSE, UNTRAINED = "dense", "untrained"
 
 
 def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, seed: int) -> PrismForCausalLM:
@@ -25,7 +25,7 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
     Args:
         settings: of the run.
         train_SL: what it is trained on.
-        commitment: of a PRISM model, or `DENSE` for its dense twin.
+        commitment: of a PRISM model, `DENSE` for its dense twin, or `UNTRAINED` for that twin as it starts.
         seed: of the initial weights and of the order of the sequences.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -40,6 +40,8 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
     else:
         module = PrismLM(backbone, **arguments, commitment=commitment)
     store = SequenceStore(train_SL, settings.folder, settings.corpus.vocab_size)
+    if commitment == UNTRAINED:
+        return module.model.eval()
     steps = settings.training.epochs * len(train_SL) // settings.training.batch_size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loader workers and logging

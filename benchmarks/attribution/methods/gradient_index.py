@@ -19,17 +19,19 @@ from typing import Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.attribution.task import Method, Queries, Task, query_loss
-from prism_lightning.attribution.files import map_file, write_file
+from prism_lightning.attribution.files import write_file
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.errors import UserError
+from prism_lightning.models import PrismForCausalLM
 
 WHITENING = 0.1  # share of the mean eigenvalue, whatever the damping: evens out coordinates before they are rounded
 FIXED = ("input", "output", "values", "fisher")  # tensors of each layer
 SKETCH = 4  # vectors per principal component in a sketch of second moments
-CHUNK_BYTES = 2**20  # of coordinates in float32, so that they stay in a core's cache until they are multiplied
+CHUNK_BYTES = 2**22  # of coordinates in float32, so that they stay in a core's cache until they are multiplied
 
 
 class GradientIndex(Method):
@@ -42,11 +44,12 @@ class GradientIndex(Method):
         modules: attention and MLP layers of the decoder, as in both papers, or the head too.
         projection: onto the top eigenvectors of the second moments of inputs and output gradients (LoGra's
             initialisation by PCA), or onto random directions.
-        damping: share of the mean eigenvalue of F in each layer. May be set between calls of `scores`.
+        damping: share of the mean eigenvalue of F in each layer; LoGra's by default. May be set between calls of
+            `scores`.
         unit_norm: divide every stored gradient by its whitened length, as TrackStar does.
         precision: of the coordinates.
         batch: sequences in a forward and backward pass.
-        seed: of random directions and sketches.
+        seed: of random directions and of sketches.
 
     Raises:
         UserError: not even one coordinate per layer fits.
@@ -104,14 +107,14 @@ class GradientIndex(Method):
         write_file(self.folder / "fixed.safetensors", tensors)
 
     def open(self) -> None:
-        fixed = map_file(self.folder / "fixed.safetensors")
+        fixed = load_file(self.folder / "fixed.safetensors")
         inputs, outputs, self.values, self.eigenbases = (
-            [torch.from_numpy(fixed[f"{number}.{name}"].copy()) for number in range(len(self.layers))] for name in FIXED
+            [fixed[f"{number}.{name}"] for number in range(len(self.layers))] for name in FIXED
         )
         self.bases = list(zip(inputs, outputs, strict=True))
-        stored = map_file(self.folder / "index.safetensors")
+        stored = load_file(self.folder / "index.safetensors")  # memory-mapped: read where it is used
         self.coordinates_Sm = stored["coordinates"]
-        self.scales_S = torch.from_numpy(stored["scales"].astype(np.float32)) if "scales" in stored else torch.ones(1)
+        self.scales_S = stored["scales"].float() if "scales" in stored else torch.ones(1)
         self.lengths: tuple[float, Tensor] | None = None
         self._factors()
 
@@ -124,7 +127,7 @@ class GradientIndex(Method):
 
     def fixed_bytes(self) -> int:
         """Bytes on disk that do not grow with S: projections, eigenvectors and eigenvalues of F, headers."""
-        row = self.coordinates_Sm[0].nbytes + (2 if self.coordinates_Sm.dtype == np.int8 else 0)
+        row = self.coordinates_Sm[0].nbytes + (2 if self.coordinates_Sm.dtype == torch.int8 else 0)
         return self.state_bytes() - row * len(self.coordinates_Sm)
 
     def _factors(self) -> Tensor:
@@ -138,12 +141,9 @@ class GradientIndex(Method):
 
     def _rows(self) -> Iterator[Tensor]:
         """Stored rows as float32, some at a time, in one buffer."""
-        size = max(1, CHUNK_BYTES // (4 * self.coordinates_Sm.shape[1]))
-        buffer_Cm = np.empty((size, self.coordinates_Sm.shape[1]), dtype=np.float32)
-        for start in range(0, len(self.coordinates_Sm), size):
-            part_Cm = self.coordinates_Sm[start : start + size]
-            buffer_Cm[: len(part_Cm)] = part_Cm
-            yield torch.from_numpy(buffer_Cm[: len(part_Cm)])
+        buffer_Cm = torch.empty(max(1, CHUNK_BYTES // (4 * self.coordinates_Sm.shape[1])), self.coordinates_Sm.shape[1])
+        for part_Cm in self.coordinates_Sm.split(len(buffer_Cm)):
+            yield buffer_Cm[: len(part_Cm)].copy_(part_Cm)
 
     def _damped_m(self, damping: float) -> Tensor:
         """Eigenvalues of all layers, each plus a share of its layer's mean."""
@@ -184,7 +184,7 @@ class GradientIndex(Method):
         return [(of_input.top(), of_output.top()) for of_input, of_output in sketches]
 
 
-def captured(model: nn.Module, layers: list[nn.Linear], queries: Queries) -> list[tuple[Tensor, Tensor]]:
+def captured(model: PrismForCausalLM, layers: list[nn.Linear], queries: Queries) -> list[tuple[Tensor, Tensor]]:
     """Inputs x [B, T, I] of each layer, and gradients delta [B, T, O] of the summed losses there; nothing is left."""
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 

@@ -9,6 +9,7 @@ P parameters, k dimensions kept, n the power of two that P is padded to.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class Trak(Method):
         task: Task,
         folder: Path,
         dimension: int = 4096,
-        damping: float = 0.1,
+        damping: float = 1.0,
         checkpoints: list[PrismForCausalLM] | None = None,
         seed: int = 0,
         precision: Literal["fp16", "fp32"] = "fp16",
@@ -63,17 +64,25 @@ class Trak(Method):
         except ModuleNotFoundError as error:
             raise UserError('TRAK needs the library traker: pip install -e ".[benchmarks]"') from error
         self.dimension, self.damping, self.precision = dimension, damping, precision
-        self.score_computer = trak.score_computers.BasicScoreComputer
-        self.gradient_computers, self.projections = [], []
-        for number, model in enumerate(checkpoints or [task.model]):
-            decoder = Decoder(model)
+        self.seed, self.score_computer = seed, trak.score_computers.BasicScoreComputer
+        self.gradient_computers = []
+        for decoder in map(Decoder, checkpoints or [task.model]):
             size = sum(parameter.numel() for parameter in decoder.parameters())
+            if dimension > size:
+                raise UserError(f"dimension is {dimension}: the model has {size} parameters, give at most that")
             self.gradient_computers.append(
                 trak.gradient_computers.IterativeGradientComputer(
                     decoder, SequenceMargin(), size, torch.float32, torch.device("cpu")
                 )
             )
-            self.projections.append(HadamardProjection(size, dimension, seed + 10_000 * number))
+
+    @cached_property
+    def projections(self) -> list[HadamardProjection]:
+        """One for each checkpoint, as in `TRAKer`; made again from the seed by whoever opens the state."""
+        return [
+            HadamardProjection(computer.grad_dim, self.dimension, self.seed + 10_000 * number)
+            for number, computer in enumerate(self.gradient_computers)
+        ]
 
     def fit(self) -> None:
         queries = Queries.of_sequences(self.task.train_SL)
@@ -108,6 +117,7 @@ class Trak(Method):
         """Bytes on disk of what answering reads; the gradients, for other dampings, are not."""
         return sum(path.stat().st_size for path in self.folder.glob("features.*"))
 
+    @torch.enable_grad()
     def _gradients_CBk(self, queries: Queries) -> Tensor:
         """Projected gradients of the margins, normalised as `TRAKer` does."""
         rows_CBk = torch.empty(len(self.projections), len(queries.ids_QL), self.dimension)
@@ -175,16 +185,11 @@ class HadamardProjection:
     """Random signs, then k random rows of a Hadamard matrix: entries +-1, as in traker's Rademacher projection.
 
     Such a fast Johnson-Lindenstrauss transform (Ailon and Chazelle, 2009) keeps inner products as well as independent
-    signs do, in n log n operations. traker's projector for CPUs draws its P x k matrix, 12 GB for 0.7 M
-    parameters and k = 4,096, anew for each batch.
-
-    Raises:
-        UserError: k exceeds P.
+    signs do, in n log n operations. traker's projector for CPUs draws a P x k matrix, 12 GB for 0.7 M parameters and
+    k = 4,096, anew for each batch.
     """
 
     def __init__(self, parameters: int, dimension: int, seed: int) -> None:
-        if dimension > parameters:
-            raise UserError(f"dimension is {dimension}: the model has {parameters} parameters, give at most that")
         generator = torch.Generator().manual_seed(seed)
         self.size = 2 ** max(1, (parameters - 1).bit_length())
         self.signs_P = torch.randint(0, 2, (parameters,), generator=generator).float() * 2 - 1

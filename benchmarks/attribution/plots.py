@@ -1,0 +1,128 @@
+"""Plots of a benchmark run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from benchmarks.attribution.config import Settings
+
+FAMILIES = {  # colour of a method by its kind
+    "prototypes": "#d1495b",
+    "ekfac": "#30638e",
+    "head": "#edae49",
+    "trak": "#6a4c93",
+    "gradient_index": "#00798c",
+    "cosine": "#777777",
+    "bm25": "#444444",
+    "random": "#bbbbbb",
+}
+
+
+def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[Path, str]]:
+    """Draw what the results allow; yields each file, as PNG beside an SVG, and what it shows."""
+    quality, cost = results.get("quality"), results.get("cost")
+    if quality is not None:
+        yield _locality(run, quality, stem), "LDS against the share of records a token query reads"
+        yield _pareto(run, quality, cost, stem), "LDS against latency and bytes"
+    if cost is not None:
+        yield _queries(run, cost, stem), "Time against the number of queries"
+
+
+def _save(figure: Any, stem: Path, name: str) -> Path:
+    path = stem.with_name(f"{stem.name}_{name}.png")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    figure.savefig(path.with_suffix(".svg"))
+    plt.close(figure)
+    return path
+
+
+def _point(axes: Axes, x: float, row: dict[str, Any], asked: str) -> None:
+    interval, colour = row[asked], FAMILIES[row["settings"]["kind"]]
+    error = [[interval.value - interval.low], [interval.high - interval.value]]
+    axes.errorbar(x, interval.value, yerr=error, fmt="o", color=colour, markersize=5, linewidth=1, capsize=2)
+    axes.annotate(row["method"], (x, interval.value), textcoords="offset points", xytext=(5, 4), fontsize=6)
+
+
+def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
+    assert run.quality is not None
+    figure, panels = plt.subplots(1, len(run.corpus.sizes), figsize=(4.6 * len(run.corpus.sizes), 4.2), squeeze=False)
+    for axes, size in zip(panels[0], run.corpus.sizes, strict=True):
+        for active, marker in zip(run.quality.active, "osD^v", strict=False):
+            rows = [r for r in quality["grids"][size] if r["method"].endswith(f"k {active}")]
+            shares, values = [100 * r["share_read"] for r in rows], [r["token"].value for r in rows]
+            axes.plot(shares, values, marker=marker, label=f"fitted, k {active}, one token asked")
+            axes.plot(
+                shares,
+                [r["sequence"].value for r in rows],
+                "--",
+                marker=marker,
+                alpha=0.6,
+                color=axes.lines[-1].get_color(),
+                label=f"fitted, k {active}, whole sequence asked",
+            )
+        for row in quality["grids"][size]:
+            if row["method"].startswith("own"):
+                axes.plot(
+                    100 * row["share_read"],
+                    row["sequence"].value,
+                    "k*" if "polished" in row["method"] else "k+",
+                    markersize=9,
+                    label=f"{row['method']}, whole sequence",
+                )
+        for row in quality["tables"][size]:
+            if row["method"] in (run.quality.reference, *[n for n in run.quality.contenders if "head" in n][:1]):
+                axes.axhline(
+                    row["sequence"].value,
+                    linewidth=1,
+                    linestyle=":",
+                    color=FAMILIES[row["settings"]["kind"]],
+                    label=f"{row['method']}, all records, whole sequence",
+                )
+        axes.set(xscale="log", xlabel="records read by a one-token query, %", ylabel="LDS", title=f"{size} sequences")
+    panels[0][-1].legend(fontsize=6)
+    return _save(figure, stem, "locality")
+
+
+def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] | None, stem: Path) -> Path:
+    size = run.retraining.variant_size
+    rows = quality["tables"][size]
+    latency = {
+        row["method"]: 1000 * statistics.median(row["answers"]["sequence 1"])
+        for row in cost or []
+        if row["size"] == size
+    }
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
+    for row in rows:
+        if row["method"] in latency:
+            _point(left, latency[row["method"]], row, "sequence")
+        _point(right, max(row["bytes_per_token"], 0.5), row, "sequence")
+    left.set(xscale="log", xlabel="one sequence query from raw tokens, ms", ylabel="LDS")
+    right.set(xscale="log", xlabel="bytes on disk per training token", ylabel="LDS")
+    figure.suptitle(f"{size} sequences")
+    return _save(figure, stem, "pareto")
+
+
+def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
+    assert run.cost is not None
+    size = max(row["size"] for row in cost)
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+    for axes, kind in zip(panels, ("token", "sequence"), strict=True):
+        for row in (row for row in cost if row["size"] == size):
+            times = [statistics.median(row["answers"][f"{kind} {count}"]) for count in run.cost.counts]
+            axes.plot(run.cost.counts, times, marker="o", color=FAMILIES[row["settings"]["kind"]])
+            axes.annotate(
+                row["method"], (run.cost.counts[-1], times[-1]), fontsize=6, xytext=(4, 0), textcoords="offset points"
+            )
+        axes.set(xscale="log", yscale="log", xlabel=f"{kind} queries asked together", title=f"{size} sequences")
+    panels[0].set_ylabel("seconds")
+    return _save(figure, stem, "queries")

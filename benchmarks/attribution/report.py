@@ -1,0 +1,239 @@
+"""The report of a run: Markdown tables, plots, and a JSON file with everything in it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.attribution import plots
+from benchmarks.attribution.config import Settings
+from benchmarks.attribution.cost import break_even, growth, line
+from benchmarks.report import processor
+from prism_lightning.tracking import environment
+
+PEERS = ("kronfluence", "traker")
+
+
+def write_report(run: Settings, results: dict[str, Any]) -> Path:
+    """Write everything; returns the Markdown file's path."""
+    machine = re.sub(r"\W+", "-", processor().lower()).strip("-")[:24]
+    folder = Path(run.results)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.date.today().isoformat()}_{machine}_{run.name}"
+    versions = {name: _version(name) for name in PEERS}
+    content = {
+        "settings": asdict(run)
+        | {"corpus": asdict(run.corpus) | {"path": run.corpus.path and Path(run.corpus.path).name}},
+        "environment": environment() | {"command": None, "peers": versions},
+        "processor": processor(),
+        "results": results,
+    }
+    (folder / f"{stem}.json").write_text(json.dumps(content, indent=1, default=_plain))
+    sections = [f"# Attribution benchmark: {run.name}", _head(run, content)]
+    if "quality" in results:
+        sections += quality_sections(run, results["quality"])
+    if "cost" in results:
+        sections += cost_sections(run, results["cost"])
+    for path, caption in plots.draw(run, results, folder / stem):
+        sections.append(f"![{caption}]({path.name})")
+    path = folder / f"{stem}.md"
+    path.write_text("\n\n".join(sections) + "\n")
+    return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON cannot say: an interval without its repeats."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value)} has no place in a report")
+
+
+def table(columns: list[str], rows: Iterable[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _head(run: Settings, content: dict[str, Any]) -> str:
+    facts, plan = content["environment"], run.retraining
+    peers = ", ".join(f"{name} {version or 'missing'}" for name, version in facts["peers"].items())
+    return (
+        f"Commit {facts['commit']}, {content['processor']}, {facts['cpus']} cores, torch {facts['packages']['torch']},"
+        f" {peers}. Sequences of {run.corpus.tokens} targets; models of {run.model['backbone']};"
+        f" {run.training.epochs} epochs; attributed decoders: seeds 0 to {plan.decoders - 1};"
+        f" {plan.halves} random halves x {plan.seeds} training seeds."
+    )
+
+
+def quality_sections(run: Settings, found: dict[str, Any]) -> list[str]:
+    """Quality tables."""
+    assert run.quality is not None
+    ours, sections = run.quality.ours, ["## Quality"]
+    for size, rows in found["tables"].items():
+        ceiling = found["ceilings"][size]
+        limits = "; ".join(
+            f"{asked}: agreement of seeds {facts['agreement']:.3f}, ceiling {facts['ceiling']:.3f}"
+            for asked, facts in ceiling.items()
+            if facts
+        )
+        ratios = {r["method"]: r["ratio"] for r in found["ratios"][size]["sequence"]}
+        sections.append(f"### {size} sequences, PRISM decoders\n\nLDS with 95 % intervals. {limits}")
+        sections.append(_lds_table(rows, {n: f"{r.show(2)}" for n, r in ratios.items()}, f"{ours} / this"))
+    sections.append(f"### The dense twin, {run.retraining.variant_size} sequences")
+    sections.append(_lds_table(found["dense"]))
+    sections.append("### The same methods on an untrained model")
+    sections.append(_lds_table(found["untrained"]))
+    for size, rows in found["grids"].items():
+        sections.append(f"### Dictionaries, commitment {run.training.commitments[0]}, {size} sequences")
+        sections.append(_lds_table(rows))
+    for commitment, rows in found["other_commitments"].items():
+        sections.append(f"### Dictionaries, commitment {commitment}, {run.retraining.variant_size} sequences")
+        sections.append(_lds_table(rows))
+    return sections + _check_sections(run, found)
+
+
+def _lds_table(rows: list[dict[str, Any]], extra: dict[str, str] | None = None, title: str = "") -> str:
+    columns = ["method", "bytes per token", "reads", "unexplained variance", "LDS, sequences", "LDS, tokens"]
+    lines = []
+    for row in rows:
+        cells = [row["method"], f"{row['bytes_per_token']:.0f}", f"{row['share_read']:.2%}"]
+        cells += [f"{row['unexplained_variance']:.3f}" if "unexplained_variance" in row else ""]
+        cells += [row[asked].show() for asked in ("sequence", "token")]
+        lines.append(cells + ([extra.get(row["method"], "")] if extra is not None else []))
+    return table(columns + ([title] if extra is not None else []), lines)
+
+
+def _check_sections(run: Settings, found: dict[str, Any]) -> list[str]:
+    plan = run.quality
+    assert plan is not None
+    return [
+        f"### Overlap with {plan.reference}\n\nSpearman over all sequences, and share of the first 50 in common.",
+        table(
+            ["method", "Spearman", "top 50"],
+            ([r["method"], f"{r['spearman']:.3f}", f"{r['top_overlap']:.3f}"] for r in found["overlaps"]),
+        ),
+        "### Planted facts",
+        table(
+            ["method", "MRR", "recall at 10"],
+            ([r["method"], f"{r['mrr']:.3f}", f"{r['recall_at_10']:.3f}"] for r in found["planted"]),
+        ),
+        f"### Removal\n\nRise of {plan.removal_queries} queries' loss, in millinats per token, when the {plan.removed}"
+        f" first of {plan.removal_size} sequences are left out, over random ones; mean and standard error.",
+        table(
+            ["method", "rise"],
+            ([r["method"], f"{1000 * r['rise']:.1f} ± {1000 * r['standard_error']:.1f}"] for r in found["removal"]),
+        ),
+        f"### Tail-patch\n\nFall of {plan.patch_queries} queries' loss, in millinats per token, after one gradient step"
+        f" on one of the first {plan.patches} sequences; mean and standard error.",
+        table(
+            ["method", "fall"],
+            ([r["method"], f"{1000 * r['gain']:.2f} ± {1000 * r['standard_error']:.2f}"] for r in found["tail_patch"]),
+        ),
+        "### Chosen on the tuning queries",
+        table(
+            ["method", "settings", "LDS of the alternatives"],
+            (
+                [name, f"`{json.dumps(c['settings'])}`", ", ".join(f"{a['lds']:.3f}" for a in c["sweep"])]
+                for name, c in found["chosen"].items()
+            ),
+        ),
+    ]
+
+
+def cost_sections(run: Settings, rows: list[dict[str, Any]]) -> list[str]:
+    """Cost tables, one a size, and the growth over sizes."""
+    assert run.cost is not None
+    sections = [
+        "## Cost",
+        f"{run.cost.threads} threads; medians (lowest to highest; the number of repeats where not {run.cost.repeats}).",
+    ]
+    for size in sizes_of(rows):
+        mine = [row for row in rows if row["size"] == size]
+        sections.append(f"### {size} sequences, {size * run.corpus.tokens:,} tokens")
+        sections.append(_build_table(mine, run.cost.repeats))
+        for kind in ("token", "sequence"):
+            sections.append(f"{kind.capitalize()} queries, from raw tokens to the top 100, together:")
+            sections.append(_answer_table(run, mine, kind))
+    if len(sizes_of(rows)) > 1:
+        sections += [f"### Growth: cost ~ n^x over {sizes_of(rows)}", _growth_table(rows)]
+    return sections
+
+
+def sizes_of(rows: list[dict[str, Any]]) -> list[int]:
+    """Sizes of corpus in some rows."""
+    return sorted({row["size"] for row in rows})
+
+
+def seconds(values: list[float], repeats: int | None = None) -> str:
+    """Median (low to high), in the unit that suits it."""
+    factor, unit = (1, "s") if statistics.median(values) >= 1 else (1000, "ms")
+    digits = 2 if statistics.median(values) * factor < 100 else 0
+    low, middle, high = (f"{factor * v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    count = f"; {len(values)}" if repeats and len(values) != repeats else ""
+    return f"{middle} {unit} ({low} to {high}{count})"
+
+
+def _build_table(rows: list[dict[str, Any]], repeats: int) -> str:
+    lines = []
+    for row in rows:
+        builds = row["builds"]
+        cells = [row["method"], seconds([b["seconds"] for b in builds], repeats), f"{row['bytes_per_token']:.0f}"]
+        cells += [f"{max(b[key] for b in builds):,.0f} MiB" for key in ("mib", "query_mib")]
+        cells.append(seconds([b["cold_seconds"] for b in builds], repeats))
+        lines.append([*cells, f"{row['share_read']:.3%}" if "share_read" in row else "all"])
+    columns = ["method", "build", "bytes per token", "build adds", "query adds", "first token query, cold"]
+    return table([*columns, "reads"], lines)
+
+
+def _answer_table(run: Settings, rows: list[dict[str, Any]], kind: str) -> str:
+    assert run.cost is not None
+    lines = []
+    cheapest = rows[0]
+    build = {row["method"]: statistics.median(b["seconds"] for b in row["builds"]) for row in rows}
+    ours = (build[cheapest["method"]], *line(cheapest["answers"], kind))
+    for row in rows:
+        times = [row["answers"][f"{kind} {count}"] for count in run.cost.counts]
+        intercept, slope = line(row["answers"], kind)
+        even = break_even(ours, (build[row["method"]], intercept, slope)) if row is not cheapest else None
+        shown = "" if row is cheapest else "never" if even is None else f"{even:,.0f}"
+        lines.append(
+            [
+                row["method"],
+                *(seconds(t, run.cost.repeats) for t in times),
+                f"{1000 * intercept:,.2f}",
+                f"{1000 * slope:,.3f}",
+                shown,
+            ]
+        )
+        if "look_up" in row:
+            lines.append([f"{row['method']}, look-up alone", seconds(row["look_up"][kind]), *[""] * (len(times) + 2)])
+    columns = ["method", *(f"q = {count}" for count in run.cost.counts)]
+    return table(
+        [*columns, "intercept, ms", "slope, ms", f"queries after which {cheapest['method']} is cheaper"], lines
+    )
+
+
+def _growth_table(rows: list[dict[str, Any]]) -> str:
+    sizes, lines = sizes_of(rows), []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        mine = sorted((row for row in rows if row["method"] == name), key=lambda row: row["size"])
+        builds = [statistics.median(b["seconds"] for b in row["builds"]) for row in mine]
+        cells = [name, f"{growth(sizes, builds):.2f}"]
+        for key in ("token 1", "sequence 1", "token 64"):
+            cells.append(f"{growth(sizes, [statistics.median(row['answers'][key]) for row in mine]):.2f}")
+        lines.append(cells)
+    return table(["method", "build", "token query", "sequence query", "64 token queries"], lines)
