@@ -199,8 +199,8 @@ def growth(sizes: list[int], seconds: list[float]) -> float:
 
 
 def break_even(cheap: tuple[float, float, float], dear: tuple[float, float, float]) -> float | None:
-    """Queries from which on the second of two (build, intercept, slope) is the cheaper one in all; None: never."""
-    saved, lost = cheap[2] - dear[2], dear[0] + dear[1] - cheap[0] - cheap[1]
+    """Queries from which on the first of two (build, intercept, slope) is the cheaper one in all; None: never."""
+    saved, lost = dear[2] - cheap[2], cheap[0] + cheap[1] - dear[0] - dear[1]
     if saved <= 0:
         return None
     return max(0.0, lost / saved)

@@ -155,7 +155,7 @@ def test_sequence_helps_itself_and_model_stays(task, tmp_path):
 def test_projection_keeps_inner_products(size):
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, size, generator=generator)
-    torch.testing.assert_close(hadamard(hadamard(a)), size * a)
+    torch.testing.assert_close(hadamard(hadamard(a)) / size, a, rtol=1e-4, atol=1e-5)
     whole = HadamardProjection(size, size, 0)
     torch.testing.assert_close(whole.project(a) @ whole.project(b) / size, a @ b, rtol=1e-3, atol=1e-3)
     if size == 2048:

@@ -45,7 +45,7 @@ class EkFac(Method):
             tenth of its mean value. May be changed between calls of `scores`, without another fit.
         rank: of each layer's divided query gradient, cut by a singular value decomposition to save memory where many
             queries share a pass; None keeps them whole, 4 bytes a weight and query.
-        modules: the attention and MLP layers, or these and the head.
+        modules: the attention and MLP layers, or these and the head, or the head alone.
         train_batch: sequences in a forward and backward pass.
         query_batch: queries in one.
         queries_per_pass: a pass over the training sequences answers so many queries at once (rounded up to batches).
@@ -62,7 +62,7 @@ class EkFac(Method):
         strategy: Literal["ekfac", "kfac", "diagonal", "identity"] = "ekfac",
         damping: float | None = None,
         rank: int | None = None,
-        modules: Literal["layers", "layers+head"] = "layers",
+        modules: Literal["layers", "layers+head", "head"] = "layers",
         train_batch: int = 32,
         query_batch: int = 64,
         queries_per_pass: int = 512,
@@ -191,7 +191,7 @@ def _linear_layers(model: PrismForCausalLM, modules: str) -> list[str]:
     if not layers:
         kind = model.config.get_text_config().model_type
         raise UserError(f"method ekfac needs a decoder of nn.Linear layers, which {kind} is not: take llama")
-    return layers + ["lm_head"] * (modules == "layers+head")
+    return {"layers": layers, "layers+head": [*layers, "lm_head"], "head": ["lm_head"]}[modules]
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""Influence through the dense head alone, from cached records (z_t, delta_t) of all training tokens.
+"""Influence through the head's input alone, from cached records (z_t, delta_t) of all training tokens.
 
-With C = E[z z^T] and S = E[W^T (diag(pi) - pi pi^T) W], a query's gradient M = sum_t w_t z_t delta_t^T is divided by
-their Kronecker product ("kfac"), by its eigenvalue-corrected form ("ekfac": in the eigenbases of C and S, by
-E[(u_i . z)^2 v_j^T M_t v_j], in closed form), or by nothing ("identity"); a training token then scores z_s^T M delta_s.
+The parameters are those of a dense D x D matrix between hidden states and head, at the identity: what prototypes
+would be without their locality. With C = E[z z^T], M_t = W^T (diag(pi) - pi pi^T) W and S = E[M_t], a query's gradient
+G = sum_t w_t z_t delta_t^T is divided by the Kronecker product of C and S ("kfac"), by its eigenvalue-corrected form
+("ekfac": in the eigenbases of C and S, by E[(u_i . z_t)^2 v_j^T M_t v_j], in closed form), or by nothing ("identity").
+A training token then scores z_s^T G delta_s.
 
 Shapes: N training tokens, D hidden size, m coordinates kept of each side.
 """
@@ -106,7 +108,7 @@ class Head(Method):
 
     def _rows(self, name: str, rows: slice) -> Tensor:
         """Whitened coordinates of some training tokens."""
-        found = torch.from_numpy(np.asarray(self.state[name][rows], dtype=np.float32))
+        found = torch.from_numpy(np.array(self.state[name][rows], dtype=np.float32))
         if f"{name}_scales" in self.state:
             found *= torch.from_numpy(self.state[f"{name}_scales"][rows].astype(np.float32))[:, None]
         return found

@@ -1,0 +1,207 @@
+"""The methods of our own against brute force over every pair of tokens."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.attribution.methods.head import Head
+from benchmarks.attribution.methods.prototypes import Prototypes, polished
+from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
+from benchmarks.attribution.registry import make
+from benchmarks.attribution.task import Queries, Task
+from benchmarks.baselines import bm25_scores
+from prism_lightning.attribution.records import records_of
+from prism_lightning.errors import UserError
+from prism_lightning.models import PrismConfig, PrismForCausalLM
+
+VOCABULARY, LENGTH = 48, 9
+
+
+@pytest.fixture(scope="module")
+def task():
+    torch.manual_seed(0)
+    backbone = {
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": LENGTH,
+        "initializer_range": 0.3,
+    }
+    model = PrismForCausalLM(PrismConfig(backbone_config=backbone, num_prototypes=12, active_prototypes=2)).eval()
+    return Task(model, torch.randint(VOCABULARY, (21, LENGTH)))
+
+
+@pytest.fixture(scope="module")
+def queries():
+    ids = torch.randint(VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(1))
+    return Queries(ids, torch.tensor([[1.0] * 8, [0] * 3 + [1] + [0] * 4, [0] * 7 + [2], [0.5] * 8]))
+
+
+@torch.no_grad()
+def states(model, ids):
+    """z and delta [.., T, D] and the head's curvature M_t [.., T, D, D] of every target."""
+    head = model.lm_head.weight
+    z = model.hidden_states(ids[:, :-1])
+    p = (z @ head.T).softmax(-1)
+    mean = p @ head
+    curvature = torch.einsum("btv,vd,ve->btde", p, head, head) - mean[..., None] * mean[..., None, :]
+    return z, mean - head[ids[:, 1:]], curvature
+
+
+def expected_head(task, queries, divide):
+    """Scores [Q, S] from the gradients' [D, D] matrices, divided by a curvature."""
+    z, delta, _ = states(task.model, queries.ids_QL)
+    asked = torch.einsum("qt,qtd,qte->qde", queries.weights_QT, z, delta)
+    z, delta, _ = states(task.model, task.train_SL)
+    return torch.einsum("qde,sde->qs", divide(asked), torch.einsum("std,ste->sde", z, delta))
+
+
+def moments(task):
+    z, _, curvature = states(task.model, task.train_SL)
+    return (z.flatten(0, 1).T @ z.flatten(0, 1)) / z[..., 0].numel(), curvature.mean((0, 1)), z, curvature
+
+
+def opened(method):
+    method.fit()
+    method.open()
+    return method
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3 * expected.abs().max().item())
+
+
+def test_head_without_curvature_is_the_gradient_dot_product(task, queries, tmp_path):
+    found = opened(Head(task, tmp_path, "identity")).scores(queries)
+    close(found, expected_head(task, queries, lambda g: g))
+    rows = []
+    for part in (Queries.of_sequences(task.train_SL), queries):
+        matrix = torch.eye(16, requires_grad=True)  # in front of the head
+        logits = task.model.hidden_states(part.ids_QL[:, :-1]) @ matrix @ task.model.lm_head.weight.T
+        losses = cross_entropy(logits.transpose(1, 2), part.ids_QL[:, 1:], reduction="none") * part.weights_QT
+        rows.append([torch.autograd.grad(loss, matrix, retain_graph=True)[0].flatten() for loss in losses.sum(1)])
+    close(found, torch.stack(rows[1]) @ torch.stack(rows[0]).T)
+
+
+def test_head_kfac_divides_by_both_factors(task, queries, tmp_path):
+    hidden, gradient, _, _ = moments(task)
+    eye = torch.eye(16)
+    left, right = (torch.linalg.inv(m + 0.01 * m.diagonal().mean() * eye) for m in (hidden, gradient))
+    method = opened(Head(task, tmp_path, damping=0.01))
+    close(method.scores(queries), expected_head(task, queries, lambda g: left @ g @ right))
+
+
+def test_head_ekfac_divides_by_the_corrected_eigenvalues(task, queries, tmp_path):
+    hidden, gradient, z, curvature = moments(task)
+    u, v = (torch.linalg.eigh(m)[1] for m in (hidden, gradient))
+    along = torch.einsum("stde,dj,ej->stj", curvature, v, v)
+    products = torch.einsum("sti,stj->ij", (z @ u).square(), along) / z[..., 0].numel()
+    damped = products + 0.01 * products.mean()
+    method = opened(Head(task, tmp_path, "ekfac", 0.01))
+    close(method.scores(queries), expected_head(task, queries, lambda g: u @ ((u.T @ g @ v) / damped) @ v.T))
+
+
+def test_head_keeps_its_bytes(task, queries, tmp_path):
+    whole = opened(Head(task, tmp_path / "whole")).scores(queries)
+    narrow = opened(Head(task, tmp_path / "narrow", bytes_per_token=36))
+    rows = [narrow.state[name].nbytes + narrow.state[f"{name}_scales"].nbytes for name in ("hidden", "gradient")]
+    assert sum(rows) == 36 * 21 * 8
+    assert torch.corrcoef(torch.stack([whole.flatten(), narrow.scores(queries).flatten()]))[0, 1] > 0.999
+
+
+@torch.no_grad()
+def expected_prototypes(task, queries, method):
+    """sum_i a_qi a_si / A_ii delta_q^T S^-1 delta_s over all pairs of tokens, over the number of training tokens."""
+    z, delta, curvature = states(task.model, task.train_SL)
+    stored = records_of(method.dictionary, z.flatten(0, 1), delta.flatten(0, 1), False)
+    z, delta, _ = states(task.model, queries.ids_QL)
+    asked = records_of(method.dictionary, z.flatten(0, 1), delta.flatten(0, 1), False)
+    size, tokens = len(method.dictionary.unit_KD), len(stored.prototypes_Nk)
+    dense = [
+        torch.zeros(len(r.prototypes_Nk), size).scatter_(1, r.prototypes_Nk, r.activations_Nk) for r in (asked, stored)
+    ]
+    usage = dense[1].square().mean(0)
+    usage = usage + method.damping * usage.mean()
+    mean = curvature.mean((0, 1))
+    inverse = torch.linalg.inv(mean + method.damping * mean.diagonal().mean() * torch.eye(16))
+    pairs = (dense[0] / usage @ dense[1].T) * (asked.vectors_NrD[:, 0] @ inverse @ stored.vectors_NrD[:, 0].T)
+    by_query = (pairs * queries.weights_QT.reshape(-1, 1)).view(len(queries.ids_QL), -1, pairs.shape[1]).sum(1)
+    return by_query.view(len(by_query), len(task.train_SL), -1).sum(-1) / tokens
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dictionary": "model"}, {"tokens_per_prototype": 8, "active": 2, "fit_steps": 5}]
+)
+def test_prototypes_are_the_brute_force_sum(task, queries, tmp_path, settings):
+    method = opened(Prototypes(task, tmp_path, precision="fp32", **settings))
+    close(method.scores(queries), expected_prototypes(task, queries, method))
+    method.damping = 0.5
+    close(method.scores(queries), expected_prototypes(task, queries, method))
+
+
+def test_top_names_the_best_sequences_that_share_a_prototype(task, queries, tmp_path):
+    method = opened(Prototypes(task, tmp_path, tokens_per_prototype=4, active=1, fit_steps=0))
+    scores, top = method.scores(queries), method.top(queries, 100)
+    for row, best in zip(scores, top, strict=True):
+        found = best[best >= 0]
+        assert (row[found].diff() <= 0).all()
+        assert len(found) == len(row.nonzero())
+        assert row[found[0]] == row[row != 0].max()
+    token = queries.part(1, 2)
+    touched = method.index.usage_K()[method.records(token)[0].prototypes_Nk[0].item()]
+    assert method.share_read(token) == pytest.approx(touched / method.index.tokens)
+
+
+def test_polishing_explains_more_and_leaves_the_model_alone(task, tmp_path):
+    before = task.model.prototypes.weight.clone()
+    better = Prototypes(task._replace(model=polished(task, 50)), tmp_path / "a", dictionary="model")
+    plain = Prototypes(task, tmp_path / "b", dictionary="model")
+    assert opened(better).unexplained_variance() < opened(plain).unexplained_variance()
+    assert torch.equal(task.model.prototypes.weight, before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = {f"w{n}": n for n in range(VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def test_bm25_is_the_formula(task, queries, tmp_path, tokenizer):
+    whole = Queries.of_sequences(queries.ids_QL)
+    found = opened(Bm25(task, tmp_path, tokenizer)).scores(whole)
+    texts = [tokenizer.batch_decode(ids) for ids in (whole.ids_QL, task.train_SL)]
+    torch.testing.assert_close(found, bm25_scores(*texts), rtol=1e-5, atol=1e-5)
+
+
+def test_bm25_of_a_token_query_ends_with_the_target(task, queries, tmp_path, tokenizer):
+    method = opened(Bm25(task, tmp_path, tokenizer))
+    found = method.scores(queries.part(1, 2))
+    texts = tokenizer.batch_decode([queries.ids_QL[1, :5].tolist()]), tokenizer.batch_decode(task.train_SL)
+    torch.testing.assert_close(found, bm25_scores(*texts), rtol=1e-5, atol=1e-5)
+
+
+def test_cosine_finds_the_sequence_itself(task, tmp_path):
+    found = opened(HiddenCosine(task, tmp_path)).scores(Queries.of_sequences(task.train_SL[:5]))
+    assert found.argmax(1).tolist() == list(range(5))
+    assert found.max() == pytest.approx(1, abs=1e-2)
+
+
+def test_random_differs_by_query(task, queries, tmp_path):
+    found = opened(Random(task, tmp_path)).scores(queries)
+    assert found.shape == (4, 21) and not torch.equal(found, opened(Random(task, tmp_path)).scores(queries.part(0, 1)))
+
+
+def test_unknown_methods_and_settings_are_named(task, tmp_path, tokenizer):
+    with pytest.raises(UserError, match="did you mean prototypes"):
+        make(task, tmp_path, {"kind": "prototype"}, tokenizer)
+    with pytest.raises(UserError, match="dampin"):
+        make(task, tmp_path, {"kind": "head", "dampin": 1}, tokenizer)
