@@ -125,6 +125,8 @@ class CostSettings:
         counts: numbers of queries answered at once.
         repeats: of every measurement.
         patience: seconds that the repeats of one measurement may take together, after at least one.
+        longest: seconds that one may take; of more queries at once the report says what the line through the smaller
+            numbers of queries predicts, and marks it.
         threads: of every process.
     """
 
@@ -133,6 +135,7 @@ class CostSettings:
     counts: list[int] = field(default_factory=lambda: [1, 16, 64, 1024])
     repeats: int = 5
     patience: float = 120.0
+    longest: float = 300.0
     threads: int = 2
 
 

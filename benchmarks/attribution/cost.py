@@ -15,6 +15,7 @@ import shutil
 import statistics
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from benchmarks.attribution.retraining import planned, retrain
 from benchmarks.attribution.scoring import task_of, token_targets
 from benchmarks.attribution.task import Method, Queries, Task
 
-TOP = 100
+TOP, KINDS = 100, ("token", "sequence")
 
 
 class Cost:
@@ -118,39 +119,37 @@ class Cost:
         return Queries.of_sequences(ids_QL)
 
     def answers(self, methods: dict[str, Method]) -> dict[str, dict[str, list[float]]]:
-        """Seconds of every repeat, by method and by "kind q"; each question is asked once before, to warm up."""
+        """Seconds of every repeat, by method and by "kind q"."""
         found: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
-        for repeat in range(-1, self.plan.repeats):
-            for kind in ("token", "sequence"):
-                for count in self.plan.counts:
-                    for name, method in methods.items():
-                        self._answer(found[name], method, kind, count, repeat)
-                        if repeat <= 0 and found[name].get(f"{kind} {count}"):
-                            print(f"{name} {kind} {count}: {found[name][f'{kind} {count}'][0]:.4f} s", flush=True)
+        for _ in range(self.plan.repeats):
+            for kind, count in product(KINDS, self.plan.counts):
+                queries, key = self.queries(kind, count), f"{kind} {count}"
+                for name, method in methods.items():
+                    if not self._worth(found[name], kind, count):
+                        continue
+                    took = answer(method, queries)
+                    if key not in found[name]:
+                        if took < self.plan.patience / 10:  # that was the warm-up; what takes long needs none
+                            took = answer(method, queries)
+                        print(f"{key}, {name}: {took:.4f} s", flush=True)
+                    found[name].setdefault(key, []).append(took)
         return found
 
-    def _answer(self, found: dict[str, list[float]], method: Method, kind: str, count: int, repeat: int) -> None:
-        key, patience = f"{kind} {count}", self.plan.patience
-        times = found.setdefault(key, [])
-        if repeat > 0 and sum(times) * (len(times) + 1) / len(times) > patience:
-            return  # one more would take longer than there is patience for
-        queries = self.queries(kind, count)
-        started = time.perf_counter()
-        method.top(queries, TOP)
-        seconds = time.perf_counter() - started
-        if repeat == -1 and seconds < patience / 10:
-            return  # a warm-up; what takes long anyway needs none, and is counted
-        if repeat == 0 and times:
-            return
-        times.append(seconds)
+    def _worth(self, found: dict[str, list[float]], kind: str, count: int) -> bool:
+        """Whether one more measurement is within `longest`, and all of its repeats within `patience`."""
+        times = found.get(f"{kind} {count}")
+        if times:
+            return sum(times) * (len(times) + 1) / len(times) <= self.plan.patience
+        smaller = [key for key in found if key.startswith(kind)]
+        return len(smaller) < 2 or at(line(found, kind), count) <= self.plan.longest
 
     def look_up(self, method: Prototypes) -> dict[str, list[float]]:
         """Seconds from a query's records to its top 100, one by one: token queries and sequences."""
         found = {}
-        for kind in ("token", "sequence"):
+        for kind in KINDS:
             queries = self.queries(kind, 64)
             records, which_N = method.records(queries)
-            questions = method.questions(records, which_N, 64)
+            questions = method.questions(records, which_N, len(queries.ids_QL))
             times = []
             for _ in range(self.plan.repeats):
                 for question in questions:
@@ -159,6 +158,13 @@ class Cost:
                     times.append(time.perf_counter() - started)
             found[kind] = times
         return found
+
+
+def answer(method: Method, queries: Queries) -> float:
+    """Seconds from raw tokens to the top."""
+    started = time.perf_counter()
+    method.top(queries, TOP)
+    return time.perf_counter() - started
 
 
 def memory(what: str) -> float:
@@ -187,10 +193,14 @@ def forget(folder: Path) -> None:
 
 def line(answers: dict[str, list[float]], kind: str) -> tuple[float, float]:
     """Intercept and slope, in seconds, of the median time over the number of queries (weighted by 1 / time)."""
-    counts = [int(key.split()[1]) for key in answers if key.startswith(kind)]
-    medians = [statistics.median(answers[f"{kind} {count}"]) for count in counts]
-    slope, intercept = np.polyfit(counts, medians, 1, w=1 / np.array(medians))
+    medians = {int(key.split()[1]): statistics.median(t) for key, t in answers.items() if key.startswith(kind) and t}
+    slope, intercept = np.polyfit(list(medians), list(medians.values()), 1, w=1 / np.array(list(medians.values())))
     return float(intercept), float(slope)
+
+
+def at(intercept_and_slope: tuple[float, float], count: int) -> float:
+    """Seconds that a line predicts for a number of queries."""
+    return intercept_and_slope[0] + intercept_and_slope[1] * count
 
 
 def growth(sizes: list[int], seconds: list[float]) -> float:

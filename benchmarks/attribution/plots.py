@@ -118,11 +118,10 @@ def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
     for axes, kind in zip(panels, ("token", "sequence"), strict=True):
         for row in (row for row in cost if row["size"] == size):
-            times = [statistics.median(row["answers"][f"{kind} {count}"]) for count in run.cost.counts]
-            axes.plot(run.cost.counts, times, marker="o", color=FAMILIES[row["settings"]["kind"]])
-            axes.annotate(
-                row["method"], (run.cost.counts[-1], times[-1]), fontsize=6, xytext=(4, 0), textcoords="offset points"
-            )
+            counts = [count for count in run.cost.counts if f"{kind} {count}" in row["answers"]]
+            times = [statistics.median(row["answers"][f"{kind} {count}"]) for count in counts]
+            axes.plot(counts, times, marker="o", color=FAMILIES[row["settings"]["kind"]])
+            axes.annotate(row["method"], (counts[-1], times[-1]), fontsize=6, xytext=(4, 0), textcoords="offset points")
         axes.set(xscale="log", yscale="log", xlabel=f"{kind} queries asked together", title=f"{size} sequences")
     panels[0].set_ylabel("seconds")
     return _save(figure, stem, "queries")

@@ -9,12 +9,14 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.attribution import plots
 from benchmarks.attribution.config import Settings
-from benchmarks.attribution.cost import break_even, growth, line
+from benchmarks.attribution.cost import KINDS, break_even, growth, line
+from benchmarks.attribution.lds import Interval
 from benchmarks.report import processor
 from prism_lightning.tracking import environment
 
@@ -35,7 +37,7 @@ def write_report(run: Settings, results: dict[str, Any]) -> Path:
         "processor": processor(),
         "results": results,
     }
-    (folder / f"{stem}.json").write_text(json.dumps(content, indent=1, default=_plain))
+    (folder / f"{stem}.json").write_text(json.dumps(_plain(content), indent=1))
     sections = [f"# Attribution benchmark: {run.name}", _head(run, content)]
     if "quality" in results:
         sections += quality_sections(run, results["quality"])
@@ -56,10 +58,12 @@ def _version(package: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON cannot say: an interval without its repeats."""
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{type(value)} has no place in a report")
+    """The same in JSON's types: an interval without its repeats."""
+    if isinstance(value, Interval):
+        return value.facts()
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def table(columns: list[str], rows: Iterable[list[str]]) -> str:
@@ -169,7 +173,7 @@ def cost_sections(run: Settings, rows: list[dict[str, Any]]) -> list[str]:
             sections.append(f"{kind.capitalize()} queries, from raw tokens to the top 100, together:")
             sections.append(_answer_table(run, mine, kind))
     if len(sizes_of(rows)) > 1:
-        sections += [f"### Growth: cost ~ n^x over {sizes_of(rows)}", _growth_table(rows)]
+        sections += [f"### Growth: cost ~ n^x over {sizes_of(rows)}", _growth_table(run, rows)]
     return sections
 
 
@@ -201,39 +205,36 @@ def _build_table(rows: list[dict[str, Any]], repeats: int) -> str:
 
 def _answer_table(run: Settings, rows: list[dict[str, Any]], kind: str) -> str:
     assert run.cost is not None
-    lines = []
-    cheapest = rows[0]
-    build = {row["method"]: statistics.median(b["seconds"] for b in row["builds"]) for row in rows}
-    ours = (build[cheapest["method"]], *line(cheapest["answers"], kind))
+    counts, cheapest, lines = run.cost.counts, rows[0], []
+
+    def whole(row: dict[str, Any]) -> tuple[float, float, float]:
+        return statistics.median(b["seconds"] for b in row["builds"]), *line(row["answers"], kind)
+
     for row in rows:
-        times = [row["answers"][f"{kind} {count}"] for count in run.cost.counts]
-        intercept, slope = line(row["answers"], kind)
-        even = break_even(ours, (build[row["method"]], intercept, slope)) if row is not cheapest else None
-        shown = "" if row is cheapest else "never" if even is None else f"{even:,.0f}"
-        lines.append(
-            [
-                row["method"],
-                *(seconds(t, run.cost.repeats) for t in times),
-                f"{1000 * intercept:,.2f}",
-                f"{1000 * slope:,.3f}",
-                shown,
-            ]
-        )
+        _, intercept, slope = whole(row)
+        cells = [row["method"]]
+        for count in counts:
+            times = row["answers"].get(f"{kind} {count}")
+            predicted = f"(about {intercept + slope * count:,.0f} s by the line)"
+            cells.append(seconds(times, run.cost.repeats) if times else predicted)
+        cells += [f"{1000 * intercept:,.2f}", f"{1000 * slope:,.3f}"]
+        even = break_even(whole(cheapest), whole(row))
+        lines.append([*cells, "" if row is cheapest else "never" if even is None else f"{even:,.0f}"])
         if "look_up" in row:
-            lines.append([f"{row['method']}, look-up alone", seconds(row["look_up"][kind]), *[""] * (len(times) + 2)])
-    columns = ["method", *(f"q = {count}" for count in run.cost.counts)]
-    return table(
-        [*columns, "intercept, ms", "slope, ms", f"queries after which {cheapest['method']} is cheaper"], lines
-    )
+            blank = [""] * (len(counts) + 2)
+            lines.append([f"{row['method']}, look-up alone", seconds(row["look_up"][kind]), *blank])
+    columns = ["method", *(f"q = {count}" for count in counts), "intercept, ms", "slope, ms"]
+    return table([*columns, f"queries after which {cheapest['method']} is cheaper"], lines)
 
 
-def _growth_table(rows: list[dict[str, Any]]) -> str:
-    sizes, lines = sizes_of(rows), []
+def _growth_table(run: Settings, rows: list[dict[str, Any]]) -> str:
+    assert run.cost is not None
+    sizes, lines, keys = sizes_of(rows), [], [f"{kind} {count}" for kind, count in product(KINDS, run.cost.counts)]
     for name in dict.fromkeys(row["method"] for row in rows):
         mine = sorted((row for row in rows if row["method"] == name), key=lambda row: row["size"])
-        builds = [statistics.median(b["seconds"] for b in row["builds"]) for row in mine]
-        cells = [name, f"{growth(sizes, builds):.2f}"]
-        for key in ("token 1", "sequence 1", "token 64"):
-            cells.append(f"{growth(sizes, [statistics.median(row['answers'][key]) for row in mine]):.2f}")
+        cells = [name, f"{growth(sizes, [statistics.median(b['seconds'] for b in row['builds']) for row in mine]):.2f}"]
+        for key in keys:
+            times = [row["answers"].get(key) for row in mine]
+            cells.append(f"{growth(sizes, [statistics.median(t) for t in times]):.2f}" if all(times) else "")
         lines.append(cells)
-    return table(["method", "build", "token query", "sequence query", "64 token queries"], lines)
+    return table(["method", "build", *keys], lines)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.attribution.config import Settings
 from benchmarks.attribution.corpus import open_corpus
@@ -21,6 +22,7 @@ from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.training import DENSE, UNTRAINED, fit_model, token_losses
 from prism_lightning.models import PrismForCausalLM
 
+disable_progress_bar()  # one for every model that is read
 Variant = float | str  # the commitment of a PRISM model, or DENSE or UNTRAINED
 FIRST_SEED = 100  # of retrained models: never that of a decoder that is attributed
 

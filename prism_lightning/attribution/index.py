@@ -130,7 +130,7 @@ class Index:
         terms = weight_Qk[..., None] * (vectors_QrD @ self.curvature["precondition"])  # r = 1 serves all k
         flat = prototypes_Qk.ravel()
         prototypes_U, which = np.unique(flat, return_inverse=True)
-        terms = terms.reshape(len(flat), -1)
+        terms = terms.reshape(len(flat), terms.shape[-1])
         if len(prototypes_U) == len(flat):
             vectors_Um = terms[np.argsort(which)]
         else:
