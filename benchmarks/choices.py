@@ -1,9 +1,10 @@
 """What each choice of an index does to its agreement with retraining (LDS), and to what a query reads.
 
-python -m benchmarks.choices --retraining runs/retraining
+python -m benchmarks.choices --config benchmarks/attribution/tinystories.yaml corpus.path=stories.jsonl
 
-Needs what `benchmarks.retraining` wrote. LDS: the rank correlation, over models retrained on random halves,
-between a query's loss and the summed influence of the documents in the half; mean over queries, with standard error.
+Needs the models that `benchmarks.attribution` trains with the same configuration. LDS: the rank correlation, over
+models retrained on random halves, between a query's loss and the summed influence of the sequences in the half; mean
+over queries, with standard error.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.baselines import bm25_scores, cosine_scores, head_scores, second_stage_scores
+from benchmarks.attribution.config import load_settings
 from benchmarks.report import finish
-from benchmarks.retrained import DAMPING, Trial
+from benchmarks.trial import DAMPING, Trial
 from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.hessian import HessianSums, eigenbasis
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import Records, head_chunks, records_of
 
-DEFAULT, FIT_STEPS = (2048, 3), 150  # what `index` would choose for this corpus
+DEFAULT, FIT_STEPS = (2048, 3), 150  # about one prototype per 32 tokens, as `index` chooses
 
 
 class Choice(NamedTuple):
@@ -40,7 +41,7 @@ class Choice(NamedTuple):
 
 
 def scores(trial: Trial, choice: Choice) -> tuple[Tensor, float, float]:
-    """Document scores [Q, S], unexplained variance, and the share of tokens that a one-token query reads."""
+    """Sequence scores [Q, S], unexplained variance, and the share of tokens that a one-token query reads."""
     train, queries, dictionary = trial.train, trial.queries, choice.dictionary
     scale = 2 * trial.model.config.reconstruction_weight / train.z_ND.square().sum(-1).mean().item()
     scale = scale if choice.training_objective else 0.0
@@ -59,7 +60,7 @@ def scores(trial: Trial, choice: Choice) -> tuple[Tensor, float, float]:
     if scales_N is not None:
         stored_NkM *= torch.from_numpy(scales_N).view(*stored.shape[:2], 1)
     out = [
-        trial.by_document((vectors_KM[records.prototypes_Nk] * stored_NkM).sum((-1, -2)))
+        trial.by_sequence((vectors_KM[records.prototypes_Nk] * stored_NkM).sum((-1, -2)))
         for vectors_KM in query_vectors(trial, choice, records, asked, values_m, whitening_Dm)
     ]
     return torch.stack(out), unexplained, touched
@@ -84,7 +85,7 @@ def query_vectors(
     if choice.curvature == "eigenvalues":
         eigenvalue_Km = _eigenvalues(trial, records, size, whitening_Dm * values_m.sqrt().float())
     gradients_NkM = asked.gradients_NkD() @ whitening_Dm / (1 + DAMPING)
-    for query in range(len(trial.query_texts)):
+    for query in range(trial.num_queries):
         mine = trial.queries.group_N == query
         vectors_KM = torch.zeros(size, gradients_NkM.shape[-1]).index_add_(
             0, asked.prototypes_Nk[mine].flatten(), gradients_NkM[mine].flatten(0, 1)
@@ -135,6 +136,35 @@ def _eigenvalues(trial: Trial, records: Records, size: int, basis_Dm: Tensor) ->
     return (found_Km + DAMPING * found_Km.mean()).float()
 
 
+def head_scores(trial: Trial, dictionary: Dictionary | None) -> Tensor:
+    """K-FAC of the head's input, (z_q C^-1 z_s)(delta_q S^-1 delta_s), of tokens that share a prototype, or of all."""
+    train, queries = trial.train, trial.queries
+    moment_DD, eye_DD = train.z_ND.T.double() @ train.z_ND.double() / len(train.z_ND), torch.eye(train.z_ND.shape[1])
+    left_DD, right_DD = (
+        torch.linalg.inv(m + DAMPING * m.diagonal().mean() * eye_DD).float() for m in (moment_DD, trial.curvature_DD)
+    )
+    asked_ND, weighed_ND = queries.z_ND @ left_DD, queries.delta_ND @ right_DD
+    stored_NK, wanted_NK = (
+        (None, None) if dictionary is None else (member(dictionary, t.z_ND) for t in (train, queries))
+    )
+    rows = []
+    for query in range(trial.num_queries):
+        mine = queries.group_N == query
+        scores_QN = (asked_ND[mine] @ train.z_ND.T) * (weighed_ND[mine] @ train.delta_ND.T)
+        if stored_NK is not None and wanted_NK is not None:
+            scores_QN *= (stored_NK @ wanted_NK.to_dense()[mine].T).T > 0
+        rows.append(trial.by_sequence(scores_QN.sum(0)))
+    return torch.stack(rows)
+
+
+def member(dictionary: Dictionary, z_ND: Tensor) -> Tensor:
+    """[N, K] sparse: 1 where a prototype is active."""
+    indices_Nk, _ = dictionary.assign(z_ND)
+    rows_N = torch.arange(len(z_ND)).repeat_interleave(indices_Nk.shape[1])
+    where = torch.stack([rows_N, indices_Nk.flatten()])
+    return torch.sparse_coo_tensor(where, torch.ones(indices_Nk.numel()), (len(z_ND), len(dictionary.unit_KD)))
+
+
 def choices(trial: Trial) -> Iterator[tuple[str, Choice]]:
     """Every variant of the table, with its name."""
     layer = trial.model.prototypes
@@ -161,30 +191,26 @@ def choices(trial: Trial) -> Iterator[tuple[str, Choice]]:
 def main() -> None:
     """Score every choice, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--retraining", type=Path, default=Path("runs/retraining"), help="what that benchmark wrote")
+    parser.add_argument("--config", type=Path, required=True, help="of a run of benchmarks.attribution")
+    parser.add_argument("settings", nargs="*", help="settings over it, as group.name=value")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
     options = parser.parse_args()
-    trial = Trial(options.retraining)
+    trial = Trial(load_settings(options.config, options.settings))
     results: list[dict[str, Any]] = []
     default_QS, _, _ = scores(trial, Choice(trial.fit(*DEFAULT, FIT_STEPS), precision="int8"))
-    default = torch.tensor(trial.lds(default_QS))
+    default = torch.from_numpy(trial.lds(default_QS))
 
     def add(name: str, scores_QS: Tensor, **facts: float) -> None:
-        values = torch.tensor(trial.lds(scores_QS))
+        values = torch.from_numpy(trial.lds(scores_QS))
         lower, root = values - default, math.sqrt(len(values))  # paired: the same queries
         errors = {"standard_error": values.std().item() / root, "difference_error": lower.std().item() / root}
         found = {"choice": name, "lds": values.mean().item(), "minus_default": lower.mean().item()}
         results.append(found | errors | facts)
         print(results[-1], flush=True)
 
-    add("head K-FAC", head_scores(trial, True))
-    add("head gradient dot product", head_scores(trial, False))
-    add("hidden-state cosine", cosine_scores(trial))
-    add("BM25", bm25_scores(trial.query_texts, trial.document_texts))
-    add("random", torch.rand(len(trial.query_texts), trial.included_MS.shape[1]))
+    add("head K-FAC, no first stage", head_scores(trial, None))
     for size, active in (DEFAULT, (4096, 4)):
-        scores_QS = second_stage_scores(trial, trial.fit(size, active, FIT_STEPS))
-        add(f"second stage: head K-FAC behind K {size} k {active}", scores_QS)
+        add(f"head K-FAC behind K {size} k {active}", head_scores(trial, trial.fit(size, active, FIT_STEPS)))
     for name, choice in choices(trial):
         scores_QS, unexplained, touched = scores(trial, choice)
         add(name, scores_QS, unexplained_variance=unexplained, touched=touched)

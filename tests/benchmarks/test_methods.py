@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bm25 import bm25_scores
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
@@ -10,7 +11,6 @@ from benchmarks.attribution.methods.prototypes import Prototypes, polished
 from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.task import Queries, Task
-from benchmarks.baselines import bm25_scores
 from prism_lightning.attribution.records import records_of
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismConfig, PrismForCausalLM
