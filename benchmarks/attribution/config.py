@@ -94,6 +94,7 @@ class QualitySettings:
         removal_size: the corpus they are taken from.
         contenders: methods that are also tried at the other sizes, on the dense twin and on an untrained model, and
             whose first sequences are taken away.
+        exact_queries: for how many the whole Gauss-Newton matrix is solved, on the smallest corpus.
         patches, patch_queries, patch_rate: tail-patch: sequences of each query, queries, and rate of the step.
     """
 
@@ -110,6 +111,7 @@ class QualitySettings:
     removal_seeds: int = 1
     removal_size: int = 500
     contenders: list[str] = field(default_factory=list)
+    exact_queries: int = 30
     patches: int = 10
     patch_queries: int = 30
     patch_rate: float = 0.1

@@ -106,6 +106,8 @@ def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] |
         if row["method"] in latency:
             _point(left, latency[row["method"]], row, "sequence")
         _point(right, max(row["bytes_per_token"], 0.5), row, "sequence")
+    for axes in (left, right):
+        axes.margins(x=0.18)
     left.set(xscale="log", xlabel="one sequence query from raw tokens, ms", ylabel="LDS")
     right.set(xscale="log", xlabel="bytes on disk per training token", ylabel="LDS")
     figure.suptitle(f"{size} sequences")
@@ -123,5 +125,8 @@ def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
             axes.plot(counts, times, marker="o", color=FAMILIES[row["settings"]["kind"]])
             axes.annotate(row["method"], (counts[-1], times[-1]), fontsize=6, xytext=(4, 0), textcoords="offset points")
         axes.set(xscale="log", yscale="log", xlabel=f"{kind} queries asked together", title=f"{size} sequences")
+        axes.margins(x=0.3)
+        axes.set_xticks(run.cost.counts, [str(count) for count in run.cost.counts])
+        axes.minorticks_off()
     panels[0].set_ylabel("seconds")
     return _save(figure, stem, "queries")

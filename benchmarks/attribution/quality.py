@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.attribution import planted, removal
+from benchmarks.attribution import exactness, planted, removal
 from benchmarks.attribution.config import Settings
 from benchmarks.attribution.lds import Interval, bootstrap, ceiling, predictions, rank_correlation, ratio
 from benchmarks.attribution.retraining import DENSE, UNTRAINED, Variant, planned, retrain
@@ -150,6 +150,7 @@ def checks(quality: Quality) -> dict[str, Any]:
         "overlaps": quality.overlaps([plan.reference, *([plan.ceiling] if plan.ceiling else []), plan.ours]),
     }
     methods = {name: settings for name, (settings, _) in quality.chosen.items()}
+    found["exact"] = exactness.compared(run)
     found["untrained"] = quality.methods(UNTRAINED, quality.size, plan.contenders)
     found["planted"] = planted.measured(run, methods)
     first = [quality.case(main, quality.size, 0, name) for name in methods]

@@ -6,6 +6,7 @@ from bm25 import bm25_scores
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.attribution.methods.exact import ExactPrototypes
 from benchmarks.attribution.methods.head import Head
 from benchmarks.attribution.methods.prototypes import Prototypes, polished
 from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
@@ -205,3 +206,21 @@ def test_unknown_methods_and_settings_are_named(task, tmp_path, tokenizer):
         make(task, tmp_path, {"kind": "prototype"}, tokenizer)
     with pytest.raises(UserError, match="dampin"):
         make(task, tmp_path, {"kind": "head", "dampin": 1}, tokenizer)
+
+
+def test_exact_is_the_whole_gauss_newton_matrix(task, queries, tmp_path):
+    method = opened(ExactPrototypes(task, tmp_path, dictionary="model", damping=0.1))
+    _, delta, curvature = states(task.model, task.train_SL)
+    stored, size = method.stored, len(method.dictionary.unit_KD)
+    dense = torch.zeros(len(method.z_ND), size).scatter_(1, stored.prototypes_Nk, stored.activations_Nk)
+    matrix = torch.einsum("ni,nj,nde->idje", dense, dense, curvature.flatten(0, 1)) / len(dense)
+    matrix = matrix.reshape(size * 16, size * 16) + method.ridge * torch.eye(size * 16)
+    records, which = method.records(queries)
+    asked = torch.stack([method._gradient(records, torch.from_numpy(which) == query) for query in range(4)])
+    gradients = torch.einsum("ni,nd->nid", dense, delta.flatten(0, 1)).view(len(task.train_SL), -1, size * 16).sum(1)
+    expected = torch.linalg.solve(matrix, asked.flatten(1).T).T @ gradients.T / len(dense)
+    found = method.scores(queries)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
+    assert 1 < method.steps[0] < 100
+    image = method.product(asked).flatten(1)
+    torch.testing.assert_close(image, asked.flatten(1) @ matrix, rtol=1e-3, atol=1e-3 * image.abs().max().item())

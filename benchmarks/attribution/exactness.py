@@ -1,0 +1,64 @@
+"""What the index's shortcut to the curvature does: the whole Gauss-Newton matrix of the same prototypes beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from benchmarks.attribution.config import Settings
+from benchmarks.attribution.corpus import open_corpus
+from benchmarks.attribution.lds import bootstrap, predictions, rank_correlation
+from benchmarks.attribution.methods.exact import ExactPrototypes
+from benchmarks.attribution.methods.prototypes import Prototypes
+from benchmarks.attribution.pool import run_all
+from benchmarks.attribution.scoring import task_of, truth
+from benchmarks.attribution.task import Queries
+
+DICTIONARIES: dict[str, dict[str, Any]] = {
+    "own": {"dictionary": "model"},
+    "fitted, 1 per 32 tokens, k 3": {"tokens_per_prototype": 32, "active": 3},
+}
+
+
+def _solve(run: Settings, name: str, path: Path) -> None:
+    assert run.quality is not None
+    corpus = open_corpus(run)
+    task = task_of(run, corpus, run.training.commitments[0], run.corpus.sizes[0], 0)
+    queries = Queries.of_sequences(corpus.queries_QL[: run.quality.exact_queries])
+    state = path.with_suffix(".state")
+    settings = {"fit_steps": run.quality.fit_steps} | DICTIONARIES[name]
+    exact = ExactPrototypes(task, state, precision="fp32", **settings)
+    exact.fit()
+    exact.open()
+    plain = Prototypes(task, state, precision="fp32", **settings)
+    plain.open()
+    found = {"exact": exact.scores(queries), "index": plain.scores(queries)}
+    shutil.rmtree(state)
+    path.with_suffix(".json").write_text(json.dumps({"steps": max(exact.steps)}))
+    save_file(found, path.with_suffix(".partial"))
+    path.with_suffix(".partial").rename(path)
+
+
+def compared(run: Settings) -> list[dict[str, Any]]:
+    """LDS of both on the smallest corpus, and how far they agree."""
+    assert run.quality is not None
+    folder, size, main = run.folder / "exact", run.corpus.sizes[0], run.training.commitments[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.safetensors" for name in DICTIONARIES}
+    missing = [(run, name, path) for name, path in paths.items() if not path.is_file()]
+    run_all(_solve, missing, run.retraining.jobs, "whole curvature", len(paths) - len(missing))
+    known, rows = truth(run, main, size), []
+    losses_QM = known["sequence"].mean(0)[: run.quality.exact_queries]
+    for name, path in paths.items():
+        scores = {kind: tensor.numpy() for kind, tensor in load_file(path).items()}
+        row: dict[str, Any] = {"dictionary": name} | json.loads(path.with_suffix(".json").read_text())
+        for kind, scores_QS in scores.items():
+            row[kind] = bootstrap([(predictions(known["included"], scores_QS), losses_QM)])
+        row["spearman"] = float(np.mean(rank_correlation(scores["exact"], scores["index"])))
+        rows.append(row)
+    return rows

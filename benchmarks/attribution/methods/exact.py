@@ -1,0 +1,116 @@
+"""Influence through the prototypes under their whole Gauss-Newton matrix, solved by conjugate gradients.
+
+What the index leaves out of the curvature is here: blocks between different prototypes, and a curvature of the head
+that differs from token to token. One product with the matrix costs two passes of the head over all training tokens, so
+this is for a few queries on a small corpus: it says what the index's shortcut does to the ranking.
+
+Shapes: N training tokens, C of them at once, Q queries, K prototypes, k active, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.attribution.methods.prototypes import Prototypes
+from benchmarks.attribution.task import Queries, Task
+from prism_lightning.attribution.hessian import mean_curvature
+from prism_lightning.attribution.records import Records, head_chunks, loss_gradient, records_of
+from prism_lightning.models.prototypes import mix
+
+CHUNK = 1024  # training tokens at once
+QUERIES = 16  # solved together
+TOLERANCE, MOST_STEPS = 1e-2, 100
+
+
+class ExactPrototypes(Prototypes):
+    """The same dictionary and records as `Prototypes`, divided by (G + damping mean(diagonal of G) I) as a whole."""
+
+    def __init__(self, task: Task, folder: Path, damping: float = 1e-3, **settings: object) -> None:
+        super().__init__(task, folder, damping, **settings)  # type: ignore[arg-type]
+        self.steps: list[int] = []
+
+    @torch.no_grad()
+    def open(self) -> None:
+        super().open()
+        self.head_VD = self.task.model.lm_head.weight.detach()
+        parts = [self.task.model.hidden_states(ids_BL[:, :-1]).flatten(0, 1) for ids_BL in self.task.train_SL.split(64)]
+        self.z_ND = torch.cat(parts)
+        mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(self.head_VD, self.z_ND)])
+        delta_ND = loss_gradient(self.head_VD, mean_ND, self.task.train_SL[:, 1:].flatten())
+        self.stored: Records = records_of(self.dictionary, self.z_ND, delta_ND, False)
+        size = len(self.dictionary.unit_KD)
+        squared_Nk = self.stored.activations_Nk.square()
+        self.activation_K = torch.zeros(size).index_add_(0, self.stored.prototypes_Nk.flatten(), squared_Nk.flatten())
+        self.activation_K /= len(self.z_ND)
+        self.curvature_DD = mean_curvature(self.head_VD, self.z_ND).float()
+        self.ridge = self.damping * (self.activation_K.mean() * self.curvature_DD.diagonal().mean()).item()
+
+    @torch.no_grad()
+    def scores(self, queries: Queries) -> Tensor:
+        records, which_N = self.records(queries)
+        out = []
+        for first in range(0, len(queries.ids_QL), QUERIES):
+            chosen = torch.arange(first, min(first + QUERIES, len(queries.ids_QL)))
+            asked_QKD = torch.stack([self._gradient(records, torch.from_numpy(which_N) == query) for query in chosen])
+            out.append(self._by_sequence(self.solved(asked_QKD)))
+        return torch.cat(out) / len(self.z_ND)
+
+    def _gradient(self, records: Records, mine_N: Tensor) -> Tensor:
+        """[K, D]: a query's gradient with respect to all prototypes."""
+        gradient_KD = torch.zeros_like(self.dictionary.prototypes_KD)
+        return gradient_KD.index_add_(
+            0, records.prototypes_Nk[mine_N].flatten(), records.gradients_NkD()[mine_N].flatten(0, 1)
+        )
+
+    def _by_sequence(self, vectors_QKD: Tensor) -> Tensor:
+        """[Q, S] dot products with the summed gradients of every sequence."""
+        indices_Nk, activations_Nk = self.stored.prototypes_Nk, self.stored.activations_Nk
+        rows = [(mix(indices_Nk, activations_Nk, v_KD) * self.stored.vectors_NrD[:, 0]).sum(-1) for v_KD in vectors_QKD]
+        return torch.stack(rows).view(len(rows), len(self.task.train_SL), -1).sum(-1)
+
+    def product(self, vectors_QKD: Tensor) -> Tensor:
+        """(G + ridge) v, G_ij = E_t[a_ti a_tj W^T (diag(pi_t) - pi_t pi_t^T) W]."""
+        out_QKD = self.ridge * vectors_QKD
+        for start in range(0, len(self.z_ND), CHUNK):
+            rows = slice(start, start + CHUNK)
+            indices_Ck, activations_Ck = self.stored.prototypes_Nk[rows], self.stored.activations_Nk[rows]
+            (chunk,) = head_chunks(self.head_VD, self.z_ND[rows])
+            for vectors_KD, sums_KD in zip(vectors_QKD, out_QKD, strict=True):
+                along_CV = mix(indices_Ck, activations_Ck, vectors_KD) @ self.head_VD.T * chunk.probabilities_CV
+                image_CD = along_CV @ self.head_VD - along_CV.sum(-1, keepdim=True) * chunk.mean_CD
+                for index_C, a_C in zip(indices_Ck.T, activations_Ck.T, strict=True):
+                    sums_KD.index_add_(0, index_C, a_C[:, None] * image_CD, alpha=1 / len(self.z_ND))
+        return out_QKD
+
+    def solved(self, asked_QKD: Tensor) -> Tensor:
+        """(G + ridge)^-1 of every query's gradient, preconditioned by the separable curvature that the index uses."""
+        eye_DD = torch.eye(len(self.curvature_DD))
+        share = self.damping * self.curvature_DD.diagonal().mean()
+        inverse_DD = torch.linalg.inv(self.curvature_DD + share * eye_DD)
+        inverse_K1 = 1 / (self.activation_K + self.damping * self.activation_K.mean())[:, None]
+        solution = torch.zeros_like(asked_QKD)
+        residual = asked_QKD.clone()
+        direction = conditioned = inverse_K1 * (residual @ inverse_DD)
+        energy_Q = _dot(residual, conditioned)
+        goal_Q = TOLERANCE**2 * energy_Q
+        for step in range(MOST_STEPS):
+            if (energy_Q <= goal_Q).all():
+                self.steps.append(step)
+                break
+            image = self.product(direction)
+            rate_Q = energy_Q / _dot(direction, image).clamp_min(1e-30)
+            solution += rate_Q[:, None, None] * direction
+            residual -= rate_Q[:, None, None] * image
+            conditioned = inverse_K1 * (residual @ inverse_DD)
+            before_Q, energy_Q = energy_Q, _dot(residual, conditioned)
+            direction = conditioned + (energy_Q / before_Q.clamp_min(1e-30))[:, None, None] * direction
+        else:
+            self.steps.append(MOST_STEPS)
+        return solution
+
+
+def _dot(left_QKD: Tensor, right_QKD: Tensor) -> Tensor:
+    return (left_QKD * right_QKD).flatten(1).sum(1)
