@@ -130,8 +130,8 @@ def _check_sections(run: Settings, found: dict[str, Any]) -> list[str]:
             ["method", "Spearman", "top 50"],
             ([r["method"], f"{r['spearman']:.3f}", f"{r['top_overlap']:.3f}"] for r in found["overlaps"]),
         ),
-        f"### The whole Gauss-Newton matrix of the prototypes, by conjugate gradients\n\n{run.corpus.sizes[0]} sequences, one"
-        f" decoder, {plan.exact_queries} sequence queries; Spearman of its scores with the index's.",
+        f"### The whole Gauss-Newton matrix of the prototypes, by conjugate gradients\n\n{run.corpus.sizes[0]}"
+        f" sequences, one decoder, {plan.exact_queries} sequence queries; Spearman of its scores with the index's.",
         table(
             ["dictionary", "LDS of the index", "LDS of the whole matrix", "Spearman", "steps"],
             (

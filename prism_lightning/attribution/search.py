@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prism_lightning.models.prototypes import nearest_prototypes
-
 # Up to this many prototypes the exact search is as fast.
 EXACT_BELOW = 2048
 PROBES = 12
@@ -35,11 +33,11 @@ class PrototypeSearch:
         cells = round(math.sqrt(PROBES * unit_KD.shape[0]))
         self.centres_CD = unit_KD[torch.linspace(0, len(unit_KD) - 1, cells, device=unit_KD.device).long()]
         for _ in range(LLOYD_STEPS):
-            cell_K = self._nearest_cells(unit_KD, 1)[:, 0]
+            cell_K = _nearest(unit_KD, self.centres_CD, 1)[1][:, 0]
             sums_CD = torch.zeros_like(self.centres_CD).index_add_(0, cell_K, unit_KD)
             filled_C = torch.bincount(cell_K, minlength=cells) > 0
             self.centres_CD = torch.where(filled_C[:, None], F.normalize(sums_CD, dim=-1), self.centres_CD)
-        cell_K = self._nearest_cells(unit_KD, 1)[:, 0]
+        cell_K = _nearest(unit_KD, self.centres_CD, 1)[1][:, 0]
         self.order_K = torch.argsort(cell_K, stable=True)
         self.sorted_KD = unit_KD[self.order_K]
         self.bounds = [0, *torch.bincount(cell_K, minlength=cells).cumsum(0).tolist()]
@@ -53,10 +51,9 @@ class PrototypeSearch:
     def __call__(self, unit_z_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines [N, k], descending, and prototype indices [N, k]."""
         if self.exact:
-            cosines_Nk, indices_Nk, _ = nearest_prototypes(unit_z_ND, self.unit_KD, self.active)
-            return cosines_Nk, indices_Nk
+            return _nearest(unit_z_ND, self.unit_KD, self.active)
         probes = min(PROBES, len(self.centres_CD))
-        cell_Np = self._nearest_cells(unit_z_ND, probes)
+        cell_Np = _nearest(unit_z_ND, self.centres_CD, probes)[1]
         slot_order = torch.argsort(cell_Np.flatten(), stable=True)  # (token, probe) slots, cell by cell
         token_order = slot_order // probes
         sorted_z = unit_z_ND[token_order]
@@ -82,11 +79,12 @@ class PrototypeSearch:
         best_Nk, where_Nk = cosines[by_slot].view(tokens, -1).topk(self.active, dim=-1)
         return best_Nk, self.order_K[indices[by_slot].view(tokens, -1).gather(1, where_Nk)]
 
-    def _nearest_cells(self, unit_ND: Tensor, count: int) -> Tensor:
-        """[N, count] nearest centres, the [N, C] cosines a chunk at a time."""
-        rows = max(1, 2**24 // len(self.centres_CD))
-        chunks = [(part @ self.centres_CD.T).topk(count, dim=-1).indices for part in unit_ND.split(rows)]
-        return torch.cat(chunks)
+
+def _nearest(unit_ND: Tensor, unit_MD: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Cosines [N, count], descending, and indices of the nearest of M rows; the [N, M] cosines a chunk at a time."""
+    parts = [(part @ unit_MD.T).topk(count, dim=-1) for part in unit_ND.split(max(1, 2**24 // len(unit_MD)))]
+    cosines, indices = zip(*parts, strict=True)
+    return torch.cat(cosines), torch.cat(indices)
 
 
 class MovingSearch:

@@ -138,6 +138,13 @@ def test_a_summed_query_is_the_sum_of_its_tokens(built, model, store):
     assert np.abs(together - alone).max() < 1e-5 * np.abs(alone).max()
 
 
+def test_a_query_about_nothing_has_no_hits(built, model, store):
+    index = built(dictionary="model")
+    records, _ = statistics(model, store, dictionary_of(index))
+    hits = index.score(question(index, records, slice(0, 0)))
+    assert len(hits.tokens) == 0 and len(hits.strongest(3).tokens) == 0
+
+
 def test_the_second_stage_is_the_heads_kfac_on_what_the_first_proposes(built, model, store):
     index = built(hidden_rank=16)
     records, sums = statistics(model, store, dictionary_of(index))
