@@ -17,6 +17,8 @@ from benchmarks.attribution.config import Settings
 
 FAMILIES = {  # colour of a method by its kind
     "prototypes": "#d1495b",
+    "logit_prototypes": "#8f1d2c",
+    "target_match": "#c9a0a0",
     "ekfac": "#30638e",
     "head": "#edae49",
     "trak": "#6a4c93",

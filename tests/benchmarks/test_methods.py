@@ -224,3 +224,37 @@ def test_exact_is_the_whole_gauss_newton_matrix(task, queries, tmp_path):
     assert 1 < method.steps[0] < 100
     image = method.product(asked).flatten(1)
     torch.testing.assert_close(image, asked.flatten(1) @ matrix, rtol=1e-3, atol=1e-3 * image.abs().max().item())
+
+
+@torch.no_grad()
+def expected_by_target(task, queries, method):
+    """The formula of `methods.logits`, over all pairs of tokens."""
+    sides, probability = [], []
+    for ids in (queries.ids_QL, task.train_SL):
+        z = task.model.hidden_states(ids[:, :-1]).flatten(0, 1)
+        predicted, targets = task.model.lm_head(z).softmax(-1), ids[:, 1:].flatten()
+        indices, activations = method.dictionary.assign(z)
+        dense = torch.zeros(len(z), method.size).scatter_(1, indices, activations)
+        sides.append((dense, targets, 1 - predicted[torch.arange(len(z)), targets]))
+        probability.append(predicted.mean(0))
+    (asked, asked_targets, asked_surprise), (stored, targets, surprise) = sides
+    usage, mean = stored.square().mean(0), probability[1]
+    kernel = asked / (usage + method.damping * usage.mean()) @ stored.T
+    rarity = 1 / (mean + method.damping * mean.mean())
+    pairs = kernel * (asked_targets[:, None] == targets) * asked_surprise[:, None] * surprise * rarity[targets]
+    pairs = (pairs * queries.weights_QT.reshape(-1, 1)).view(len(queries.ids_QL), -1, len(targets)).sum(1)
+    return pairs.view(len(pairs), len(task.train_SL), -1).sum(-1) / len(targets)
+
+
+@pytest.mark.parametrize("kind", ["logit_prototypes", "target_match"])
+def test_logit_space_is_the_formula(task, queries, tmp_path, tokenizer, kind):
+    settings = {"tokens_per_prototype": 20, "active": 2, "fit_steps": 5} if kind == "logit_prototypes" else {}
+    method = opened(make(task, tmp_path, {"kind": kind} | settings, tokenizer))
+    expected = expected_by_target(task, queries, method)
+    close(method.scores(queries), expected)
+    for row, best in zip(expected, method.top(queries, 5), strict=True):
+        best = best[best >= 0]
+        torch.testing.assert_close(row[best], row[row > 0].sort(descending=True).values[: len(best)], rtol=1e-2, atol=0)
+    same = (queries.ids_QL[1, 4] == task.train_SL[:, 1:]).sum() / task.train_SL[:, 1:].numel()
+    share = method.share_read(queries.part(1, 2))
+    assert share <= same + 1e-6 if kind == "logit_prototypes" else share == pytest.approx(same.item())
