@@ -1,7 +1,8 @@
 """Prototype attribution in the space of logits: what an index could keep in place of hidden-space gradients.
 
-The parameters are the prototypes' contributions to the logits, V_i = W p_i, a row of the vocabulary's length for each. Their
-gradient at a token is a_i (pi - e_y), their Gauss-Newton block A_ii E[diag(pi) - pi pi^T], nearly A_ii diag(E[pi]).
+The parameters are the prototypes' contributions to the logits, V_i = W p_i, a row of the vocabulary's length for each.
+Their gradient at a token is a_i (pi - e_y), their Gauss-Newton block A_ii E[diag(pi) - pi pi^T], nearly A_ii
+diag(E[pi]).
 Of the product of two errors under its inverse only the term of the query's own target is kept, and of that the training
 tokens with the same target:
 
