@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.attribution.config import Settings, digest
 from benchmarks.attribution.corpus import open_corpus
+from benchmarks.attribution.methods.logits import LogitPrototypes
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import planned, retrain
@@ -73,7 +74,7 @@ class Cost:
         for name, method in opened.items():
             row = {"method": name, "size": size, "settings": self.methods[name], "builds": builds[name]}
             row |= {"answers": answers[name], "bytes_per_token": method.state_bytes() / task.train_SL[:, 1:].numel()}
-            if isinstance(method, Prototypes):
+            if isinstance(method, Prototypes | LogitPrototypes):
                 row |= {"look_up": self.look_up(method), "share_read": method.share_read(self.queries("token", 64))}
             rows.append(row)
         shutil.rmtree(states)
@@ -143,18 +144,17 @@ class Cost:
         smaller = [key for key in found if key.startswith(kind)]
         return len(smaller) < 2 or at(line(found, kind), count) <= self.plan.longest
 
-    def look_up(self, method: Prototypes) -> dict[str, list[float]]:
-        """Seconds from a query's records to its top 100, one by one: token queries and sequences."""
+    def look_up(self, method: Prototypes | LogitPrototypes) -> dict[str, list[float]]:
+        """Seconds from a query's question to its top 100, one by one: token queries and sequences."""
         found = {}
         for kind in KINDS:
             queries = self.queries(kind, 64)
-            records, which_N = method.records(queries)
-            questions = method.questions(records, which_N, len(queries.ids_QL))
+            questions = method.questions(queries)
             times = []
             for _ in range(self.plan.repeats):
                 for question in questions:
                     started = time.perf_counter()
-                    method.top_of([question], TOP)
+                    method.top_of([question], TOP)  # type: ignore[list-item]
                     times.append(time.perf_counter() - started)
             found[kind] = times
         return found

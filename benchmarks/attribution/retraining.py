@@ -60,7 +60,7 @@ def planned(settings: Settings) -> list[Job]:
     """All models of the run: decoders, then halves, those first that most of the report needs."""
     plan, sizes = settings.retraining, settings.corpus.sizes
     main, *others = settings.training.commitments
-    variants: list[Variant] = [main, *others, DENSE]
+    variants: list[Variant] = [main, *others, DENSE] if settings.quality else [main]
     jobs = [
         Job(decoder_path(variant, size, seed), variant, seed, list(range(size)), True)
         for size in sizes
@@ -71,7 +71,7 @@ def planned(settings: Settings) -> list[Job]:
     size = plan.variant_size
     for seed in range(plan.decoders, plan.checkpoints):
         jobs.append(Job(decoder_path(main, size, seed), main, seed, list(range(size)), True))
-    for seed in range(plan.decoders):
+    for seed in range(plan.decoders if settings.quality else 0):
         path = decoder_path(UNTRAINED, plan.variant_size, seed)
         jobs.append(Job(path, UNTRAINED, seed, list(range(plan.variant_size)), True))
 

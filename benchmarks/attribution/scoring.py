@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.attribution.config import Settings, digest
 from benchmarks.attribution.corpus import Corpus, open_corpus
 from benchmarks.attribution.lds import predictions, rank_correlation
+from benchmarks.attribution.methods.logits import LogitPrototypes
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.registry import make
@@ -110,8 +111,10 @@ def score(run: Settings, case: Case) -> None:
         found[name] = method.scores(queries).float().contiguous()
         seconds[name] = time.perf_counter() - started
     facts: dict[str, Any] = {"seconds": seconds, "bytes": method.state_bytes()}
+    if isinstance(method, Prototypes | LogitPrototypes):
+        facts["share_read"] = method.share_read(tokens)
     if isinstance(method, Prototypes):
-        facts |= {"share_read": method.share_read(tokens), "unexplained_variance": method.unexplained_variance()}
+        facts["unexplained_variance"] = method.unexplained_variance()
     shutil.rmtree(state)
     path.with_suffix(".json").write_text(json.dumps(facts))
     save_file(found, path.with_suffix(".partial"))

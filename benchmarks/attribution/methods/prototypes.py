@@ -87,10 +87,11 @@ class Prototypes(Method):
         delta_ND = delta_ND * queries.weights_QT[which_N, at_N, None]
         return records_of(self.dictionary, z_ND, delta_ND, self.settings.activation_path), which_N.numpy()
 
-    def questions(self, records: Records, which_N: np.ndarray, count: int) -> list[Query]:
+    def questions(self, queries: Queries) -> list[Query]:
         """The index's question for each query."""
+        records, which_N = self.records(queries)
         arrays = [t.numpy() for t in (records.prototypes_Nk, records.activations_Nk, records.vectors_NrD)]
-        bounds = np.searchsorted(which_N, np.arange(count + 1))
+        bounds = np.searchsorted(which_N, np.arange(len(queries.ids_QL) + 1))
         return [self.index.query(*(array[first:last] for array in arrays)) for first, last in pairwise(bounds)]
 
     def by_sequence(self, query: Query) -> Hits:
@@ -100,14 +101,14 @@ class Prototypes(Method):
 
     def scores(self, queries: Queries) -> Tensor:
         out = torch.zeros(len(queries.ids_QL), len(self.task.train_SL))
-        for row_S, query in zip(out, self.questions(*self.records(queries), len(out)), strict=True):
+        for row_S, query in zip(out, self.questions(queries), strict=True):
             hits = self.by_sequence(query)
             row_S[torch.from_numpy(hits.tokens)] = torch.from_numpy(hits.influence)
         return out
 
     def top(self, queries: Queries, count: int) -> Tensor:
         """As `Method.top`; fewer sequences where fewer share a prototype with a query: -1 fills the row."""
-        return self.top_of(self.questions(*self.records(queries), len(queries.ids_QL)), count)
+        return self.top_of(self.questions(queries), count)
 
     def top_of(self, questions: list[Query], count: int) -> Tensor:
         """The look-up alone."""
@@ -120,8 +121,8 @@ class Prototypes(Method):
     def share_read(self, queries: Queries) -> float:
         """List entries that a query reads, as a share of all training tokens; the mean over queries."""
         usage_K = self.index.usage_K()
-        questions = self.questions(*self.records(queries), len(queries.ids_QL))
-        return float(np.mean([usage_K[query.prototypes_U].sum() for query in questions])) / self.index.tokens
+        read = [usage_K[query.prototypes_U].sum() for query in self.questions(queries)]
+        return float(np.mean(read)) / self.index.tokens
 
     @torch.no_grad()
     def unexplained_variance(self) -> float:
