@@ -78,7 +78,7 @@ def _sequences(settings: CorpusSettings) -> tuple[PreTrainedTokenizerFast, dict[
                     f"the corpus gives too few sequences of {settings.tokens + 1} tokens for {wanted}:"
                     " lower corpus.sizes or raise corpus.per_document"
                 )
-            rows += document[: settings.per_document if name == "train" else 1]
+            rows += document[: settings.per_document]
         found[name] = torch.tensor(rows[:count], dtype=torch.int32)
     return tokenizer, found
 
