@@ -1,7 +1,7 @@
 """Building and querying an index of the quickstart model: time, size on disk, memory; and their growth with the corpus.
 
-python -m benchmarks.attribution --ckpt_path runs/quickstart
-python -m benchmarks.attribution --ckpt_path runs/quickstart --name growth --fit_steps 0 \\
+python -m benchmarks.index_speed --ckpt_path runs/quickstart
+python -m benchmarks.index_speed --ckpt_path runs/quickstart --name growth --fit_steps 0 \\
     --tokens_per_prototype 128 --sizes 262144 1048576 4194304 16777216
 """
 
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--tokens_per_prototype", type=int, help="sets K (default: as `index` chooses)")
     parser.add_argument("--fit_steps", type=int, default=IndexSettings.fit_steps, help="of the dictionary")
     parser.add_argument("--pairs", action="store_true", help="compare the build with a plain forward pass too")
-    parser.add_argument("--name", default="attribution", help="of the JSON file")
+    parser.add_argument("--name", default="index_speed", help="of the JSON file")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/benchmark"), help="folder of the indexes, removed after"
     )

@@ -1,4 +1,4 @@
-"""Times queries on an index in a process of its own, numpy alone: what `benchmarks.attribution` starts.
+"""Times queries on an index in a process of its own, numpy alone: what `benchmarks.index_speed` starts.
 
 python -m benchmarks.query INDEX RECORDS.npz
 """
