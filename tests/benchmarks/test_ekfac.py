@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_llama import tiny_llama
 
 from benchmarks.attribution.methods.ekfac import EkFac, LanguageTask
 from benchmarks.attribution.task import Queries, Task, query_loss
 from prism_lightning.errors import UserError
-from prism_lightning.models import PrismConfig, PrismForCausalLM
 
 pytest.importorskip("kronfluence")
 
@@ -20,19 +20,7 @@ DRAW = LanguageTask.draw
 
 
 def make_task(num_prototypes=0):
-    backbone = {
-        "model_type": "llama",
-        "num_hidden_layers": 2,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_attention_heads": 2,
-        "max_position_embeddings": T,
-        "vocab_size": V,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.3,
-    }
-    torch.manual_seed(0)
-    model = PrismForCausalLM(PrismConfig(backbone_config=backbone, num_prototypes=num_prototypes)).eval()
+    model = tiny_llama(num_prototypes)
     return Task(model, torch.randint(V, (S, T + 1)))
 
 

@@ -3,11 +3,11 @@
 import pytest
 import scipy.stats
 import torch
+from tiny_llama import tiny_llama
 
 from benchmarks.attribution.methods.gradient_index import GradientIndex, MomentSketch
 from benchmarks.attribution.task import Queries, Task, query_loss
 from prism_lightning.errors import UserError
-from prism_lightning.models import PrismConfig, PrismForCausalLM
 
 S, T, V = 13, 8, 48  # 13 sequences: the last of the batches of 4 is short
 WHOLE = 10**6  # bytes that hold every coordinate of every layer
@@ -15,18 +15,7 @@ WHOLE = 10**6  # bytes that hold every coordinate of every layer
 
 @pytest.fixture(scope="module")
 def task():
-    backbone = {
-        "model_type": "llama",
-        "num_hidden_layers": 2,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_attention_heads": 2,
-        "max_position_embeddings": T,
-        "vocab_size": V,
-        "initializer_range": 0.3,
-    }
-    torch.manual_seed(0)
-    model = PrismForCausalLM(PrismConfig(backbone_config=backbone, num_prototypes=6)).eval()
+    model = tiny_llama()
     return Task(model, torch.randint(V, (S, T + 1)))
 
 

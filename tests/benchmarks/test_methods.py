@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bm25 import bm25_scores
+from tiny_llama import tiny_llama
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
@@ -14,26 +15,13 @@ from benchmarks.attribution.registry import make
 from benchmarks.attribution.task import Queries, Task
 from prism_lightning.attribution.records import records_of
 from prism_lightning.errors import UserError
-from prism_lightning.models import PrismConfig, PrismForCausalLM
 
 VOCABULARY, LENGTH = 48, 9
 
 
 @pytest.fixture(scope="module")
 def task():
-    torch.manual_seed(0)
-    backbone = {
-        "model_type": "llama",
-        "num_hidden_layers": 1,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": LENGTH,
-        "initializer_range": 0.3,
-    }
-    model = PrismForCausalLM(PrismConfig(backbone_config=backbone, num_prototypes=12, active_prototypes=2)).eval()
+    model = tiny_llama(12, num_hidden_layers=1, intermediate_size=32)
     return Task(model, torch.randint(VOCABULARY, (21, LENGTH)))
 
 

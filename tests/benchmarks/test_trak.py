@@ -8,32 +8,18 @@ import torch
 
 pytest.importorskip("trak")
 
+from tiny_llama import tiny_llama
+
 from benchmarks.attribution.methods.trak import HadamardProjection, Trak, hadamard
 from benchmarks.attribution.task import Queries, Task
 from prism_lightning.errors import UserError
-from prism_lightning.models import PrismConfig, PrismForCausalLM
 
 S, T, V = 13, 8, 48
 
 
-def make_model(seed, **settings):
-    backbone = {
-        "model_type": "llama",
-        "num_hidden_layers": 2,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_attention_heads": 2,
-        "max_position_embeddings": T,
-        "vocab_size": V,
-        "initializer_range": 0.3,
-    }
-    torch.manual_seed(seed)
-    return PrismForCausalLM(PrismConfig(backbone_config=backbone | settings, num_prototypes=6)).eval()
-
-
 @pytest.fixture(scope="module")
 def task():
-    return Task(make_model(0), torch.randint(V, (S, T + 1), generator=torch.Generator().manual_seed(2)))
+    return Task(tiny_llama(), torch.randint(V, (S, T + 1), generator=torch.Generator().manual_seed(2)))
 
 
 @pytest.fixture
@@ -95,14 +81,14 @@ def close(found, expected, tolerance=2e-3):
 @pytest.mark.parametrize("dimension", [8, 64])  # below and above S
 @pytest.mark.parametrize("checkpoints", [1, 2])
 def test_formula(task, queries, tmp_path, dimension, checkpoints):
-    models = [task.model, make_model(1)][:checkpoints]
+    models = [task.model, tiny_llama(seed=1)][:checkpoints]
     method = fitted(task, tmp_path, dimension=dimension, checkpoints=models, precision="fp32", damping=0.5)
     expected = trak_scores(models, method.projections, task.train_SL, queries, 0.5)
     close(method.scores(queries), expected)
 
 
 def test_tied_head(task, queries, tmp_path):
-    tied = Task(make_model(0, tie_word_embeddings=True), task.train_SL)
+    tied = Task(tiny_llama(seed=0, tie_word_embeddings=True), task.train_SL)
     method = fitted(tied, tmp_path, dimension=32)
     close(method.scores(queries), trak_scores([tied.model], method.projections, task.train_SL, queries, 1.0))
 
