@@ -217,19 +217,18 @@ def test_exact_is_the_whole_gauss_newton_matrix(task, queries, tmp_path):
 @torch.no_grad()
 def expected_by_target(task, queries, method):
     """The formula of `methods.logits`, over all pairs of tokens."""
-    sides, probability = [], []
+    sides = []
     for ids in (queries.ids_QL, task.train_SL):
         z = task.model.hidden_states(ids[:, :-1]).flatten(0, 1)
         predicted, targets = task.model.lm_head(z).softmax(-1), ids[:, 1:].flatten()
         indices, activations = method.dictionary.assign(z)
         dense = torch.zeros(len(z), method.size).scatter_(1, indices, activations)
         sides.append((dense, targets, 1 - predicted[torch.arange(len(z)), targets]))
-        probability.append(predicted.mean(0))
     (asked, asked_targets, asked_surprise), (stored, targets, surprise) = sides
-    usage, mean = stored.square().mean(0), probability[1]
-    kernel = asked / (usage + method.damping * usage.mean()) @ stored.T
-    rarity = 1 / (mean + method.damping * mean.mean())
-    pairs = kernel * (asked_targets[:, None] == targets) * asked_surprise[:, None] * surprise * rarity[targets]
+    curvature = stored.square().T @ (predicted * (1 - predicted)) / len(targets)
+    curvature = curvature + method.damping * curvature.mean()
+    kernel = torch.stack([(row / curvature[:, v]) @ stored.T for row, v in zip(asked, asked_targets, strict=True)])
+    pairs = kernel * (asked_targets[:, None] == targets) * asked_surprise[:, None] * surprise
     pairs = (pairs * queries.weights_QT.reshape(-1, 1)).view(len(queries.ids_QL), -1, len(targets)).sum(1)
     return pairs.view(len(pairs), len(task.train_SL), -1).sum(-1) / len(targets)
 

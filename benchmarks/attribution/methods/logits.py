@@ -1,16 +1,16 @@
 """Prototype attribution in the space of logits: what an index could keep in place of hidden-space gradients.
 
 The parameters are the prototypes' contributions to the logits, V_i = W p_i, a row of the vocabulary's length for each.
-Their gradient at a token is a_i (pi - e_y), their Gauss-Newton block A_ii E[diag(pi) - pi pi^T], nearly A_ii
-diag(E[pi]).
-Of the product of two errors under its inverse only the term of the query's own target is kept, and of that the training
-tokens with the same target:
+Their gradient at a token is a_i (pi - e_y), and the diagonal of their Gauss-Newton matrix, in closed form,
+H_iv = E[a_i^2 pi(v) (1 - pi(v))]. Of the product of two errors under its inverse only the term of the query's target is
+kept, and of that the training tokens with the same target:
 
-    influence(s, q) = [y_s = y_q = v] (1 - pi_q(v)) (1 - pi_s(v)) / E[pi(v)] sum_i a_qi a_si / A_ii,
+    influence(s, q) = [y_s = y_q = v] (1 - pi_q(v)) (1 - pi_s(v)) sum_i a_qi a_si / H_iv / N,
 
 so that a query reads, of its prototypes' lists, the stretch of its own target.
 
-Shapes: N training tokens, K prototypes, k active, P distinct pairs of a prototype and a target, S sequences, Q queries.
+Shapes: N training tokens, C at once, K prototypes, k active, V vocabulary, P distinct pairs of a prototype and a
+target, S sequences, Q queries.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from benchmarks.attribution.task import Method, Queries, Task
 from prism_lightning.attribution.dictionary import Dictionary, fitted_dictionary
 from prism_lightning.attribution.files import map_file, write_file
+from prism_lightning.attribution.records import head_chunks
 
 BATCH = 64  # sequences in a forward pass
 
@@ -37,7 +38,7 @@ class LogitPrototypes(Method):
         tokens_per_prototype: sets K.
         active: k.
         fit_steps: of the dictionary.
-        damping: share of the mean added to A_ii and to E[pi].
+        damping: share of the mean over all prototypes and tokens added to H.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class LogitPrototypes(Method):
         tokens_per_prototype: int = 128,
         active: int = 8,
         fit_steps: int = 150,
-        damping: float = 1e-2,
+        damping: float = 1.0,
     ) -> None:
         super().__init__(task, folder)
         self.size = max(active, task.train_SL[:, 1:].numel() // tokens_per_prototype)
@@ -56,31 +57,41 @@ class LogitPrototypes(Method):
 
     @torch.no_grad()
     def fit(self) -> None:
-        z_parts, kept, probability_V = [], [], torch.zeros(self.vocabulary, dtype=torch.float64)
-        for ids_BL in self.task.train_SL.split(BATCH):
-            z_ND = self.task.model.hidden_states(ids_BL[:, :-1]).flatten(0, 1)
-            probabilities_NV = self.task.model.lm_head(z_ND).softmax(-1)
-            probability_V += probabilities_NV.sum(0)
-            z_parts.append(z_ND)
-            kept.append(1 - probabilities_NV.gather(1, ids_BL[:, 1:].reshape(-1, 1))[:, 0])
-        z_ND, surprise_N = torch.cat(z_parts), torch.cat(kept)
+        parts = [self.task.model.hidden_states(ids_BL[:, :-1]) for ids_BL in self.task.train_SL.split(BATCH)]
+        z_ND, targets_N = torch.cat(parts).flatten(0, 1), self.task.train_SL[:, 1:].flatten()
         prototypes_KD = self.fitted(z_ND).half()  # assigned to as they are stored
         indices_Nk, activations_Nk = self.dictionary_of(prototypes_KD.float()).assign(z_ND)
-        squared_K = torch.zeros(self.size).index_add_(0, indices_Nk.flatten(), activations_Nk.square().flatten())
-        pairs = (indices_Nk * self.vocabulary + self.task.train_SL[:, 1:].reshape(-1, 1)).flatten().numpy()
+        surprise_N, curvature_KV = self.predictions(z_ND, targets_N, indices_Nk, activations_Nk)
+        pairs = (indices_Nk * self.vocabulary + targets_N[:, None]).flatten().numpy()
         order = np.argsort(pairs, kind="stable")
         pairs_P, starts_P = np.unique(pairs[order], return_index=True)
         weights = (activations_Nk * surprise_N[:, None]).flatten().numpy()[order]
         tensors = {
             "prototypes": prototypes_KD.numpy(),
-            "activation": (squared_K / len(z_ND)).numpy(),
-            "probability": (probability_V / len(z_ND)).float().numpy(),
+            "mean": curvature_KV.mean(0, keepdim=True).mean(1).numpy(),
             "pairs": pairs_P.astype(np.uint32),
+            "curvature": curvature_KV.flatten()[torch.from_numpy(pairs_P)].numpy(),
             "offsets": np.append(starts_P, len(order)).astype(np.uint32),
             "rows": (order // self.active).astype(np.uint32),
             "weights": weights.astype(np.float16),
         }
         write_file(self.folder / "lists.safetensors", tensors)
+
+    def predictions(
+        self, z_ND: Tensor, targets_N: Tensor, indices_Nk: Tensor, activations_Nk: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """1 - pi of every target, and H [K, V]."""
+        surprise_N, curvature_KV = torch.empty(len(z_ND)), torch.zeros(self.size, self.vocabulary)
+        for chunk in head_chunks(self.task.model.lm_head.weight, z_ND):
+            predicted_CV, rows = chunk.probabilities_CV, chunk.rows
+            surprise_N[rows] = 1 - predicted_CV.gather(1, targets_N[rows, None])[:, 0]
+            tokens_Ck = torch.arange(len(predicted_CV))[:, None].expand_as(indices_Nk[rows])
+            where = torch.stack([indices_Nk[rows].flatten(), tokens_Ck.flatten()])
+            squared_KC = torch.sparse_coo_tensor(
+                where, activations_Nk[rows].square().flatten(), (self.size, len(predicted_CV)), check_invariants=False
+            )
+            curvature_KV += torch.sparse.mm(squared_KC, predicted_CV * (1 - predicted_CV))
+        return surprise_N, curvature_KV / len(z_ND)
 
     def fitted(self, z_ND: Tensor) -> Tensor:
         """Prototypes [K, D]."""
@@ -106,19 +117,21 @@ class LogitPrototypes(Method):
             surprise_N = 1 - self.task.model.lm_head(z_ND).softmax(-1).gather(1, targets_N[:, None])[:, 0]
             indices_Nk, activations_Nk = self.dictionary.assign(z_ND)
         pairs_Nk = (indices_Nk * self.vocabulary + targets_N[:, None]).numpy()
-        activation_K, probability_V = (self.state[name] for name in ("activation", "probability"))
-        weights_N = (surprise_N * queries.weights_QT[which_N, at_N]).numpy()
-        weights_N = weights_N / (probability_V[targets_N.numpy()] + self.damping * probability_V.mean())
-        usage_Nk = activation_K[indices_Nk.numpy()] + self.damping * activation_K.mean()
-        weights_Nk = activations_Nk.numpy() / usage_Nk * weights_N[:, None] / self.task.train_SL[:, 1:].numel()
+        at_Nk = self.at(pairs_Nk)
+        curvature_Nk = self.state["curvature"][at_Nk] + self.damping * self.state["mean"]
+        weights_N = (surprise_N * queries.weights_QT[which_N, at_N]).numpy() / self.task.train_SL[:, 1:].numel()
+        weights_Nk = activations_Nk.numpy() * weights_N[:, None] / curvature_Nk
         bounds = np.searchsorted(which_N.numpy(), np.arange(len(queries.ids_QL) + 1))
         return [(pairs_Nk[a:b].ravel(), weights_Nk[a:b].ravel()) for a, b in pairwise(bounds)]
 
+    def at(self, pairs: np.ndarray) -> np.ndarray:
+        """Where pairs stand among those that have a list; of a pair that has none, some other."""
+        return np.minimum(np.searchsorted(self.state["pairs"], pairs), len(self.state["pairs"]) - 1)
+
     def entries(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions of all list entries of some pairs, and the number of entries of each pair."""
-        at = np.searchsorted(self.state["pairs"], pairs)
-        found = self.state["pairs"][np.minimum(at, len(self.state["pairs"]) - 1)] == pairs
-        at = np.minimum(at, len(self.state["pairs"]) - 1)
+        at = self.at(pairs)
+        found = self.state["pairs"][at] == pairs
         starts, stops = (self.state["offsets"][at + step].astype(np.int64) for step in (0, 1))
         counts = np.where(found, stops - starts, 0)
         before = np.cumsum(counts) - counts
@@ -161,8 +174,24 @@ class TargetMatch(LogitPrototypes):
     It is the influence through a bias of the logits, with a diagonal curvature: the floor of what prototypes add.
     """
 
-    def __init__(self, task: Task, folder: Path, damping: float = 1e-2) -> None:
+    def __init__(self, task: Task, folder: Path, damping: float = 1.0) -> None:
         super().__init__(task, folder, task.train_SL[:, 1:].numel(), 1, 0, damping)
+
+    def predictions(
+        self, z_ND: Tensor, targets_N: Tensor, indices_Nk: Tensor, activations_Nk: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """1 - pi of every target, and H [K, V]."""
+        surprise_N, curvature_KV = torch.empty(len(z_ND)), torch.zeros(self.size, self.vocabulary)
+        for chunk in head_chunks(self.task.model.lm_head.weight, z_ND):
+            predicted_CV, rows = chunk.probabilities_CV, chunk.rows
+            surprise_N[rows] = 1 - predicted_CV.gather(1, targets_N[rows, None])[:, 0]
+            tokens_Ck = torch.arange(len(predicted_CV))[:, None].expand_as(indices_Nk[rows])
+            where = torch.stack([indices_Nk[rows].flatten(), tokens_Ck.flatten()])
+            squared_KC = torch.sparse_coo_tensor(
+                where, activations_Nk[rows].square().flatten(), (self.size, len(predicted_CV)), check_invariants=False
+            )
+            curvature_KV += torch.sparse.mm(squared_KC, predicted_CV * (1 - predicted_CV))
+        return surprise_N, curvature_KV / len(z_ND)
 
     def fitted(self, z_ND: Tensor) -> Tensor:
         return torch.ones(1, z_ND.shape[1])
