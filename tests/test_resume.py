@@ -73,6 +73,8 @@ def test_an_interrupt_says_how_to_go_on(tiny):
         text=True,
         env=child_environment(),
         cwd=ROOT,
+        # A suite started in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while "step 10/" not in child.stdout.readline():
         assert child.poll() is None
