@@ -1,0 +1,47 @@
+"""Multiple choice from any corpus: which of four continuations belongs to the beginning of a document?"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from prism_lightning.errors import UserError
+
+CHOICES = 4
+
+
+def continuations(texts: list[str], count: int, context: int, continuation: int, seed: int) -> list[dict[str, Any]]:
+    """Questions with `context`, four `choices` of equally many words, and the `label` of the true one.
+
+    Args:
+        texts: held-out documents.
+        count: of questions, at most; one a document.
+        context, continuation: words of each.
+        seed: of the order of documents, the false continuations and their places.
+
+    Raises:
+        UserError: too few documents that are long enough.
+    """
+    generator = random.Random(seed)
+    words = [text.split(" ") for text in texts]
+    long = [document for document in words if len(document) >= context + continuation]
+    if len(long) < CHOICES:
+        raise UserError(
+            f"{len(long)} of {len(texts)} held-out documents have {context + continuation} words, {CHOICES} are needed:"
+            " lower context or continuation of the task"
+        )
+    generator.shuffle(long)
+    questions = []
+    for number, document in enumerate(long[:count]):
+        others = generator.sample([n for n in range(len(long)) if n != number], CHOICES - 1)
+        choices = [" ".join(document[context : context + continuation])]
+        choices += [" ".join(long[other][context : context + continuation]) for other in others]
+        order = generator.sample(range(CHOICES), CHOICES)
+        questions.append(
+            {
+                "context": " ".join(document[:context]),
+                "choices": [choices[place] for place in order],
+                "label": order.index(0),
+            }
+        )
+    return questions

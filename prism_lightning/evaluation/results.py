@@ -1,0 +1,111 @@
+"""What an evaluation found: one JSON file a task, its samples beside it, and paired differences of two models."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prism_lightning.attribution.files import read_json, write_json, write_whole
+from prism_lightning.errors import UserError
+
+Z95 = 1.959964
+
+
+@dataclass
+class TaskResult:
+    """One task on one model.
+
+    Attributes:
+        metrics, errors: by the harness's names, and their standard errors.
+        documents, requests: how many.
+        cut: requests whose context did not fit and lost its beginning.
+        seconds, model_seconds: in all, and of them inside the model.
+        identity: what the numbers depend on; results of another are made anew.
+    """
+
+    task: str
+    metric: str
+    chance: float | None
+    metrics: dict[str, float]
+    errors: dict[str, float]
+    documents: int
+    requests: int
+    cut: int
+    seconds: float
+    model_seconds: float
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """Of the suite's metric."""
+        return self.metrics[self.metric]
+
+    @property
+    def error(self) -> float:
+        """Its standard error; NaN where the harness knows none."""
+        return self.errors.get(self.metric, math.nan)
+
+
+def write_result(folder: Path, result: TaskResult, samples: list[dict[str, Any]]) -> None:
+    """TASK.samples.jsonl, then TASK.json: a task without the latter is evaluated again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
+    write_whole(folder / f"{result.task}.samples.jsonl", lines.encode())
+    write_json(folder / f"{result.task}.json", asdict(result))
+
+
+def read_result(folder: Path, task: str, identity: dict[str, Any] | None = None) -> TaskResult | None:
+    """A finished result; None where there is none, or where it is of something else than `identity`."""
+    content = read_json(folder / f"{task}.json")
+    try:
+        found = TaskResult(**(content or {}))
+    except TypeError:
+        return None
+    return found if identity is None or found.identity == json.loads(json.dumps(identity)) else None
+
+
+def sample_values(folder: Path, task: str, metric: str) -> dict[str, float]:
+    """The metric of every document, by a hash of the document."""
+    rows = [json.loads(line) for line in (folder / f"{task}.samples.jsonl").read_text().splitlines()]
+    return {f"{row['doc_id']} {row['doc_hash']}": float(row[metric]) for row in rows}
+
+
+@dataclass
+class Difference:
+    """Mean difference of two models over the same documents, with its standard error."""
+
+    task: str
+    value: float
+    error: float
+    documents: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, normal."""
+        return self.value - Z95 * self.error, self.value + Z95 * self.error
+
+
+def paired(one: Path, other: Path, task: str, metric: str) -> Difference:
+    """The first model minus the second, document by document.
+
+    Raises:
+        UserError: they were not evaluated on the same documents.
+    """
+    left, right = sample_values(one, task, metric), sample_values(other, task, metric)
+    if left.keys() != right.keys():
+        raise UserError(f"task {task}: {one} and {other} hold results on other documents; evaluate both the same way")
+    values = np.array([left[key] - right[key] for key in left])
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Difference(task, float(values.mean()), error, len(values))
+
+
+def average(differences: list[Difference]) -> Difference:
+    """The mean over tasks, each counted alike; documents of different tasks are independent."""
+    error = math.sqrt(sum(d.error**2 for d in differences)) / len(differences)
+    total = sum(d.documents for d in differences)
+    return Difference("average", float(np.mean([d.value for d in differences])), error, total)

@@ -1,0 +1,70 @@
+"""Suites: YAML files that say which tasks are evaluated, which metric counts, and what a guess would score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from prism_lightning.errors import UserError, nearest
+
+
+@dataclass
+class SuiteTask:
+    """One task of a suite.
+
+    Args:
+        metric: of the harness, that tables show and models are compared by.
+        chance: what a guess scores; none where the metric is not an accuracy.
+        kind: "harness", a task of the harness by its name; "validation", the loss on the run's validation documents;
+            "continuation", their continuations among others'.
+        documents: of the kinds that take them from the run's validation split, at most.
+        context, continuation: words of each, for the kind continuation.
+        seed: of what is drawn.
+    """
+
+    metric: str
+    chance: float | None = None
+    kind: Literal["harness", "validation", "continuation"] = "harness"
+    documents: int = 400
+    context: int = 60
+    continuation: int = 20
+    seed: int = 0
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value of the metric is better."""
+        return self.metric not in LOWER_IS_BETTER
+
+
+LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+def load_suite(path: Path, only: list[str] | None = None) -> dict[str, SuiteTask]:
+    """The tasks of a suite by name, or some of them.
+
+    Raises:
+        UserError: no such file, an unknown setting or task, or a value of another type.
+    """
+    if not path.is_file():
+        known = [str(file) for file in sorted(path.parent.glob("*.yaml"))]
+        raise UserError(f"--suite {path}: no such file; {nearest(str(path), known)}")
+    tasks: dict[str, SuiteTask] = {}
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(found, dict) or list(found) != ["tasks"] or not isinstance(found["tasks"], dict):
+            raise UserError(f"{path}: give `tasks`, a mapping from names of tasks to their settings, and nothing else")
+        for name, settings in found["tasks"].items():
+            merged = OmegaConf.merge(OmegaConf.structured(SuiteTask), settings or {})
+            tasks[str(name)] = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except (OmegaConfBaseException, YAMLError) as error:
+        where = getattr(error, "full_key", None)
+        raise UserError(f"{path}: {f'{where}: ' if where else ''}{str(error).splitlines()[0]}") from error
+    stray = [name for name in only or [] if name not in tasks]
+    if stray:
+        raise UserError([f"task {name!r} is not in {path}: {nearest(name, tasks)}" for name in stray])
+    return {name: task for name, task in tasks.items() if not only or name in only}

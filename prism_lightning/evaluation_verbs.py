@@ -1,0 +1,138 @@
+"""The verb evaluate: suites of the LM Evaluation Harness on a trained model, alone or against another."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prism_lightning.model_verbs import model_parser
+
+if TYPE_CHECKING:
+    from prism_lightning.evaluation.results import Difference, TaskResult
+
+EXAMPLES = """examples:
+  evaluate --ckpt_path runs/quickstart --suite evals/continuation.yaml
+  evaluate --ckpt_path runs/prism_1b --suite evals/downstream.yaml --data_dir downloaded
+  evaluate --ckpt_path runs/prism_1b --against runs/dense_1b --suite evals/downstream.yaml
+
+Results are kept in RUN/evaluation, a file for each task and one for its samples: the same command goes on where it was
+interrupted. With --against, the other model is evaluated too, and differences are taken document by document."""
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Print accuracies of a suite with standard errors and chance, and paired differences to another model."""
+    parser = model_parser(
+        "evaluate",
+        "Evaluate a model on a suite of the LM Evaluation Harness, zero-shot.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--suite", type=Path, required=True, help="YAML file of tasks, see evals/*.yaml")
+    parser.add_argument("--tasks", nargs="+", help="only these tasks of the suite")
+    parser.add_argument("--against", type=Path, help="another model: print the paired difference to it")
+    parser.add_argument("--data_dir", type=Path, help="folder with TASK/SPLIT.jsonl (default: the hub)")
+    parser.add_argument("--limit", type=int, help="documents of each task at most, for a first look")
+    parser.add_argument("--batch_tokens", type=int, default=8192, help="in one forward pass (default 8192)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    options = parser.parse_args(arguments)
+    for name in ("limit", "batch_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be a positive number")
+
+    os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars: one for every step of a task
+
+    from prism_lightning.evaluation.results import average, paired
+    from prism_lightning.evaluation.suites import load_suite
+
+    suite = load_suite(options.suite, options.tasks)
+    runs = [options.ckpt_path, *([options.against] if options.against else [])]
+    found = [_evaluated(run, suite, options) for run in runs]
+    differences = []
+    if options.against:
+        one, other = (results_folder(run) for run in runs)
+        differences = [paired(one, other, result.task, result.metric) for result in found[0]]
+        differences += [average(differences)] if len(differences) > 1 else []
+    if options.json:
+        content = [[asdict(result) for result in results] for results in found]
+        print(json.dumps({"results": content, "differences": [asdict(d) for d in differences]}))
+        return
+    _print(runs, found, differences)
+
+
+def results_folder(run: Path) -> Path:
+    """Where a run keeps what evaluations found."""
+    from prism_lightning.exported import run_directory
+
+    return run_directory(run) / "evaluation"
+
+
+def _evaluated(run: Path, suite: dict[str, Any], options: argparse.Namespace) -> list[TaskResult]:
+    from prism_lightning.attribution.identity import model_fingerprint
+    from prism_lightning.evaluation.evaluator import run_suite
+    from prism_lightning.evaluation.harness import PrismHarnessModel
+    from prism_lightning.evaluation.tasks import build_tasks
+    from prism_lightning.explaining import console
+    from prism_lightning.exported import load_exported, run_directory
+    from prism_lightning.progress import Progressing
+
+    @cache
+    def texts() -> list[str]:
+        from prism_lightning.indexing import data_of
+
+        store = data_of(run_directory(run)).validation
+        return [str(store.tokenizer.decode(store.document_tokens(n).tolist())) for n in range(len(store.documents))]
+
+    model, tokenizer = load_exported(run)
+    identity = {"model": model_fingerprint(model), "data_dir": str(options.data_dir) if options.data_dir else None}
+    tasks = build_tasks(suite, options.data_dir, texts)
+    progress = Progressing()
+
+    def report(what: str, done: int, total: int) -> None:
+        if console.is_terminal:  # elsewhere a line a task is enough
+            progress(what, done, total)
+
+    def finished(result: TaskResult) -> None:
+        if not console.is_terminal and not options.json:
+            print(f"{run} {result.task}: {result.metric} {result.value:.4f}, {result.seconds:.1f} s", flush=True)
+
+    with progress.bar:
+        bridge = PrismHarnessModel(model=model, tokenizer=tokenizer, batch_tokens=options.batch_tokens, report=report)
+        return run_suite(bridge, suite, tasks, results_folder(run), identity, options.limit, finished)
+
+
+def _print(runs: list[Path], found: list[list[TaskResult]], differences: list[Difference]) -> None:
+    from rich.table import Table
+
+    from prism_lightning.explaining import console
+
+    names = [run.name for run in runs]
+    names = names if len(set(names)) == len(names) else [str(run) for run in runs]
+    table = Table("task", "metric", "chance", *names, "items", "cut", show_edge=False)
+    for number, result in enumerate(found[0]):
+        scores = [_score(results[number]) for results in found]
+        chance = "" if result.chance is None else f"{result.chance:.3f}"
+        table.add_row(result.task, result.metric, chance, *scores, f"{result.documents:,}", f"{result.cut:,}")
+    if len(found[0]) > 1 and all(result.chance is not None for result in found[0]):
+        table.add_section()
+        table.add_row("average", "", "", *(f"{sum(r.value for r in results) / len(results):.4f}" for results in found))
+    console.print(table)
+    if differences:
+        title = f"{names[0]} - {names[1]}, item by item"
+        table = Table("task", "difference", "95 %", "items", title=title, title_justify="left", show_edge=False)
+        for difference in differences:
+            low, high = difference.interval
+            table.add_row(
+                difference.task, f"{difference.value:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{difference.documents:,}"
+            )
+        console.print(table)
+
+
+def _score(result: TaskResult) -> str:
+    return f"{result.value:.4f}" + ("" if math.isnan(result.error) else f" ± {result.error:.4f}")

@@ -1,0 +1,78 @@
+"""The verb: tables, JSON, resumed tasks, paired differences, wrong input."""
+
+import json
+
+import pytest
+from conftest import ROOT, fit, in_run, tiny_arguments
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, cache, tmp_path_factory):
+    """Two finished tiny runs of other seeds, and a suite of small tasks on their validation documents."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    arguments = tiny_arguments(folder / "one", corpus, cache)
+    fit(arguments)
+    fit(in_run(arguments, folder / "two", "--seed_everything", "7", "--data.seed", "0"))
+    suite = folder / "suite.yaml"
+    suite.write_text(
+        "tasks:\n"
+        "  continuation: {kind: continuation, metric: acc, chance: 0.25, context: 20, continuation: 6}\n"
+        "  validation: {kind: validation, metric: bits_per_byte, documents: 2}\n"
+    )
+    return folder / "one", folder / "two", suite
+
+
+def test_evaluate_prints_a_table_and_keeps_results(cli, runs):
+    one, _, suite = runs
+    out = cli("evaluate", "--ckpt_path", one, "--suite", suite, check=0).stdout
+    assert "continuation" in out and "bits_per_byte" in out and "0.250" in out and "±" in out
+    kept = json.loads((one / "evaluation/continuation.json").read_text())
+    lines = (one / "evaluation/continuation.samples.jsonl").read_text().splitlines()
+    assert kept["documents"] == len(lines) and kept["requests"] == 4 * len(lines)
+    values = [json.loads(line)["acc"] for line in lines]
+    assert kept["metrics"]["acc"] == pytest.approx(sum(values) / len(values))
+
+
+def test_a_finished_task_is_not_run_again_and_another_limit_is(cli, runs, monkeypatch):
+    one, _, suite = runs
+    cli("evaluate", "--ckpt_path", one, "--suite", suite, check=0)
+    before = (one / "evaluation/continuation.json").stat().st_mtime_ns
+    cli("evaluate", "--ckpt_path", one, "--suite", suite, check=0)
+    assert (one / "evaluation/continuation.json").stat().st_mtime_ns == before
+    cli("evaluate", "--ckpt_path", one, "--suite", suite, "--tasks", "continuation", "--limit", "2", check=0)
+    assert json.loads((one / "evaluation/continuation.json").read_text())["documents"] == 2
+
+
+def test_differences_are_paired(cli, runs):
+    one, two, suite = runs
+    arguments = ["evaluate", "--ckpt_path", one, "--against", two, "--suite", suite, "--tasks", "continuation"]
+    found = json.loads(cli(*arguments, "--json", check=0).stdout)
+    first, second = (results[0]["metrics"]["acc"] for results in found["results"])
+    assert found["differences"][0]["value"] == pytest.approx(first - second)
+    assert "one - two, item by item" in cli(*arguments, check=0).stdout
+
+
+def test_the_harness_finds_the_bridge_by_its_name(runs):
+    import lm_eval
+    from lm_eval.api.registry import get_model
+
+    from prism_lightning.evaluation.harness import PrismHarnessModel
+
+    assert get_model("prism") is PrismHarnessModel and lm_eval.__version__
+    model = PrismHarnessModel.create_from_arg_string(f"checkpoint={runs[0]},batch_tokens=512")
+    assert model.batch_tokens == 512 and model.max_length == model.prism.config.context_length
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--suite", "nowhere.yaml"], "no such file"),
+        (["--suite", ROOT / "evals/downstream.yaml", "--data_dir", "nowhere"], "put the data of task hellaswag there"),
+        (["--suite", ROOT / "evals/downstream.yaml", "--tasks", "piqqa"], "did you mean piqa"),
+        (["--suite", ROOT / "evals/continuation.yaml", "--limit", "0"], "--limit must be"),
+        (["--suite", ROOT / "evals/continuation.yaml", "--against", "nowhere"], "holds no exported model"),
+    ],
+)
+def test_wrong_questions_are_refused_in_words(cli, runs, arguments, words):
+    result = cli("evaluate", "--ckpt_path", runs[0], *arguments)
+    assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr, result.stderr

@@ -1,0 +1,71 @@
+"""Paired differences, and what is kept on disk."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from prism_lightning.errors import UserError
+from prism_lightning.evaluation.results import Difference, TaskResult, average, paired, read_result, write_result
+
+
+def result(**changes):
+    settings = {"task": "t", "metric": "acc", "chance": 0.25, "metrics": {"acc": 0.5}, "errors": {"acc": 0.1}}
+    counts = {
+        "documents": 4,
+        "requests": 16,
+        "cut": 0,
+        "seconds": 1.0,
+        "model_seconds": 0.5,
+        "identity": {"model": "a"},
+    }
+    return TaskResult(**(settings | counts | changes))
+
+
+def samples(values, metric="acc"):
+    return [{"doc_id": n, "doc_hash": f"h{n}", metric: value} for n, value in enumerate(values)]
+
+
+def test_a_result_is_read_back_only_for_its_identity(tmp_path):
+    assert read_result(tmp_path, "t") is None
+    write_result(tmp_path, result(), samples([1, 0, 1, 0]))
+    assert read_result(tmp_path, "t", {"model": "a"}) == result()
+    assert read_result(tmp_path, "t", {"model": "b"}) is None
+    (tmp_path / "t.json").write_text("{")
+    assert read_result(tmp_path, "t") is None
+    assert math.isnan(result(errors={}).error) and result().value == 0.5
+
+
+def test_paired_differences_are_those_of_the_documents(tmp_path):
+    generator = np.random.default_rng(0)
+    left, right = generator.integers(0, 2, 50), generator.integers(0, 2, 50)
+    for name, values in (("left", left), ("right", right)):
+        write_result(tmp_path / name, result(), samples(values.tolist()))
+    found = paired(tmp_path / "left", tmp_path / "right", "t", "acc")
+    lower = left - right
+    assert found.value == pytest.approx(lower.mean()) and found.documents == 50
+    assert found.error == pytest.approx(lower.std(ddof=1) / 50**0.5)
+    # The standard error is that of many repetitions.
+    draws = [generator.choice(lower, 50).mean() for _ in range(4000)]
+    assert found.error == pytest.approx(np.std(draws), rel=0.1)
+    low, high = found.interval
+    assert high - low == pytest.approx(2 * 1.96 * found.error, rel=1e-3)
+
+
+def test_other_documents_are_not_compared(tmp_path):
+    write_result(tmp_path / "a", result(), samples([1, 0]))
+    write_result(tmp_path / "b", result(), samples([1, 0, 1]))
+    with pytest.raises(UserError, match="on other documents"):
+        paired(tmp_path / "a", tmp_path / "b", "t", "acc")
+
+
+def test_the_average_counts_tasks_alike():
+    found = average([Difference("a", 0.1, 0.03, 10), Difference("b", -0.3, 0.04, 1000)])
+    assert found.value == pytest.approx(-0.1) and found.error == pytest.approx(0.025) and found.documents == 1010
+
+
+def test_results_are_plain_json(tmp_path):
+    write_result(tmp_path, result(), samples([1]))
+    assert json.loads((tmp_path / "t.json").read_text())["metrics"] == {"acc": 0.5}
+    assert not list(tmp_path.glob("*.partial"))
