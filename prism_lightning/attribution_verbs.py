@@ -52,7 +52,7 @@ def attribute(arguments: list[str]) -> None:
     parser.add_argument("--top", type=int, default=5, help="tokens, passages and documents to name (default 5)")
     parser.add_argument("--opposing", action="store_true", help="name those that raised the loss most instead")
     parser.add_argument(
-        "--rerank", action="store_true", help="score by the head's K-FAC what the prototypes propose (second stage)"
+        "--rerank", action="store_true", help="second stage, for an index of --index.space hidden: the head's K-FAC"
     )
     options = parser.parse_args(arguments)
     if (options.why is None) != (options.rather_than is None) or (options.why is not None and options.prompt is None):

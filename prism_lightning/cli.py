@@ -21,6 +21,9 @@ MODEL_VERBS = {
     "generate": "continue a prompt with a trained model",
     "explain": "show which prototypes made each token likely",
 }
+EVALUATION_VERBS = {
+    "evaluate": "score a trained model on a suite of the LM Evaluation Harness, alone or against another",
+}
 ATTRIBUTION_VERBS = {
     "attribute": "name the training tokens, passages and documents that made the model say something",
     "curvature": "report how local the curvature is, against the dense head and random prototypes",
@@ -36,6 +39,9 @@ verbs on a recipe (--config recipes/X.yaml, any setting overridden by --key valu
 
 verbs on a trained model (--ckpt_path runs/X):
 {{model}}
+
+verbs that compare (--ckpt_path runs/X --suite evals/X.yaml):
+{{evaluation}}
 
 verbs on a trained model and its index (--ckpt_path runs/X):
 {{attribution}}
@@ -53,6 +59,7 @@ def main(arguments: list[str]) -> int:
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             groups = {"training": TRAINING_VERBS, "model": MODEL_VERBS, "attribution": ATTRIBUTION_VERBS}
+            groups["evaluation"] = EVALUATION_VERBS
             print(OVERVIEW.format(**{name: _listed(verbs) for name, verbs in groups.items()}), end="")
             return 0
         if arguments[0] == "--version":
@@ -82,11 +89,16 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         from prism_lightning import attribution_verbs
 
         return getattr(attribution_verbs, name)
+    if name in EVALUATION_VERBS:
+        from prism_lightning import evaluation_verbs
+
+        return getattr(evaluation_verbs, name)
     if name in MODEL_VERBS:
         from prism_lightning import model_verbs
 
         return getattr(model_verbs, name)
-    raise UserError(f"unknown verb {name!r}: {nearest(name, [*TRAINING_VERBS, *MODEL_VERBS, *ATTRIBUTION_VERBS])}")
+    known = [*TRAINING_VERBS, *MODEL_VERBS, *ATTRIBUTION_VERBS, *EVALUATION_VERBS]
+    raise UserError(f"unknown verb {name!r}: {nearest(name, known)}")
 
 
 def _training(verb: str, arguments: list[str]) -> None:

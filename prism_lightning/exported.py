@@ -32,6 +32,12 @@ def exported_folder(path: Path) -> Path | None:
     return next((folder for folder in (path / "model", path) if (folder / "config.json").is_file()), None)
 
 
+def run_directory(path: Path) -> Path:
+    """The run directory of a path, also where the exported folder in it is given; another folder is its own."""
+    folder = exported_folder(path)
+    return folder.parent if folder and folder.name == "model" else path
+
+
 def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
     """Model (in eval mode) and tokenizer of an exported folder, or of the run directory that holds one.
 

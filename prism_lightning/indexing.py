@@ -9,44 +9,20 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prism_lightning.attribution.attributor import default_index
 from prism_lightning.attribution.build import Builder
 from prism_lightning.attribution.identity import check_tokenizer
 from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.attribution.spaces import open_index
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.errors import UserError
-from prism_lightning.explaining import console
 from prism_lightning.exported import load_exported
+from prism_lightning.progress import Progressing
 from prism_lightning.recipes import compose, split_arguments
 from prism_lightning.settings import problems_in
 from prism_lightning.tracking import RunSettings
-
-LINE_SECONDS = 10  # between lines of progress where there is no terminal
-
-
-class Progressing:
-    """A bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not console.is_terminal)
-        self.task = self.bar.add_task("", total=None)
-        self.what, self.began, self.printed = "", 0.0, 0.0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show how far the work has come."""
-        now = time.monotonic()
-        if what != self.what:
-            self.what, self.began, self.printed = what, now, now
-            self.bar.reset(self.task, description=what, total=total)
-        self.bar.update(self.task, completed=done, total=total)
-        last = done == total
-        if not console.is_terminal and (last or now - self.printed > LINE_SECONDS):
-            self.printed = now
-            print(f"{what} {done:,}/{total:,}  {now - self.began:.0f} s", flush=True)
 
 
 def run(arguments: list[str]) -> None:
@@ -80,7 +56,7 @@ def run(arguments: list[str]) -> None:
     if not whole:
         print(f"this process's shards of {folder} are done; the last of the others finishes the index")
         return
-    print(summary(Index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
+    print(summary(open_index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
 
 
 def data_of(run: Path) -> TextData:

@@ -19,21 +19,28 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.files import map_file
+from prism_lightning.attribution.hidden_index import HiddenIndex
 from prism_lightning.attribution.identity import check_model, check_tokenizer, open_store
 from prism_lightning.attribution.index import Hits, Index, Query
 from prism_lightning.attribution.records import (
+    LogitRecords,
     Records,
     contrast_gradient,
     head_chunks,
     loss_gradient,
     records_of,
+    residuals,
+    token_losses,
 )
 from prism_lightning.attribution.results import Attribution, Describer
+from prism_lightning.attribution.spaces import open_index
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.explaining import continued, decoded
-from prism_lightning.exported import exported_folder, load_exported
+from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
+
+COMPETITORS = 16  # likeliest other tokens that an opposing question asks about
 
 
 @dataclass
@@ -43,9 +50,8 @@ class QueryTokens:
     ids: list[int]  # the whole text
     positions: list[int]  # of the Q tokens in it
     z_QD: Tensor
-    delta_QD: Tensor
     loss_Q: Tensor
-    records: Records
+    records: Records | LogitRecords
 
 
 class Attributor:
@@ -75,7 +81,10 @@ class Attributor:
     ) -> None:
         check_tokenizer(tokenizer, store)
         if rerank and "hidden_basis" not in index.curvature:
-            raise UserError("this index keeps no hidden states to re-rank by: build one with --index.hidden_rank 32")
+            raise UserError(
+                "this index keeps no hidden states to re-rank by: build one with --index.space hidden"
+                " --index.hidden_rank 32"
+            )
         self.model, self.tokenizer, self.index = model, tokenizer, index
         self.top, self.rerank, self.opposing = top, rerank, opposing
         tensors = map_file(index.folder / "dictionary.safetensors")
@@ -102,7 +111,7 @@ class Attributor:
         run = Path(run)
         model, tokenizer = load_exported(run)
         folder = Path(index) if index else default_index(run)
-        opened = Index(folder, verify)
+        opened = open_index(folder, verify)
         check_model(opened.manifest, model, folder, run)
         store = open_store(opened.manifest, folder)
         return cls(model, tokenizer, opened, store, top=top, rerank=rerank, opposing=opposing)
@@ -158,35 +167,48 @@ class Attributor:
         z_QD = self.model.hidden_states(ids_T[None, :-1])[0, first - 1 :]
         head_VD, targets_Q = self.model.lm_head.weight, ids_T[first:]
         if other_Q is not None:
-            delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
-            loss_Q = (z_QD * delta_QD).sum(-1)
+            loss_Q = (z_QD * contrast_gradient(head_VD, targets_Q, other_Q)).sum(-1)
         else:
-            chunks = list(head_chunks(head_VD, z_QD))
-            delta_QD = loss_gradient(head_VD, torch.cat([chunk.mean_CD for chunk in chunks]), targets_Q)
-            chosen = [c.probabilities_CV.gather(1, targets_Q[c.rows, None])[:, 0] for c in chunks]
-            loss_Q = -torch.cat(chosen).log()
-        path = self.index.activation_path
-        return QueryTokens(ids, positions, z_QD, delta_QD, loss_Q, records_of(self.dictionary, z_QD, delta_QD, path))
+            loss_Q = token_losses(head_VD, z_QD, targets_Q)
+        in_space = self._hidden if isinstance(self.index, HiddenIndex) else self._logits
+        return QueryTokens(ids, positions, z_QD, loss_Q, in_space(z_QD, targets_Q, other_Q, loss_Q))
+
+    def _hidden(self, z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None, loss_Q: Tensor) -> Records:
+        assert isinstance(self.index, HiddenIndex)
+        head_VD = self.model.lm_head.weight
+        if other_Q is not None:
+            delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
+        else:
+            mean_QD = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_QD)])
+            delta_QD = loss_gradient(head_VD, mean_QD, targets_Q)
+        return records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path)
+
+    def _logits(self, z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None, loss_Q: Tensor) -> LogitRecords:
+        head_VD = self.model.lm_head.weight
+        if other_Q is not None:
+            targets_Qc = torch.stack([targets_Q, other_Q], 1)
+            residuals_Qc = torch.tensor([[1.0, -1.0]], device=z_QD.device).expand(len(z_QD), 2)
+        else:
+            # What opposes a token are tokens that said something else where it was likely.
+            competitors = min(COMPETITORS, len(head_VD) - 1) if self.opposing else 0
+            targets_Qc, residuals_Qc = residuals(head_VD, z_QD, targets_Q, competitors, loss_Q)
+        return LogitRecords(*self.dictionary.assign(z_QD), targets_Qc, residuals_Qc)
 
     def query(self, asked: QueryTokens, which: slice) -> Query:
         """The index's question about some of the tokens, summed."""
-        records = asked.records
-        prototypes_Qk = records.prototypes_Nk[which].cpu().numpy()
-        activations_Qk, vectors_QrD = (
-            tensor[which].float().cpu().numpy() for tensor in (records.activations_Nk, records.vectors_NrD)
-        )
-        return self.index.query(prototypes_Qk, activations_Qk, vectors_QrD)
+        return self.index.query(*asked.records.arrays(which))
 
     def hits(self, asked: QueryTokens, which: slice) -> tuple[Query, Hits]:
         """Influence of every training token on the summed loss of some of the query's tokens."""
         query = self.query(asked, which)
         if not self.rerank:
             return query, self.index.score(query)
+        assert isinstance(self.index, HiddenIndex)
         rescored = []
         for one in range(*which.indices(len(asked.positions))):  # each token on what it itself proposes
             proposed = self.index.score(self.query(asked, slice(one, one + 1)))
-            z_D, delta_D = (tensor[one].float().cpu().numpy() for tensor in (asked.z_QD, asked.delta_QD))
-            rescored.append(self.index.rescored(proposed, z_D, delta_D))
+            _, _, delta_1rD = asked.records.arrays(slice(one, one + 1))
+            rescored.append(self.index.rescored(proposed, asked.z_QD[one].float().cpu().numpy(), delta_1rD[0, 0]))
         return query, Hits.total(rescored)
 
     def _described(self, asked: QueryTokens, which: slice, kind: str) -> Attribution:
@@ -244,6 +266,5 @@ class Attributor:
 
 
 def default_index(run: Path) -> Path:
-    """RUN/index, also where the exported folder in the run directory is given."""
-    folder = exported_folder(run)
-    return (folder.parent if folder and folder.name == "model" else run) / "index"
+    """RUN/index."""
+    return run_directory(run) / "index"

@@ -18,20 +18,17 @@ from torch import Tensor
 
 from prism_lightning.attribution.dictionary import Dictionary, default_size, fitted_dictionary
 from prism_lightning.attribution.files import damage, map_file, read_json, write_file, write_json
-from prism_lightning.attribution.frame import Frame, preconditioner
-from prism_lightning.attribution.hessian import HessianSums, eigenbasis, mean_curvature
+from prism_lightning.attribution.hidden_shards import HiddenShards
 from prism_lightning.attribution.identity import model_fingerprint
-from prism_lightning.attribution.index import made_from, parts_of, shard_path
-from prism_lightning.attribution.postings import posting_lists
-from prism_lightning.attribution.quantisation import quantised
-from prism_lightning.attribution.records import head_chunks, loss_gradient, records_of
+from prism_lightning.attribution.index import FORMAT, made_from, parts_of, shard_path
+from prism_lightning.attribution.logit_shards import LogitShards
 from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.attribution.shards import Shards
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
-FORMAT = 1
-CURVATURE_TOKENS = 65_536  # of the sample, for the basis in which records are stored; S itself is summed over all
+SHARDS: dict[str, type[Shards]] = {"hidden": HiddenShards, "logits": LogitShards}
 FIT_TOKENS_PER_PROTOTYPE, LEAST_SAMPLE = 4, 131_072
 Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
@@ -95,18 +92,18 @@ class Builder:
         with self.lock:
             if damage(self.folder / "dictionary.safetensors"):
                 self.prepare_frame()
-        frame = self.frame()
+        shards = self.shards()
         missing = [n for n in range(rank, self.num_shards, world_size) if not self._finished(n)]
         total = sum(len(self.blocks_of(n)) for n in missing) * self.store.block_size
         done = 0
         for number in missing:
-            done = self.write_shard(number, frame, done, total)
+            done = self.write_shard(number, shards, done, total)
         with self.lock:
             # This rank's own shards have just been checked or written.
             if not all(self._finished(n) for n in range(self.num_shards) if n % world_size != rank):
                 return False
             if self._unfinished():
-                self._merge(frame)
+                self._merge(shards)
         return True
 
     def _finished(self, shard: int) -> bool:
@@ -153,55 +150,44 @@ class Builder:
     def _size(self) -> int:
         if self.settings.dictionary == "model":
             return self.model.config.num_prototypes
-        return self.settings.prototypes or default_size(self.tokens)
+        return self.settings.prototypes or default_size(self.tokens, self.settings.tokens_per_prototype)
 
     def prepare_frame(self) -> None:
-        """Sample hidden states, fit the dictionary, find the basis that records are stored in."""
+        """Sample hidden states, fit the dictionary, find what records are expressed in."""
         (self.folder / "manifest.json").unlink(missing_ok=True)  # shards of another dictionary are no index any more
+        if self.settings.dictionary == "model" and self.model.prototypes is None:
+            raise UserError("this model is dense: it has no prototypes; set --index.dictionary fitted")
         sample_ND = self._sample()
         dictionary = self._dictionary(sample_ND)
-        head_VD = self.model.lm_head.weight.detach()
-        step = max(1, len(sample_ND) // CURVATURE_TOKENS)
-        rank = min(self.settings.rank or head_VD.shape[1], head_VD.shape[1])
-        values_m, basis_Dm = eigenbasis(mean_curvature(head_VD, sample_ND[::step]), rank)
-        tensors = {"prototypes": dictionary.prototypes_KD, "basis": basis_Dm, "eigenvalues": values_m}
-        if self.settings.hidden_rank:
-            second_DD = (sample_ND.T @ sample_ND).double() / len(sample_ND)
-            hidden_h, hidden_Dh = eigenbasis(second_DD, min(self.settings.hidden_rank, len(second_DD)))
-            tensors["hidden"] = hidden_Dh / hidden_h.sqrt()
+        frame = SHARDS[self.settings.space].frame(self.model, self.settings, sample_ND)
+        tensors = {"prototypes": dictionary.prototypes_KD} | frame
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         if self.settings.precision != "fp32":
             arrays["prototypes"] = arrays["prototypes"].astype(np.float16)  # assigned to as they are stored
-        write_file(
-            self.folder / "dictionary.safetensors",
-            arrays,
-            active=dictionary.active,
-            mean_square_norm=sample_ND.square().sum(-1).mean().item(),
-        )
+        write_file(self.folder / "dictionary.safetensors", arrays, active=dictionary.active)
 
     def _dictionary(self, sample_ND: Tensor) -> Dictionary:
-        if self.settings.dictionary == "model":
-            layer = self.model.prototypes
-            if layer is None:
-                raise UserError("this model is dense: it has no prototypes; set --index.dictionary fitted")
+        layer = self.model.prototypes
+        if self.settings.dictionary == "model" and layer is not None:
             return Dictionary(layer.weight.detach(), layer.active)
         size = self._size()
-        if size > len(sample_ND) or self.settings.active > size:
+        if size > len(sample_ND) or self.settings.active_per_token > size:
             raise UserError(
-                f"{size} prototypes, {self.settings.active} active, cannot be fitted to {len(sample_ND)} hidden states:"
-                " lower --index.prototypes or --index.active"
+                f"{size} prototypes, {self.settings.active_per_token} active, cannot be fitted to"
+                f" {len(sample_ND)} hidden states: lower --index.prototypes or --index.active"
             )
         steps = self.settings.fit_steps
         return fitted_dictionary(
             sample_ND,
             size,
-            self.settings.active,
+            self.settings.active_per_token,
             steps,
             self.settings.seed,
             lambda step: self.report("fitting prototypes", step, steps),
         )
 
-    def frame(self) -> Frame:
+    def shards(self) -> Shards:
+        """What writes them, with the dictionary and frame that are on disk."""
         path = self.folder / "dictionary.safetensors"
         facts = read_json(path.with_suffix(".json")) or {}
         weight = self.model.lm_head.weight
@@ -209,77 +195,27 @@ class Builder:
             name: torch.from_numpy(array.copy()).to(weight.device, weight.dtype)
             for name, array in map_file(path).items()
         }
-        scale = 0.0
-        if self.settings.objective == "training":
-            scale = 2 * self.model.config.reconstruction_weight / facts["mean_square_norm"]
-        return Frame(
-            Dictionary(tensors["prototypes"], facts["active"]),
-            tensors["basis"],
-            tensors["eigenvalues"],
-            tensors.get("hidden"),
-            scale,
-        )
+        dictionary = Dictionary(tensors.pop("prototypes"), facts["active"])
+        return SHARDS[self.settings.space](self.model, self.settings, dictionary, tensors)
 
     @torch.no_grad()
-    def write_shard(self, number: int, frame: Frame, done: int, total: int) -> int:
-        head_VD = self.model.lm_head.weight.detach()
-        eigenvalues = self.settings.curvature == "eigenvalues"
-        sums = HessianSums(head_VD, len(frame.dictionary.unit_KD), frame.basis_Dm if eigenvalues else None)
-        parts: list[dict[str, np.ndarray]] = []
+    def write_shard(self, number: int, shards: Shards, done: int, total: int) -> int:
+        shards.begin()
         for batch in self._batches(list(self.blocks_of(number))):
             z_ND, targets_N = self.hidden(batch)
-            parts.append(self._part(frame, sums, z_ND, targets_N))
+            shards.add(z_ND, targets_N)
             done += len(z_ND)
             self.report("indexing", done, total)
-        tensors = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
-        tensors |= posting_lists(
-            tensors.pop("prototypes"),
-            tensors.pop("activations"),
-            len(frame.dictionary.unit_KD),
-            self.settings.activation_path,
-        )
-        tensors |= {
-            "sum_activation": _array(sums.activation_K.float()),
-            "sum_curvature": _array(sums.gauss_newton_DD()),
-        }
-        if sums.eigenvalue_Km is not None:
-            tensors["sum_eigenvalues"] = _array(sums.eigenvalue_Km.float())
-        write_file(shard_path(self.folder, number), tensors, tokens=sums.tokens, dictionary=self._dictionary_checksum())
+        tokens = len(self.blocks_of(number)) * self.store.block_size
+        facts = {"tokens": tokens, "dictionary": self._dictionary_checksum()}
+        write_file(shard_path(self.folder, number), shards.tensors(), **facts)
         return done
 
-    def _part(self, frame: Frame, sums: HessianSums, z_ND: Tensor, targets_N: Tensor) -> dict[str, np.ndarray]:
-        """What a shard keeps of one batch."""
-        dictionary, head_VD = frame.dictionary, self.model.lm_head.weight.detach()
-        chunks_delta = []
-        indices_Nk, activations_Nk = dictionary.assign(z_ND)
-        for chunk in head_chunks(head_VD, z_ND):
-            sums.add(chunk, indices_Nk[chunk.rows], activations_Nk[chunk.rows])
-            chunks_delta.append(loss_gradient(head_VD, chunk.mean_CD, targets_N[chunk.rows]))
-        assigned = (indices_Nk, activations_Nk)
-        path, scale = self.settings.activation_path, frame.reconstruction_scale
-        records = records_of(dictionary, z_ND, torch.cat(chunks_delta), path, scale, assigned)
-        narrow = np.float32 if self.settings.precision == "fp32" else np.float16
-        coordinates, scales = quantised(
-            _array((records.vectors_NrD @ frame.whitening_Dm).flatten(0, 1)), self.settings.precision
-        )
-        part = {
-            "coordinates": coordinates,
-            "prototypes": _array(records.prototypes_Nk).astype(np.uint32),
-            "activations": _array(records.activations_Nk).astype(narrow),
-        }
-        if scales is not None:
-            part["scales"] = scales
-        if frame.hidden_Dh is not None:
-            hidden, hidden_scales = quantised(_array(z_ND @ frame.hidden_Dh), "int8")
-            assert hidden_scales is not None
-            part |= {"hidden": hidden, "hidden_scales": hidden_scales}
-        return part
-
-    def _merge(self, frame: Frame) -> None:
+    def _merge(self, writer: Shards) -> None:
         """The curvature over all shards, and the manifest, which makes the index whole."""
         self.report("merging", 0, self.num_shards)
         shards = [map_file(shard_path(self.folder, number)) for number in range(self.num_shards)]
-        tensors = preconditioner(frame, shards, self.tokens, self.settings.damping)
+        tensors = writer.curvature(shards, self.tokens)
         parts = parts_of(self.folder, self.num_shards)
         write_file(self.folder / "curvature.safetensors", tensors, parts=parts)
         write_json(self.folder / "manifest.json", self._manifest())
@@ -294,14 +230,11 @@ class Builder:
             "shard_tokens": self.shard_blocks * self.store.block_size,
             "prototypes": self._size(),
             "active": self._active(),
+            "vocabulary": len(self.model.lm_head.weight),
             "documents": self.store.counts["documents"],
             "store": str(self.store.folder.absolute()),
         }
 
     def _active(self) -> int:
         own = self.settings.dictionary == "model"
-        return self.model.config.active_prototypes if own else self.settings.active
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
+        return self.model.config.active_prototypes if own else self.settings.active_per_token

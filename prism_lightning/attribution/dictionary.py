@@ -17,7 +17,7 @@ from prism_lightning.attribution.search import MovingSearch, PrototypeSearch
 from prism_lightning.models.polishing import polish
 from prism_lightning.models.prototypes import PrototypeLayer, mix, prototypes_from
 
-TOKENS_PER_PROTOTYPE, LARGEST = 32, 2**20
+LARGEST = 2**20
 
 
 class Dictionary:
@@ -48,13 +48,13 @@ class Dictionary:
         return mix(indices_Nk, activations_Nk, self.prototypes_KD)
 
 
-def default_size(tokens: int) -> int:
-    """The largest power of two up to one prototype per 32 tokens: so posting lists stay as long as the corpus grows.
+def default_size(tokens: int, tokens_per_prototype: int) -> int:
+    """The largest power of two up to tokens / tokens_per_prototype: so lists stay as long as the corpus grows.
 
     Capped, since the dictionary is held in memory while an index is built: 12 bytes x K x D, and about as much again
     for each of its gradient and moments, and 16 for the sampled hidden states, while it is fitted.
     """
-    return min(LARGEST, 2 ** max(4, int(math.log2(max(1, tokens / TOKENS_PER_PROTOTYPE)))))
+    return min(LARGEST, 2 ** max(4, int(math.log2(max(1, tokens / tokens_per_prototype)))))
 
 
 def fitted_dictionary(

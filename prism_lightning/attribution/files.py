@@ -1,4 +1,4 @@
-"""The files of an index: safetensors, written whole or not at all, checksummed, read by memory mapping. Numpy only."""
+"""Files written whole or not at all; those of an index checksummed and read by memory mapping. Numpy only."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ def write_file(path: Path, tensors: dict[str, np.ndarray], **facts: Any) -> None
     """
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     facts = {"bytes": len(content), "crc32": zlib.crc32(content)} | facts
-    _write(path, content, before=path.with_suffix(".json"))
+    write_whole(path, content, before=path.with_suffix(".json"))
     write_json(path.with_suffix(".json"), facts)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all. Raises as `write_file` does."""
-    _write(path, json.dumps(content, indent=1).encode())
+    write_whole(path, json.dumps(content, indent=1).encode())
 
 
-def _write(path: Path, content: bytes, before: Path | None = None) -> None:
-    """Write aside and rename; `before` is removed first: a new file must never stand beside the old one's checksum."""
+def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
+    """Write aside and rename; raises as `write_file` does.
+
+    `before` is removed first: a new file must never stand beside the old one's checksum.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         if before:
@@ -49,8 +52,7 @@ def _write(path: Path, content: bytes, before: Path | None = None) -> None:
         partial.unlink(missing_ok=True)
         reason = "the disk is full" if disk_is_full(error) else error.strerror
         raise UserError(
-            f"{path} could not be written ({reason}): free space and run the same `index` command;"
-            " what is finished is kept"
+            f"{path} could not be written ({reason}): free space and run the same command; what is finished is kept"
         ) from error
 
 

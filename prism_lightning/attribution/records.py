@@ -1,6 +1,7 @@
 """What one token tells the prototypes: the gradient of its loss with respect to each active prototype (section 4.1).
 
-Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, K prototypes, k active, r vectors per token.
+Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, K prototypes, k active, r vectors per token, c
+entries of a gradient with respect to the logits.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +37,25 @@ class Records(NamedTuple):
             return self.vectors_NrD
         return self.activations_Nk[..., None] * self.vectors_NrD
 
+    def arrays(self, which: slice) -> list[np.ndarray]:
+        """What `HiddenIndex.query` takes, of some tokens."""
+        tensors = (self.prototypes_Nk, self.activations_Nk.float(), self.vectors_NrD.float())
+        return [tensor[which].cpu().numpy() for tensor in tensors]
+
+
+class LogitRecords(NamedTuple):
+    """The same in the space of logits: g_ti has -activations[t, i] * residuals[t, c] at entry targets[t, c]."""
+
+    prototypes_Nk: Tensor
+    activations_Nk: Tensor
+    targets_Nc: Tensor
+    residuals_Nc: Tensor
+
+    def arrays(self, which: slice) -> list[np.ndarray]:
+        """What `LogitIndex.query` takes, of some tokens."""
+        tensors = (self.prototypes_Nk, self.activations_Nk.float(), self.targets_Nc, self.residuals_Nc.float())
+        return [tensor[which].cpu().numpy() for tensor in tensors]
+
 
 class HeadChunk(NamedTuple):
     """The head's predictions for some rows of z."""
@@ -44,13 +65,51 @@ class HeadChunk(NamedTuple):
     mean_CD: Tensor  # sum_v pi_v W_v
 
 
+def chunk_size(head_VD: Tensor) -> int:
+    """Tokens whose probabilities are held at once."""
+    return max(1, CHUNK_BYTES // (head_VD.element_size() * head_VD.shape[0]))
+
+
 def head_chunks(head_VD: Tensor, z_ND: Tensor) -> Iterator[HeadChunk]:
     """Predicted probabilities and the head rows' mean under them, a bounded number of tokens at a time."""
-    size = max(1, CHUNK_BYTES // (head_VD.element_size() * head_VD.shape[0]))
+    size = chunk_size(head_VD)
     for start in range(0, z_ND.shape[0], size):
         rows = slice(start, start + size)
         probabilities_CV = (z_ND[rows] @ head_VD.T).softmax(-1)
         yield HeadChunk(rows, probabilities_CV, probabilities_CV @ head_VD)
+
+
+def token_losses(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross-entropy [N] of every target, in nats."""
+    size = chunk_size(head_VD)
+    parts = zip(z_ND.split(size), targets_N.split(size), strict=True)
+    return torch.cat([F.cross_entropy(z_CD @ head_VD.T, targets_C, reduction="none") for z_CD, targets_C in parts])
+
+
+def surprise(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """1 - pi [N] of every target: minus the gradient of its loss with respect to its own logit."""
+    return -torch.expm1(-token_losses(head_VD, z_ND, targets_N))
+
+
+def residuals(
+    head_VD: Tensor, z_ND: Tensor, targets_N: Tensor, competitors: int = 0, losses_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Entries of e_y - pi: the target's, and those of the likeliest other tokens; tokens and values [N, 1 + c].
+
+    Args:
+        head_VD, z_ND, targets_N: W, hidden states and targets.
+        competitors: c.
+        losses_N: `token_losses` of the same, where they are known already.
+    """
+    own_N = surprise(head_VD, z_ND, targets_N) if losses_N is None else -torch.expm1(-losses_N)
+    tokens_N1, values_N1 = targets_N[:, None], own_N[:, None]
+    if not competitors:
+        return tokens_N1, values_N1
+    parts = []
+    for z_CD, own_C1 in zip(z_ND.split(chunk_size(head_VD)), tokens_N1.split(chunk_size(head_VD)), strict=True):
+        parts.append((z_CD @ head_VD.T).softmax(-1).scatter(1, own_C1, -1.0).topk(competitors, dim=1))
+    others_Nc, pi_Nc = (torch.cat(tensors) for tensors in ([p.indices for p in parts], [p.values for p in parts]))
+    return torch.cat([tokens_N1, others_Nc], 1), torch.cat([values_N1, -pi_Nc], 1)
 
 
 def loss_gradient(head_VD: Tensor, mean_ND: Tensor, targets_N: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Attribution:
         kind: "token", "sequence" (the sum over a text's tokens) or "contrast" (loss = logit of `other` - of `token`).
         loss: of the query: -log p, summed over a sequence's tokens.
         scored_by: "prototypes", or "head K-FAC" where the second stage scored what the prototypes proposed.
-        touched: training tokens that share a prototype with the query; all others have influence 0.
+        touched: training tokens on the lists that the query reads; what any other has is left out.
         influence: the sum over all of them.
     """
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from prism_lightning.errors import UserError
 
-DICTIONARIES = ("fitted", "model")
+# By space: k, tokens for each prototype of the default K, damping.
+DEFAULTS = {"logits": (16, 128, 0.05), "hidden": (3, 32, 1e-3)}
+HIDDEN_ONLY = ("rank", "precision", "hidden_rank", "activation_path", "objective", "curvature")
 
 
 @dataclass
@@ -16,28 +18,33 @@ class IndexSettings:
 
     Args:
         dir: the index's folder; by default RUN/index.
+        space: in which gradients are kept: "logits", lists by prototype and target, or "hidden", vectors.
         dictionary: "fitted" fits prototypes of the index's own to the frozen decoder, "model" takes the model's.
-        prototypes: K of a fitted dictionary; by default the largest power of two up to one per 32 training
-            tokens, at most 1,048,576.
-        active: k of a fitted dictionary.
+        prototypes: K of a fitted dictionary; by default the largest power of two up to one per 128 training
+            tokens (32 in space hidden), at most 1,048,576.
+        active: k of a fitted dictionary; by default 16 (3 in space hidden).
         fit_steps: Adam steps that fit the dictionary; 0 leaves it at hidden states drawn from the corpus.
-        fit_tokens: training tokens whose hidden states the dictionary is fitted to; by default 4 per prototype.
-        rank: m, coordinates kept of a record; by default all D of them.
-        precision: type of the coordinates: fp32, fp16 or int8.
-        hidden_rank: coordinates kept of the hidden state, for re-ranking by the head's K-FAC; 0 leaves them out.
-        activation_path: records with the gradient through the activations too; k vectors per token in place of one.
-        objective: "cross_entropy", or "training" for the gradient of w_rec L_rec as well.
-        curvature: "separable" A_ii S, or "eigenvalues" of each prototype's own Gauss-Newton block.
-        damping: added to the curvature, as a share of its mean.
+        fit_tokens: training tokens whose hidden states the dictionary is fitted to; by default 4 per prototype, and
+            131,072 at least.
+        rank: space hidden: m, coordinates kept of a record; by default all D of them.
+        precision: space hidden: type of the coordinates: fp32, fp16 or int8.
+        hidden_rank: space hidden: coordinates kept of the hidden state, for re-ranking by the head's K-FAC; 0 leaves
+            them out.
+        activation_path: space hidden: records with the gradient through the activations too; k vectors per token in
+            place of one.
+        objective: space hidden: "cross_entropy", or "training" for the gradient of w_rec L_rec as well.
+        curvature: space hidden: "separable" A_ii S, or "eigenvalues" of each prototype's own Gauss-Newton block.
+        damping: added to the curvature, as a share of its mean; by default 0.05 (0.001 in space hidden).
         shard_tokens: training tokens in one shard, rounded to whole blocks.
         batch_tokens: training tokens in one forward pass.
         seed: of the dictionary.
     """
 
     dir: str | None = None
+    space: Literal["logits", "hidden"] = "logits"
     dictionary: Literal["fitted", "model"] = "fitted"
     prototypes: int | None = None
-    active: int = 3
+    active: int | None = None
     fit_steps: int = 150
     fit_tokens: int | None = None
     rank: int | None = None
@@ -46,23 +53,45 @@ class IndexSettings:
     activation_path: bool = False
     objective: Literal["cross_entropy", "training"] = "cross_entropy"
     curvature: Literal["separable", "eigenvalues"] = "separable"
-    damping: float = 1e-3
+    damping: float | None = None
     shard_tokens: int = 2_097_152
     batch_tokens: int = 8192
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("active", "shard_tokens", "batch_tokens")
+        counts = ("shard_tokens", "batch_tokens")
         problems = [f"index.{n} is {getattr(self, n)}: give a positive number" for n in counts if getattr(self, n) < 1]
-        for name in ("prototypes", "rank", "fit_tokens"):
+        for name in ("active", "prototypes", "rank", "fit_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"index.{name} is {value}: give a positive number, or null for the default")
         for name in ("hidden_rank", "fit_steps", "damping"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 problems.append(f"index.{name} is {getattr(self, name)}: give 0 or a positive number")
+        if self.shard_tokens * self.active_per_token >= 2**32:
+            problems.append(f"index.shard_tokens is {self.shard_tokens}: its lists would hold 2^32 entries, lower it")
+        if self.space == "logits":
+            changed = [f.name for f in fields(self) if f.name in HIDDEN_ONLY and getattr(self, f.name) != f.default]
+            problems += [
+                f"index.{name} is a setting of --index.space hidden: add that, or leave it out" for name in changed
+            ]
         plain = self.curvature == "separable" and self.objective == "cross_entropy" and not self.activation_path
         if self.hidden_rank and not plain:
             problems.append("index.hidden_rank needs separable curvature, cross_entropy and no index.activation_path")
         if problems:
             raise UserError(problems)
+
+    @property
+    def active_per_token(self) -> int:
+        """k."""
+        return DEFAULTS[self.space][0] if self.active is None else self.active
+
+    @property
+    def tokens_per_prototype(self) -> int:
+        """Training tokens for each prototype of the default K."""
+        return DEFAULTS[self.space][1]
+
+    @property
+    def damping_share(self) -> float:
+        """d."""
+        return DEFAULTS[self.space][2] if self.damping is None else self.damping

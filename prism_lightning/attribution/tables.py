@@ -13,7 +13,7 @@ from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.attribution.results import Attribution, Passage, TrainingDocument, TrainingToken
 from prism_lightning.explaining import console, visible
 
-BAR_WIDTH = 6
+BAR_WIDTH, CARRIERS = 6, 3
 
 
 def print_attributions(attributions: list[Attribution]) -> None:
@@ -31,7 +31,7 @@ def print_attributions(attributions: list[Attribution]) -> None:
 def attribution_table(attribution: Attribution) -> Table:
     """Training tokens, passages and documents of one attribution, strongest first."""
     table = Table(title=_title(attribution), title_justify="left", expand=False, show_edge=False)
-    carriers = [" ".join(str(prototype) for prototype, _ in token.prototypes) for token in attribution.tokens]
+    carriers = [_carriers(token) for token in attribution.tokens]
     table.add_column("", style="dim", no_wrap=True)
     table.add_column("influence", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -54,6 +54,13 @@ def attribution_table(attribution: Attribution) -> Table:
             row = (f"{part.influence:+.3g}", _bar(part.influence, largest), "", _source(part.source))
             table.add_row(name if number == 0 else "", *row, text)
     return table
+
+
+def _carriers(token: TrainingToken) -> str:
+    """The prototypes that carry most of a token's influence."""
+    names = [str(prototype) for prototype, _ in token.prototypes]
+    more = f" +{len(names) - CARRIERS}" if len(names) > CARRIERS else ""
+    return " ".join(names[:CARRIERS]) + more
 
 
 def marked(token: TrainingToken) -> Text:

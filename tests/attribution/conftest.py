@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prism_lightning.attribution.build import Builder
-from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.attribution.spaces import open_index
 from prism_lightning.data.datamodule import TextData
 
 BLOCK = 32
@@ -58,13 +58,15 @@ def model(make_model):
 
 @pytest.fixture
 def built(model, store, tmp_path):
-    """Build an index with the given settings; by default of the model's own prototypes, uncompressed."""
+    """Build an index with the given settings; by default of the model's own prototypes, uncompressed vectors."""
 
     def build(folder="index", using=None, over=None, rank=0, world_size=1, **settings):
-        defaults = {"dictionary": "model", "precision": "fp32", "fit_tokens": 1024, "batch_tokens": 256}
-        settings = IndexSettings(**(defaults | {"shard_tokens": 800} | settings))
+        defaults = {"dictionary": "model", "fit_tokens": 1024, "batch_tokens": 256, "shard_tokens": 800}
+        if settings.get("space") != "logits":
+            defaults |= {"space": "hidden", "precision": "fp32"}
+        settings = IndexSettings(**(defaults | settings))
         builder = Builder(using or model, over or store, settings, tmp_path / folder, lambda *_: None)
-        return Index(tmp_path / folder) if builder.build(rank, world_size) else None
+        return open_index(tmp_path / folder) if builder.build(rank, world_size) else None
 
     return build
 

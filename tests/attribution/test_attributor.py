@@ -135,7 +135,8 @@ def test_the_second_stage_says_so(run, corpus, cache):
     from prism_lightning.cli import main
 
     folder, arguments = run
-    second = [*arguments, "--index.dir", str(folder / "with_hidden"), "--index.hidden_rank", "16"]
+    second = [*arguments, "--index.dir", str(folder / "with_hidden"), "--index.space", "hidden"]
+    second += ["--index.hidden_rank", "16"]
     assert main(["index", *second]) == 0
     *tokens, whole = Attributor.open(folder, folder / "with_hidden", rerank=True).text("def main(self")
     assert {found.scored_by for found in (*tokens, whole)} == {"head K-FAC"}
@@ -196,9 +197,9 @@ def test_an_unused_prototype_is_said_to_be_unused(capsys, run, monkeypatch):
 
     attributor = Attributor.open(run[0])
     for shard in attributor.index.shards:  # nobody uses the last one
-        offsets = shard["offsets"].copy()
-        offsets[-1] = offsets[-2]
-        monkeypatch.setitem(shard, "offsets", offsets)
+        left = int(np.searchsorted(shard["lists"], 127 * attributor.index.vocabulary))
+        monkeypatch.setitem(shard, "lists", shard["lists"][:left])
+        monkeypatch.setitem(shard, "offsets", shard["offsets"][: left + 1])
     card = inspect_prototypes(attributor, [127], 3)[0]
     assert card.usage == 0 and card.nearest == []
     print_cards([card])
@@ -302,7 +303,8 @@ def test_two_processes_at_once_build_the_same_index(run, tmp_path):
 
 def test_index_refuses_what_it_cannot_use(cli, run, tmp_path):
     folder, arguments = run
-    refused(cli("index", *arguments, "--index.rank", "8"), "another index.rank: choose another --index.dir")
+    refused(cli("index", *arguments, "--index.seed", "8"), "another index.seed: choose another --index.dir")
+    refused(cli("index", *arguments, "--index.rank", "8"), "is a setting of --index.space hidden")
     refused(cli("index", *arguments, "--index.precison", "int8"), "did you mean precision?")
     refused(cli("index", *arguments, "--index.precision", "int4"), "index.precision='int4'")
     refused(cli("index", *arguments, "--ckpt_path", tmp_path), "holds no exported model")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from attribution.conftest import BACKBONE, FirstBlocks
-from attribution.test_index import dictionary_of, question, statistics
+from attribution.test_hidden_index import dictionary_of, question, statistics
 from prism_lightning.attribution import build as build_module
-from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.attribution.spaces import open_index
 from prism_lightning.errors import UserError
 
 
@@ -27,19 +27,24 @@ def scores(index, model, store):
     return hits.tokens, hits.influence
 
 
-FITTED = {"dictionary": "fitted", "prototypes": 40, "active": 2, "fit_steps": 10, "precision": "int8"}
+FITTED = {"dictionary": "fitted", "prototypes": 40, "active": 2, "fit_steps": 10}
+in_both_spaces = pytest.mark.parametrize("space", ["logits", "hidden"])
 
 
-def test_two_ranks_and_one_build_the_same_bytes(built):
-    one = built("one", **FITTED)
+@in_both_spaces
+def test_two_ranks_and_one_build_the_same_bytes(built, space):
+    fitted = FITTED | {"space": space}
+    one = built("one", **fitted)
     assert one.num_shards == 3
-    assert built("two", rank=1, world_size=2, **FITTED) is None
-    two = built("two", rank=0, world_size=2, **FITTED)
+    assert built("two", rank=1, world_size=2, **fitted) is None
+    two = built("two", rank=0, world_size=2, **fitted)
     assert contents(one) == contents(two)
 
 
-def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(built, monkeypatch):
-    whole = built("whole", **FITTED)
+@in_both_spaces
+def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(built, monkeypatch, space):
+    fitted = FITTED | {"space": space}
+    whole = built("whole", **fitted)
     write, written = build_module.write_file, []
 
     def interrupted(path, tensors, **facts):
@@ -50,11 +55,11 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(built, monkey
 
     monkeypatch.setattr(build_module, "write_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        built("index", **FITTED)
+        built("index", **fitted)
     assert [path.stem for path in written] == ["dictionary", "00000"]
     before = written[1].stat().st_mtime_ns
     monkeypatch.setattr(build_module, "write_file", write)
-    resumed = built("index", **FITTED)
+    resumed = built("index", **fitted)
     assert written[1].stat().st_mtime_ns == before
     assert contents(resumed) == contents(whole)
 
@@ -71,9 +76,10 @@ def test_shard_and_batch_sizes_change_no_score(built, model, store):
         assert np.abs(influence - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+@in_both_spaces
 @pytest.mark.parametrize("harm", ["bit", "truncation", "removal"])
-def test_a_damaged_shard_is_named_and_rebuilt_alone(built, harm):
-    index = built()
+def test_a_damaged_shard_is_named_and_rebuilt_alone(built, harm, space):
+    index = built(space=space)
     before = contents(index)
     path = index.shard_paths[1]
     content = bytearray(path.read_bytes())
@@ -83,9 +89,9 @@ def test_a_damaged_shard_is_named_and_rebuilt_alone(built, harm):
     if harm == "removal":
         path.unlink()
     with pytest.raises(UserError, match=r"shard .*00001.safetensors .* builds only what is damaged"):
-        Index(index.folder)
+        open_index(index.folder)
     others = [index.shard_paths[n].stat().st_mtime_ns for n in (0, 2)]
-    assert contents(built()) == before
+    assert contents(built(space=space)) == before
     assert [index.shard_paths[n].stat().st_mtime_ns for n in (0, 2)] == others
 
 
@@ -103,7 +109,7 @@ def test_shards_and_curvature_of_different_builds_are_no_index(built):
     facts["parts"][0] += 1  # as if the dictionary had been fitted again since
     (index.folder / "curvature.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="mixes files of different builds"):
-        Index(index.folder)
+        open_index(index.folder)
     assert built("one").tokens == 1920
 
 
@@ -127,7 +133,7 @@ def test_other_damaged_files_are_rebuilt_too(built, name):
     before = contents(index)
     (index.folder / f"{name}.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match=f"{name}.safetensors has 1 of"):
-        Index(index.folder)
+        open_index(index.folder)
     assert contents(built(**FITTED)) == before
 
 
@@ -159,13 +165,17 @@ def test_an_index_of_something_else_is_not_overwritten(built, make_model, data, 
 
 def test_settings_are_checked_all_at_once():
     with pytest.raises(UserError) as caught:
-        IndexSettings(active=0, damping=-1.0, rank=0, hidden_rank=4, activation_path=True)
+        IndexSettings(space="hidden", active=0, damping=-1.0, rank=0, hidden_rank=4, activation_path=True)
     assert len(caught.value.problems) == 4
+    with pytest.raises(UserError, match="index.precision is a setting of --index.space hidden"):
+        IndexSettings(precision="fp16")
 
 
 def test_a_dictionary_larger_than_its_sample_is_refused(built):
     with pytest.raises(UserError, match="cannot be fitted to 1024 hidden states"):
         built(dictionary="fitted", prototypes=5000)
+    with pytest.raises(UserError, match="8 prototypes, 16 active, cannot be fitted"):
+        built("other", space="logits", dictionary="fitted", prototypes=8)
 
 
 def test_the_manifest_says_what_the_index_is_of(built, model):

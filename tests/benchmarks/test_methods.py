@@ -13,6 +13,7 @@ from benchmarks.attribution.methods.prototypes import Prototypes, polished
 from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.task import Queries, Task
+from prism_lightning.attribution.logit_index import PRIOR
 from prism_lightning.attribution.records import records_of
 from prism_lightning.errors import UserError
 
@@ -127,14 +128,15 @@ def expected_prototypes(task, queries, method):
     "settings", [{"dictionary": "model"}, {"tokens_per_prototype": 8, "active": 2, "fit_steps": 5}]
 )
 def test_prototypes_are_the_brute_force_sum(task, queries, tmp_path, settings):
-    method = opened(Prototypes(task, tmp_path, precision="fp32", **settings))
+    method = opened(Prototypes(task, tmp_path, space="hidden", precision="fp32", **settings))
     close(method.scores(queries), expected_prototypes(task, queries, method))
+    method.damping = 0.1
     method.damping = 0.5
     close(method.scores(queries), expected_prototypes(task, queries, method))
 
 
 def test_top_names_the_best_sequences_that_share_a_prototype(task, queries, tmp_path):
-    method = opened(Prototypes(task, tmp_path, tokens_per_prototype=4, active=1, fit_steps=0))
+    method = opened(Prototypes(task, tmp_path, space="hidden", tokens_per_prototype=4, active=1, fit_steps=0))
     scores, top = method.scores(queries), method.top(queries, 100)
     for row, best in zip(scores, top, strict=True):
         found = best[best >= 0]
@@ -216,26 +218,34 @@ def test_exact_is_the_whole_gauss_newton_matrix(task, queries, tmp_path):
 
 @torch.no_grad()
 def expected_by_target(task, queries, method):
-    """The formula of `methods.logits`, over all pairs of tokens."""
+    """The formula of `logit_index`, over all pairs of tokens."""
     sides = []
     for ids in (queries.ids_QL, task.train_SL):
         z = task.model.hidden_states(ids[:, :-1]).flatten(0, 1)
         predicted, targets = task.model.lm_head(z).softmax(-1), ids[:, 1:].flatten()
-        indices, activations = method.dictionary.assign(z)
-        dense = torch.zeros(len(z), method.size).scatter_(1, indices, activations)
+        dense = torch.ones(len(z), 1)  # target match: one prototype, active everywhere
+        if isinstance(method, Prototypes):
+            dense = torch.zeros(len(z), method.index.num_prototypes).scatter_(1, *method.dictionary.assign(z))
         sides.append((dense, targets, 1 - predicted[torch.arange(len(z)), targets]))
     (asked, asked_targets, asked_surprise), (stored, targets, surprise) = sides
-    curvature = stored.square().T @ (predicted * (1 - predicted)) / len(targets)
-    curvature = curvature + method.damping * curvature.mean()
-    kernel = torch.stack([(row / curvature[:, v]) @ stored.T for row, v in zip(asked, asked_targets, strict=True)])
+    terms = stored.square() * surprise[:, None]
+    labels, counts = (
+        torch.zeros(VOCABULARY, stored.shape[1]).index_add_(0, targets, t) for t in (terms, 1.0 * (stored > 0))
+    )
+    separable = (
+        torch.zeros(VOCABULARY).index_add_(0, targets, surprise)[:, None] * stored.square().sum(0) / len(targets)
+    )
+    curvature = (counts * labels + PRIOR * separable) / (counts + PRIOR)
+    curvature = curvature + method.damping * labels[labels > 0].mean()
+    kernel = torch.stack([(row / curvature[v]) @ stored.T for row, v in zip(asked, asked_targets, strict=True)])
     pairs = kernel * (asked_targets[:, None] == targets) * asked_surprise[:, None] * surprise
     pairs = (pairs * queries.weights_QT.reshape(-1, 1)).view(len(queries.ids_QL), -1, len(targets)).sum(1)
-    return pairs.view(len(pairs), len(task.train_SL), -1).sum(-1) / len(targets)
+    return pairs.view(len(pairs), len(task.train_SL), -1).sum(-1)
 
 
-@pytest.mark.parametrize("kind", ["logit_prototypes", "target_match"])
+@pytest.mark.parametrize("kind", ["prototypes", "target_match"])
 def test_logit_space_is_the_formula(task, queries, tmp_path, tokenizer, kind):
-    settings = {"tokens_per_prototype": 20, "active": 2, "fit_steps": 5} if kind == "logit_prototypes" else {}
+    settings = {"tokens_per_prototype": 20, "active": 2, "fit_steps": 5} if kind == "prototypes" else {}
     method = opened(make(task, tmp_path, {"kind": kind} | settings, tokenizer))
     expected = expected_by_target(task, queries, method)
     close(method.scores(queries), expected)
@@ -244,4 +254,9 @@ def test_logit_space_is_the_formula(task, queries, tmp_path, tokenizer, kind):
         torch.testing.assert_close(row[best], row[row > 0].sort(descending=True).values[: len(best)], rtol=1e-2, atol=0)
     same = (queries.ids_QL[1, 4] == task.train_SL[:, 1:]).sum() / task.train_SL[:, 1:].numel()
     share = method.share_read(queries.part(1, 2))
-    assert share <= same + 1e-6 if kind == "logit_prototypes" else share == pytest.approx(same.item())
+    # A token stands on the lists of both its active prototypes.
+    assert share <= 2 * same + 1e-6 if kind == "prototypes" else share == pytest.approx(same.item())
+    assert method.share_read(queries.part(0, 1)) > share
+    method.damping = 0.3
+    method.damping = 2.0
+    close(method.scores(queries), expected_by_target(task, queries, method))

@@ -8,8 +8,9 @@ from scipy.stats import spearmanr
 from attribution.conftest import FirstBlocks, hidden_and_targets
 from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.hessian import HessianSums
-from prism_lightning.attribution.index import Hits, Index
+from prism_lightning.attribution.index import Hits
 from prism_lightning.attribution.records import head_chunks, loss_gradient, records_of
+from prism_lightning.attribution.spaces import open_index
 
 DAMPING = 1e-3  # the settings' default
 
@@ -60,11 +61,7 @@ def all_scores(index, records, query):
 
 
 def question(index, records, which):
-    return index.query(
-        records.prototypes_Nk[which].numpy(),
-        records.activations_Nk[which].float().numpy(),
-        records.vectors_NrD[which].float().numpy(),
-    )
+    return index.query(*records.arrays(which))
 
 
 @pytest.mark.parametrize("activation_path", [False, True], ids=["value path", "activation path"])
@@ -202,8 +199,9 @@ def test_a_query_process_needs_no_torch(built):
 
     folder = built().folder
     script = (
-        "import sys\nfrom prism_lightning.attribution.index import Index\nimport numpy as np\n"
-        "index = Index(sys.argv[1])\n"
+        "import sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "from prism_lightning.attribution.spaces import open_index\n"
+        "index = open_index(Path(sys.argv[1]))\n"
         "query = index.query(np.array([[1, 2, 3]]), np.ones((1, 3)), np.ones((1, 1, 16), dtype='f4'))\n"
         "print(len(index.score(query).strongest(10).tokens))\nassert 'torch' not in sys.modules"
     )
@@ -215,4 +213,7 @@ def test_an_index_opens_only_when_it_is_whole(tmp_path):
     from prism_lightning.errors import UserError
 
     with pytest.raises(UserError, match="no finished index"):
-        Index(tmp_path)
+        open_index(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 1, "settings": {}}')
+    with pytest.raises(UserError, match="another version"):
+        open_index(tmp_path)
