@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.attribution.config import load_settings
+from benchmarks.logit_choices import logit_choices, logit_scores
 from benchmarks.report import finish
 from benchmarks.trial import DAMPING, Trial
 from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.hessian import HessianSums, eigenbasis
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import Records, head_chunks, records_of
+from prism_lightning.attribution.settings import IndexSettings
 
-DEFAULT, FIT_STEPS = (2048, 3), 150  # about one prototype per 32 tokens, as `index` chooses
+DEFAULT = (2048, 3)  # about one prototype per 32 tokens, as `index` chooses
 
 
 class Choice(NamedTuple):
@@ -174,8 +176,8 @@ def choices(trial: Trial) -> Iterator[tuple[str, Choice]]:
     yield "the same, eigenvalues per block", Choice(own, "eigenvalues")
     sizes = [(512, 8), (1024, 2), (1024, 4), (2048, 2), DEFAULT, (2048, 4), (4096, 2), (4096, 3), (4096, 4), (4096, 8)]
     for size, active in [*sizes, (8192, 2), (8192, 3), (8192, 4), (16384, 2)]:
-        yield f"fitted, K {size} k {active}", Choice(trial.fit(size, active, FIT_STEPS))
-    fitted, name = trial.fit(*DEFAULT, FIT_STEPS), "K {} k {}".format(*DEFAULT)
+        yield f"fitted, K {size} k {active}", Choice(trial.fit(size, active, IndexSettings.fit_steps))
+    fitted, name = trial.fit(*DEFAULT, IndexSettings.fit_steps), "K {} k {}".format(*DEFAULT)
     for curvature in ("eigenvalues", "clusters", "full", "identity", "A only", "S only"):
         yield f"{name}, {curvature}", Choice(fitted, curvature)
     yield f"{name}, activation path", Choice(fitted, activation_path=True)
@@ -197,34 +199,47 @@ def main() -> None:
     options = parser.parse_args()
     trial = Trial(load_settings(options.config, options.settings))
     results: list[dict[str, Any]] = []
-    default_QS, _, _ = scores(trial, Choice(trial.fit(*DEFAULT, FIT_STEPS), precision="int8"))
-    default = torch.from_numpy(trial.lds(default_QS))
+    default = torch.empty(0)
 
-    def add(name: str, scores_QS: Tensor, **facts: float) -> None:
+    def add(space: str, name: str, scores_QS: Tensor, **facts: float) -> None:
         values = torch.from_numpy(trial.lds(scores_QS))
         lower, root = values - default, math.sqrt(len(values))  # paired: the same queries
         errors = {"standard_error": values.std().item() / root, "difference_error": lower.std().item() / root}
-        found = {"choice": name, "lds": values.mean().item(), "minus_default": lower.mean().item()}
-        results.append(found | errors | facts)
+        found = {"space": space, "choice": name, "lds": values.mean().item(), "minus_default": lower.mean().item()}
+        results.append(found | errors | {"slope": trial.slope(scores_QS)} | facts)
         print(results[-1], flush=True)
 
-    add("head K-FAC, no first stage", head_scores(trial, None))
+    for name, logit_choice in logit_choices(trial):
+        scores_QS, touched = logit_scores(trial, logit_choice)
+        if not results:
+            default = torch.from_numpy(trial.lds(scores_QS))
+        add("logits", name, scores_QS, touched=touched)
+    default_QS, _, _ = scores(trial, Choice(trial.fit(*DEFAULT, IndexSettings.fit_steps), precision="int8"))
+    default = torch.from_numpy(trial.lds(default_QS))
+    add("hidden", "head K-FAC, no first stage", head_scores(trial, None))
     for size, active in (DEFAULT, (4096, 4)):
-        add(f"head K-FAC behind K {size} k {active}", head_scores(trial, trial.fit(size, active, FIT_STEPS)))
+        add(
+            "hidden",
+            f"head K-FAC behind K {size} k {active}",
+            head_scores(trial, trial.fit(size, active, IndexSettings.fit_steps)),
+        )
     for name, choice in choices(trial):
         scores_QS, unexplained, touched = scores(trial, choice)
-        add(name, scores_QS, unexplained_variance=unexplained, touched=touched)
+        add("hidden", name, scores_QS, unexplained_variance=unexplained, touched=touched)
     rows = [
         [
+            r["space"],
             r["choice"],
-            f"{r['unexplained_variance']:.3f}" if "touched" in r else "",
+            f"{r['unexplained_variance']:.3f}" if "unexplained_variance" in r else "",
             f"{r['touched']:.2%}" if "touched" in r else "all",
             f"{r['lds']:.3f} ± {r['standard_error']:.3f}",
             f"{r['minus_default']:+.3f} ± {r['difference_error']:.3f}",
+            f"{r['slope']:.2f}",
         ]
         for r in results
     ]
-    columns = ["choice", "unexplained variance", "tokens read per query token", "LDS", "minus the default"]
+    columns = ["space", "choice", "unexplained variance", "entries read per query token", "LDS", "minus the default"]
+    columns.append("slope")
     finish("choices", "Agreement with retraining", columns, rows, results, options.out)
 
 

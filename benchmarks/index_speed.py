@@ -24,8 +24,8 @@ from benchmarks.query import resident, spread, timed
 from benchmarks.report import Spread, finish
 from prism_lightning.attribution.attributor import Attributor, QueryTokens
 from prism_lightning.attribution.build import Builder
-from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.attribution.spaces import open_index
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.data.store import TokenStore
 from prism_lightning.exported import load_exported
@@ -76,12 +76,12 @@ def build_pairs(model: PrismForCausalLM, store: TokenStore, folder: Path, settin
     started = time.perf_counter()
     builder.prepare_frame()
     prepared = time.perf_counter() - started
-    frame, pairs = builder.frame(), []
+    shards, pairs = builder.shards(), []
     plain_forward(builder, builder.blocks_of(0))
     for shard in range(builder.num_shards):
         plain = plain_forward(builder, builder.blocks_of(shard))
         started = time.perf_counter()
-        builder.write_shard(shard, frame, 0, 0)
+        builder.write_shard(shard, shards, 0, 0)
         pairs.append((plain, time.perf_counter() - started))
     tokens = settings.shard_tokens
     return {
@@ -98,9 +98,8 @@ def records_file(attributor: Attributor, store: TokenStore, path: Path, tokens: 
     asked: list[QueryTokens] = []
     for block in np.linspace(0, len(store) - 1, -(-tokens // (store.block_size - 1))).astype(int).tolist():
         asked.append(attributor.query_tokens(store[block]["input_ids"].tolist(), 1))
-    names = {"prototypes": "prototypes_Nk", "activations": "activations_Nk", "vectors": "vectors_NrD"}
-    arrays = {n: torch.cat([getattr(a.records, field) for a in asked]).numpy() for n, field in names.items()}
-    np.savez(path, allow_pickle=False, **arrays)
+    arrays = [np.concatenate(parts) for parts in zip(*(a.records.arrays(slice(None)) for a in asked), strict=True)]
+    np.savez(path, *arrays)
 
 
 def from_text(attributor: Attributor, store: TokenStore) -> dict[str, float]:
@@ -124,7 +123,7 @@ def measure(options: argparse.Namespace, data: TextData, size: int) -> dict[str,
     started = time.perf_counter()
     Builder(model, store, settings, folder, quiet).build()
     result: dict[str, Any] = {"build_seconds": time.perf_counter() - started}
-    index = Index(folder, verify=False)
+    index = open_index(folder, verify=False)
     files = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     result["bytes_per_token"] = sum(files.values()) / index.tokens
     attributor = Attributor(model, tokenizer, index, store, top=100)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prism_lightning.attribution.index import Index
+from prism_lightning.attribution.spaces import open_index
 
 TOP = 100
 REPEATS = 3
@@ -45,9 +45,9 @@ def spread(times: list[float]) -> dict[str, float]:
 
 def main() -> None:
     """Time and print one line of JSON."""
-    index = Index(Path(sys.argv[1]), verify=False)
+    index = open_index(Path(sys.argv[1]), verify=False)
     stored = np.load(sys.argv[2])
-    records = [stored[name] for name in ("prototypes", "activations", "vectors")]
+    records = list(stored.values())
     before = resident()
     singles, batch, sequence = 640, 64, 128
 
@@ -58,8 +58,7 @@ def main() -> None:
         for one in range(number * batch, (number + 1) * batch):
             ask(one)
 
-    usage_K = index.usage_K()
-    entries = usage_K[records[0][:singles]].sum(1)
+    entries = [index.entries_read(index.query(*(part[n : n + 1] for part in records))) for n in range(singles)]
     result = {
         "tokens": index.tokens,
         "prototypes": index.num_prototypes,

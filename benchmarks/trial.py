@@ -16,18 +16,19 @@ from benchmarks.attribution.corpus import open_corpus
 from benchmarks.attribution.lds import predictions, rank_correlation
 from benchmarks.attribution.retraining import decoder
 from benchmarks.attribution.scoring import truth
+from benchmarks.attribution.task import hidden, loss_gradients
 from prism_lightning.attribution.dictionary import Dictionary, fitted_dictionary
 from prism_lightning.attribution.hessian import mean_curvature
-from prism_lightning.attribution.records import head_chunks, loss_gradient
 
 DAMPING = 1e-3
 
 
 class Tokens(NamedTuple):
-    """Hidden states and loss gradients of some tokens, and the number of the sequence (or query) each is of."""
+    """Hidden states, loss gradients and targets of some tokens, and the sequence (or query) that each is of."""
 
     z_ND: Tensor
     delta_ND: Tensor
+    targets_N: Tensor
     group_N: Tensor
 
 
@@ -46,17 +47,21 @@ class Trial:
         self.curvature_DD = mean_curvature(self.head_VD, self.train.z_ND)
         self._fitted: dict[tuple[int, int, int], Dictionary] = {}
 
-    @torch.no_grad()
     def _tokens(self, ids_SL: Tensor) -> Tokens:
-        z_ND = torch.cat([self.model.hidden_states(part[:, :-1]).flatten(0, 1) for part in ids_SL.split(128)])
-        mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(self.head_VD, z_ND)])
-        targets_ST = ids_SL[:, 1:]
+        z_ND, targets_ST = hidden(self.model, ids_SL), ids_SL[:, 1:]
         group_N = torch.arange(len(ids_SL)).repeat_interleave(targets_ST.shape[1])
-        return Tokens(z_ND, loss_gradient(self.head_VD, mean_ND, targets_ST.flatten()), group_N)
+        targets_N = targets_ST.flatten()
+        return Tokens(z_ND, loss_gradients(self.model, z_ND, targets_N), targets_N, group_N)
 
     def lds(self, scores_QS: Tensor) -> np.ndarray:
         """[Q] rank correlations with the retrained losses."""
         return rank_correlation(predictions(self.included_MS, scores_QS.numpy()), self.losses_QM)
+
+    def slope(self, scores_QS: Tensor) -> float:
+        """Retrained losses' change for a change of one nat in the summed influences: 1 if sizes were true; median."""
+        predicted_QM = predictions(self.included_MS, scores_QS.numpy())
+        centred_QM = predicted_QM - predicted_QM.mean(1, keepdims=True)
+        return float(np.median((centred_QM * self.losses_QM).sum(1) / np.square(centred_QM).sum(1)))
 
     def by_sequence(self, scores_N: Tensor) -> Tensor:
         """Token scores summed over sequences."""

@@ -86,7 +86,7 @@ class QualitySettings:
 
     Args:
         ours, reference: names of the method that others are compared with, and of EK-FAC.
-        tokens_per_prototype, active: the grid of fitted dictionaries.
+        grids: tokens_per_prototype and active of fitted dictionaries, by the index's space.
         fit_steps, polish_steps: that fit them, and that polish the models' own.
         ceiling: a method that differs from `reference` in its seed alone: how far EK-FAC agrees with itself.
         removed, removal_queries, removal_draws, removal_seeds: sequences taken away, for how many queries, random sets
@@ -100,8 +100,12 @@ class QualitySettings:
 
     ours: str
     reference: str
-    tokens_per_prototype: list[int] = field(default_factory=lambda: [128, 32, 8])
-    active: list[int] = field(default_factory=lambda: [2, 3, 8])
+    grids: dict[str, dict[str, list[int]]] = field(
+        default_factory=lambda: {
+            "logits": {"tokens_per_prototype": [512, 128, 32], "active": [4, 16]},
+            "hidden": {"tokens_per_prototype": [32, 8], "active": [3, 8]},
+        }
+    )
     fit_steps: int = 150
     polish_steps: int = 300
     ceiling: str | None = None

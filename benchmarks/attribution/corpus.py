@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.attribution.config import CorpusSettings, Settings
+from prism_lightning.attribution.files import write_json
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.data.sources import hub_dataset, local_files, standard_library
 from prism_lightning.data.store import TokenStore
@@ -33,10 +34,6 @@ class Corpus:
     queries_QL: Tensor
     tuning_QL: Tensor
     tokenizer: PreTrainedTokenizerFast
-
-    def texts(self, ids_SL: Tensor) -> list[str]:
-        """Decoded sequences."""
-        return [str(text) for text in self.tokenizer.batch_decode(ids_SL)]
 
 
 def open_corpus(settings: Settings) -> Corpus:
@@ -56,7 +53,8 @@ def open_corpus(settings: Settings) -> Corpus:
         tokenizer.save_pretrained(folder / "tokenizer")
         save_file(sequences, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
-    facts.write_text(json.dumps(wanted, indent=1))
+    if not facts.is_file():  # processes that train at once read it
+        write_json(facts, wanted)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     tensors = load_file(path)
     return Corpus(tensors["train"].long(), tensors["queries"].long(), tensors["tuning"].long(), tokenizer)

@@ -24,12 +24,12 @@ import torch
 
 from benchmarks.attribution.config import Settings, digest
 from benchmarks.attribution.corpus import open_corpus
-from benchmarks.attribution.methods.logits import LogitPrototypes
-from benchmarks.attribution.methods.prototypes import Prototypes
+from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import planned, retrain
 from benchmarks.attribution.scoring import task_of, token_targets
 from benchmarks.attribution.task import Method, Queries, Task
+from prism_lightning.attribution.files import write_json
 
 TOP, KINDS = 100, ("token", "sequence")
 
@@ -55,8 +55,8 @@ class Cost:
             path = self.run.folder / "cost" / f"{size}-{digest([asdict(self.plan), self.methods])}.json"
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(self.measured(size), indent=1))
-            rows += json.loads(path.read_text())
+                write_json(path, {"rows": self.measured(size)})
+            rows += json.loads(path.read_text())["rows"]
         return rows
 
     def measured(self, size: int) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ class Cost:
         for name, method in opened.items():
             row = {"method": name, "size": size, "settings": self.methods[name], "builds": builds[name]}
             row |= {"answers": answers[name], "bytes_per_token": method.state_bytes() / task.train_SL[:, 1:].numel()}
-            if isinstance(method, Prototypes | LogitPrototypes):
+            if isinstance(method, ListMethod):
                 row |= {"look_up": self.look_up(method), "share_read": method.share_read(self.queries("token", 64))}
             rows.append(row)
         shutil.rmtree(states)
@@ -144,7 +144,7 @@ class Cost:
         smaller = [key for key in found if key.startswith(kind)]
         return len(smaller) < 2 or at(line(found, kind), count) <= self.plan.longest
 
-    def look_up(self, method: Prototypes | LogitPrototypes) -> dict[str, list[float]]:
+    def look_up(self, method: ListMethod) -> dict[str, list[float]]:
         """Seconds from a query's question to its top 100, one by one: token queries and sequences."""
         found = {}
         for kind in KINDS:
@@ -154,7 +154,7 @@ class Cost:
             for _ in range(self.plan.repeats):
                 for question in questions:
                     started = time.perf_counter()
-                    method.top_of([question], TOP)  # type: ignore[list-item]
+                    method.top_of([question], TOP)
                     times.append(time.perf_counter() - started)
             found[kind] = times
         return found

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from benchmarks.attribution.config import Settings
+from benchmarks.attribution.config import Settings, digest
 from benchmarks.attribution.corpus import open_corpus
 from benchmarks.attribution.lds import bootstrap, predictions, rank_correlation
 from benchmarks.attribution.methods.exact import ExactPrototypes
@@ -18,6 +18,7 @@ from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.scoring import task_of, truth
 from benchmarks.attribution.task import Queries
+from prism_lightning.attribution.files import write_file
 
 DICTIONARIES: dict[str, dict[str, Any]] = {
     "own": {"dictionary": "model"},
@@ -35,13 +36,11 @@ def _solve(run: Settings, name: str, path: Path) -> None:
     exact = ExactPrototypes(task, state, precision="fp32", **settings)
     exact.fit()
     exact.open()
-    plain = Prototypes(task, state, precision="fp32", **settings)
+    plain = Prototypes(task, state, space="hidden", precision="fp32", **settings)
     plain.open()
-    found = {"exact": exact.scores(queries), "index": plain.scores(queries)}
+    found = {"exact": exact.scores(queries).numpy(), "index": plain.scores(queries).numpy()}
     shutil.rmtree(state)
-    path.with_suffix(".json").write_text(json.dumps({"steps": max(exact.steps)}))
-    save_file(found, path.with_suffix(".partial"))
-    path.with_suffix(".partial").rename(path)
+    write_file(path, found, steps=max(exact.steps))
 
 
 def compared(run: Settings) -> list[dict[str, Any]]:
@@ -49,8 +48,11 @@ def compared(run: Settings) -> list[dict[str, Any]]:
     assert run.quality is not None
     folder, size, main = run.folder / "exact", run.corpus.sizes[0], run.training.commitments[0]
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.safetensors" for name in DICTIONARIES}
-    missing = [(run, name, path) for name, path in paths.items() if not path.is_file()]
+    paths = {
+        name: folder / f"{name}-{digest([run.quality.exact_queries, run.quality.fit_steps])}.safetensors"
+        for name in DICTIONARIES
+    }
+    missing = [(run, name, path) for name, path in paths.items() if not path.with_suffix(".json").is_file()]
     run_all(_solve, missing, run.retraining.jobs, "whole curvature", len(paths) - len(missing))
     known, rows = truth(run, main, size), []
     losses_QM = known["sequence"].mean(0)[: run.quality.exact_queries]

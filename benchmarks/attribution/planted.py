@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.attribution.config import Settings
+from benchmarks.attribution.config import Settings, digest
 from benchmarks.attribution.corpus import Corpus, open_corpus
 from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.registry import make
+from benchmarks.attribution.retraining import read_decoder
 from benchmarks.attribution.task import Queries, Task
 from benchmarks.attribution.training import fit_model
+from prism_lightning.attribution.files import write_json
 
 FACTS, COPIES = 25, 3
 SYLLABLES = "ba be bo da de do fa fi go gu ka ki ko la le lo ma mi mo na ne no pa pe po ra ri ro sa se so ta ti to"
@@ -66,13 +68,13 @@ def ranks_of(scores_QS: np.ndarray, stated: list[list[int]]) -> list[int]:
 
 def _decoder(run: Settings, size: int) -> Task:
     """The model trained on the planted corpus."""
-    from prism_lightning.models import PrismForCausalLM
-
     corpus, path = open_corpus(run), run.folder / "planted" / "model"
     train_SL, _, _ = planted(corpus, size)
-    if not (path / "config.json").is_file():
-        fit_model(run, train_SL, run.training.commitments[0], 0).save_pretrained(path)
-    return Task(PrismForCausalLM.from_pretrained(path, local_files_only=True).eval(), train_SL)
+    if not path.is_dir():
+        partial = path.with_suffix(".partial")
+        fit_model(run, train_SL, run.training.commitments[0], 0).save_pretrained(partial)
+        partial.rename(path)
+    return Task(read_decoder(path), train_SL)
 
 
 def _measure(run: Settings, size: int, name: str, settings: dict[str, Any], path: Path) -> None:
@@ -88,7 +90,7 @@ def _measure(run: Settings, size: int, name: str, settings: dict[str, Any], path
         len(set(row) & set(mine)) for row, mine in zip(np.argsort(-scores_QS)[:, :10].tolist(), stated, strict=True)
     ]
     result = {"method": name, "mrr": float(np.mean(1 / np.array(ranks))), "recall_at_10": sum(found) / FACTS / COPIES}
-    path.write_text(json.dumps(result | {"ranks": ranks}))
+    write_json(path, result | {"ranks": ranks})
 
 
 def measured(run: Settings, methods: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,7 +98,7 @@ def measured(run: Settings, methods: dict[str, dict[str, Any]]) -> list[dict[str
     size, folder = run.retraining.variant_size, run.folder / "planted"
     folder.mkdir(parents=True, exist_ok=True)
     _decoder(run, size)
-    paths = {name: folder / f"{name}.json" for name in methods}
+    paths = {name: folder / f"{name}-{digest(settings)}.json" for name, settings in methods.items()}
     missing = [(run, size, n, methods[n], path) for n, path in paths.items() if not path.is_file()]
     run_all(_measure, missing, run.retraining.jobs, "planted facts", len(paths) - len(missing))
     return [json.loads(path.read_text()) for path in paths.values()]

@@ -17,7 +17,6 @@ from benchmarks.attribution.config import Settings
 
 FAMILIES = {  # colour of a method by its kind
     "prototypes": "#d1495b",
-    "logit_prototypes": "#8f1d2c",
     "target_match": "#c9a0a0",
     "ekfac": "#30638e",
     "head": "#edae49",
@@ -27,6 +26,7 @@ FAMILIES = {  # colour of a method by its kind
     "bm25": "#444444",
     "random": "#bbbbbb",
 }
+STYLES = (":", "--", "-.", (0, (5, 5)))  # of what reads all records
 
 
 def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[Path, str]]:
@@ -57,40 +57,28 @@ def _point(axes: Axes, x: float, row: dict[str, Any], asked: str) -> None:
 
 def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
     assert run.quality is not None
-    figure, panels = plt.subplots(1, len(run.corpus.sizes), figsize=(4.6 * len(run.corpus.sizes), 4.2), squeeze=False)
-    for axes, size in zip(panels[0], run.corpus.sizes, strict=True):
-        for active, marker in zip(run.quality.active, "osD^v", strict=False):
-            rows = [r for r in quality["grids"][size] if r["method"].endswith(f"k {active}")]
-            shares, values = [100 * r["share_read"] for r in rows], [r["token"].value for r in rows]
-            axes.plot(shares, values, marker=marker, label=f"fitted, k {active}, one token asked")
-            axes.plot(
-                shares,
-                [r["sequence"].value for r in rows],
-                "--",
-                marker=marker,
-                alpha=0.6,
-                color=axes.lines[-1].get_color(),
-                label=f"fitted, k {active}, whole sequence asked",
-            )
-        for row in quality["grids"][size]:
-            if row["method"].startswith("own"):
-                axes.plot(
-                    100 * row["share_read"],
-                    row["sequence"].value,
-                    "k*" if "polished" in row["method"] else "k+",
-                    markersize=9,
-                    label=f"{row['method']}, whole sequence",
-                )
-        for row in quality["tables"][size]:
-            if row["method"] in (run.quality.reference, *[n for n in run.quality.contenders if "head" in n][:1]):
-                axes.axhline(
-                    row["sequence"].value,
-                    linewidth=1,
-                    linestyle=":",
-                    color=FAMILIES[row["settings"]["kind"]],
-                    label=f"{row['method']}, all records, whole sequence",
-                )
-        axes.set(xscale="log", xlabel="records read by a one-token query, %", ylabel="LDS", title=f"{size} sequences")
+    sizes, plan = run.corpus.sizes, run.quality
+    figure, panels = plt.subplots(2, len(sizes), figsize=(4.6 * len(sizes), 7.6), squeeze=False, sharex=True)
+    lines = [(space, active) for space, grid in plan.grids.items() for active in grid["active"]]
+    dotted = (plan.reference, *[name for name in plan.contenders if "head" in name])
+    for asked, row_of_panels in zip(("sequence", "token"), panels, strict=True):
+        for axes, size in zip(row_of_panels, sizes, strict=True):
+            grid = quality["grids"][size]
+            for number, (space, active) in enumerate(lines):
+                rows = [r for r in grid if r["method"].startswith(space) and r["method"].endswith(f"k {active}")]
+                shares, values = [100 * r["share_read"] for r in rows], [r[asked].value for r in rows]
+                axes.plot(shares, values, marker="osD^v"[number % 5], label=f"{space}, fitted, k {active}")
+            for row in (row for row in grid if "own" in row["method"]):
+                marker = {"logits": "P", "hidden": "X"}[row["method"].split(",")[0]]
+                face = "black" if "polished" in row["method"] else "white"
+                place = (100 * row["share_read"], row[asked].value)
+                axes.plot(*place, marker, color="black", markerfacecolor=face, label=row["method"])
+            for row, style in zip((r for r in quality["tables"][size] if r["method"] in dotted), STYLES, strict=False):
+                axes.axhline(row[asked].value, color="gray", linewidth=1, linestyle=style, label=row["method"])
+            axes.set(xscale="log", title=f"{size} sequences")
+        row_of_panels[0].set_ylabel(f"LDS, {asked} queries")
+    for axes in panels[-1]:
+        axes.set_xlabel("list entries that a one-token query reads,\n% of the training tokens")
     panels[0][-1].legend(fontsize=6)
     return _save(figure, stem, "locality")
 

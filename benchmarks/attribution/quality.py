@@ -46,10 +46,6 @@ class Quality:
         """A method on every decoder."""
         return [Case(variant, size, seed, name, settings) for seed in range(self.run.retraining.decoders)]
 
-    def score(self, cases: list[Case]) -> None:
-        """Compute what is missing of some scores."""
-        score_all(self.run, cases)
-
     def lds(self, cases: list[Case], asked: str) -> Interval:
         """LDS of one method over its decoders."""
         known = self.truth(cases[0].variant, cases[0].size)
@@ -67,30 +63,34 @@ class Quality:
         for asked in ASKED:
             row[asked] = self.lds(cases, asked)
         tokens = size * self.run.corpus.tokens
-        row["bytes_per_token"] = float(np.mean([fact["bytes"] for fact in facts])) / tokens
+        row["bytes_per_token"] = float(np.mean([fact["state_bytes"] for fact in facts])) / tokens
         row["share_read"] = float(np.mean([fact.get("share_read", 1.0) for fact in facts]))
         if "unexplained_variance" in facts[0]:
             row["unexplained_variance"] = float(np.mean([fact["unexplained_variance"] for fact in facts]))
         return row
 
+    def rows(self, wanted: dict[str, dict[str, Any]], variant: Variant, size: int) -> list[dict[str, Any]]:
+        """Rows of some methods by their settings; scores that are missing are computed first."""
+        cases = [case for name, settings in wanted.items() for case in self.cases(name, settings, variant, size)]
+        score_all(self.run, cases)
+        return [self.row(name, settings, variant, size) for name, settings in wanted.items()]
+
     def methods(self, variant: Variant, size: int, names: list[str] | None = None) -> list[dict[str, Any]]:
         """The table of all methods, or of some, on one kind of model."""
         wanted = {name: self.chosen[name][0] for name in names or self.chosen}
-        self.score([case for name, settings in wanted.items() for case in self.cases(name, settings, variant, size)])
-        return [self.row(name, settings, variant, size) for name, settings in wanted.items()]
+        return self.rows(wanted, variant, size)
 
     def grid(self, variant: Variant, size: int) -> list[dict[str, Any]]:
-        """Own, polished and fitted dictionaries of several K and k."""
-        wanted: dict[str, dict[str, Any]] = {
-            "own": {"kind": "prototypes", "dictionary": "model"},
-            "own, polished": {"kind": "prototypes", "dictionary": "model", "polish_steps": self.plan.polish_steps},
-        }
-        base = {"kind": "prototypes", "fit_steps": self.plan.fit_steps}
-        for share, active in product(self.plan.tokens_per_prototype, self.plan.active):
-            settings = {"tokens_per_prototype": share, "active": active}
-            wanted[f"fitted, 1 per {share} tokens, k {active}"] = base | settings
-        self.score([case for name, settings in wanted.items() for case in self.cases(name, settings, variant, size)])
-        return [self.row(name, settings, variant, size) for name, settings in wanted.items()]
+        """Own, polished and fitted dictionaries of several K and k, in both spaces."""
+        wanted: dict[str, dict[str, Any]] = {}
+        for space, grid in self.plan.grids.items():
+            base = {"kind": "prototypes", "space": space}
+            wanted[f"{space}, own"] = base | {"dictionary": "model"}
+            wanted[f"{space}, own, polished"] = base | {"dictionary": "model", "polish_steps": self.plan.polish_steps}
+            for share, active in product(grid["tokens_per_prototype"], grid["active"]):
+                fitted = {"fit_steps": self.plan.fit_steps, "tokens_per_prototype": share, "active": active}
+                wanted[f"{space}, fitted, 1 per {share} tokens, k {active}"] = base | fitted
+        return self.rows(wanted, variant, size)
 
     def ceilings(self) -> dict[int, dict[str, dict[str, float]]]:
         """Agreement of training seeds and the ceiling it sets, by size."""

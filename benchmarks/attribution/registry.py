@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.attribution.methods.ekfac import EkFac
 from benchmarks.attribution.methods.gradient_index import GradientIndex
 from benchmarks.attribution.methods.head import Head
-from benchmarks.attribution.methods.logits import LogitPrototypes, TargetMatch
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
+from benchmarks.attribution.methods.target_match import TargetMatch
 from benchmarks.attribution.methods.trak import Trak
 from benchmarks.attribution.task import Method, Task
 from prism_lightning.errors import UserError, nearest
@@ -21,7 +21,6 @@ from prism_lightning.models import PrismForCausalLM
 
 KINDS = {
     "prototypes": Prototypes,
-    "logit_prototypes": LogitPrototypes,
     "target_match": TargetMatch,
     "ekfac": EkFac,
     "head": Head,

@@ -15,6 +15,7 @@ from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.retraining import FIRST_SEED, Job, losses_of, retrain
 from benchmarks.attribution.scoring import Case, scores_of, task_of
 from benchmarks.attribution.task import Queries, query_loss
+from prism_lightning.attribution.files import write_json
 
 
 def removal_jobs(
@@ -85,7 +86,7 @@ def _patched(run: Settings, case: Case, queries: int, count: int, rate: float, p
                     parameter.copy_(old)
     gains_Q = np.array(gains).reshape(queries, count).mean(1)
     error = float(gains_Q.std(ddof=1) / queries**0.5)
-    path.write_text(json.dumps({"method": case.name, "gain": float(gains_Q.mean()), "standard_error": error}))
+    write_json(path, {"method": case.name, "gain": float(gains_Q.mean()), "standard_error": error})
 
 
 def tail_patch(run: Settings, cases: list[Case], queries: int, count: int, rate: float) -> list[dict[str, Any]]:

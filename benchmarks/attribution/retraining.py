@@ -120,5 +120,9 @@ def losses_of(settings: Settings, path: str) -> Tensor:
 
 def decoder(settings: Settings, variant: Variant, size: int, seed: int) -> PrismForCausalLM:
     """A model that is attributed, in eval mode."""
-    path: Path = settings.folder / "models" / decoder_path(variant, size, seed)
+    return read_decoder(settings.folder / "models" / decoder_path(variant, size, seed))
+
+
+def read_decoder(path: Path) -> PrismForCausalLM:
+    """A saved model, in eval mode."""
     return PrismForCausalLM.from_pretrained(path, local_files_only=True).eval()

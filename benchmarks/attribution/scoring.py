@@ -13,18 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.attribution.config import Settings, digest
 from benchmarks.attribution.corpus import Corpus, open_corpus
 from benchmarks.attribution.lds import predictions, rank_correlation
-from benchmarks.attribution.methods.logits import LogitPrototypes
+from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import Variant, decoder, half_path, halves, losses_of
 from benchmarks.attribution.task import Method, Queries, Task
+from prism_lightning.attribution.files import write_file, write_json
 
 
 class Case(NamedTuple):
@@ -108,22 +109,20 @@ def score(run: Settings, case: Case) -> None:
     found = {}
     for name, queries in asked.items():
         started = time.perf_counter()
-        found[name] = method.scores(queries).float().contiguous()
+        found[name] = method.scores(queries).float().numpy()
         seconds[name] = time.perf_counter() - started
-    facts: dict[str, Any] = {"seconds": seconds, "bytes": method.state_bytes()}
-    if isinstance(method, Prototypes | LogitPrototypes):
+    facts: dict[str, Any] = {"seconds": seconds, "state_bytes": method.state_bytes()}
+    if isinstance(method, ListMethod):
         facts["share_read"] = method.share_read(tokens)
     if isinstance(method, Prototypes):
         facts["unexplained_variance"] = method.unexplained_variance()
     shutil.rmtree(state)
-    path.with_suffix(".json").write_text(json.dumps(facts))
-    save_file(found, path.with_suffix(".partial"))
-    path.with_suffix(".partial").rename(path)
+    write_file(path, found, **facts)
 
 
 def score_all(run: Settings, cases: list[Case]) -> None:
     """Score what is missing of some cases."""
-    missing = [case for case in cases if not case.path(run).is_file()]
+    missing = [case for case in cases if not case.path(run).with_suffix(".json").is_file()]
     run_all(score, [(run, case) for case in missing], run.retraining.jobs, "scoring", len(cases) - len(missing))
 
 
@@ -147,7 +146,7 @@ def tune(run: Settings, name: str, method: dict[str, Any]) -> None:
     found, before, current = [], None, None
     for alternative in method["sweep"]:
         settings = fixed | alternative
-        refit = {key: value for key, value in settings.items() if key != "damping"}
+        refit = {key: value for key, value in settings.items() if key != "damping"} | {"own": "damping" in settings}
         if current is None or refit != before:
             state = path.with_suffix(".state")
             shutil.rmtree(state, ignore_errors=True)
@@ -161,7 +160,7 @@ def tune(run: Settings, name: str, method: dict[str, Any]) -> None:
         predicted = predictions(known["included"], scores_QS)
         found.append(alternative | {"lds": float(rank_correlation(predicted, known["tuning"].mean(0)).mean())})
     shutil.rmtree(path.with_suffix(".state"))
-    path.write_text(json.dumps(found, indent=1))
+    write_json(path, {"alternatives": found})
 
 
 def tuned(run: Settings, methods: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -173,7 +172,7 @@ def tuned(run: Settings, methods: dict[str, dict[str, Any]]) -> dict[str, tuple[
     for name, method in methods.items():
         settings, found = {key: value for key, value in method.items() if key != "sweep"}, []
         if "sweep" in method:
-            found = json.loads(_sweep_path(run, name, method).read_text())
+            found = json.loads(_sweep_path(run, name, method).read_text())["alternatives"]
             best = max(found, key=lambda alternative: alternative["lds"])
             settings |= {key: value for key, value in best.items() if key != "lds"}
         chosen[name] = (settings, found)

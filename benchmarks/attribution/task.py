@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prism_lightning.attribution.records import head_chunks, loss_gradient
 from prism_lightning.models import PrismForCausalLM
+
+BATCH = 128  # sequences in a forward pass
+PEERS = 'pip install -e ".[benchmarks]", then pip install --no-deps -r benchmarks/peers.txt'
 
 
 class Task(NamedTuple):
@@ -78,6 +82,20 @@ class Method(ABC):
     def state_bytes(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+@torch.no_grad()
+def hidden(model: PrismForCausalLM, ids_SL: Tensor) -> Tensor:
+    """z [S T, D] of all inputs, a bounded number of sequences at a time."""
+    return torch.cat([model.hidden_states(ids_BL[:, :-1]).flatten(0, 1) for ids_BL in ids_SL.split(BATCH)])
+
+
+@torch.no_grad()
+def loss_gradients(model: PrismForCausalLM, z_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """delta [N, D]: the gradient of every target's cross-entropy with respect to the hidden state before it."""
+    head_VD = model.lm_head.weight
+    mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
+    return loss_gradient(head_VD, mean_ND, targets_N)
 
 
 def query_loss(model: PrismForCausalLM, queries: Queries) -> Tensor:

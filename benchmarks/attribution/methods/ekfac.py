@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.attribution.task import Method, Queries, Task, query_loss
+from benchmarks.attribution.task import PEERS, Method, Queries, Task, query_loss
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
@@ -71,7 +71,7 @@ class EkFac(Method):
         try:
             import kronfluence  # noqa: F401
         except ImportError as error:
-            raise UserError('method ekfac needs kronfluence: pip install -e ".[benchmarks]"') from error
+            raise UserError(f"method ekfac needs kronfluence: {PEERS}") from error
         super().__init__(task, folder)
         self.strategy, self.damping, self.rank, self.seed = strategy, damping, rank, seed
         self.train_batch, self.query_batch, self.queries_per_pass = train_batch, query_batch, queries_per_pass

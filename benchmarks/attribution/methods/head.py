@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.attribution.task import Method, Queries, Task
+from benchmarks.attribution.task import BATCH, Method, Queries, Task
 from prism_lightning.attribution.files import map_file, write_file
 from prism_lightning.attribution.hessian import eigenbasis
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import head_chunks, loss_gradient
 
-BATCH = 128  # sequences in a forward pass
 CHUNK = 65_536  # training tokens scored at once
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.attribution.task import Method, Queries, Task
+from benchmarks.attribution.task import BATCH, Method, Queries, Task
 from prism_lightning.attribution.files import map_file, write_file
 
 
@@ -23,7 +23,7 @@ class HiddenCosine(Method):
     @torch.no_grad()
     def fit(self) -> None:
         parts = [
-            self.task.model.hidden_states(ids_BL[:, :-1]).mean(1).numpy() for ids_BL in self.task.train_SL.split(128)
+            self.task.model.hidden_states(ids_BL[:, :-1]).mean(1).numpy() for ids_BL in self.task.train_SL.split(BATCH)
         ]
         write_file(self.folder / "means.safetensors", {"means": np.concatenate(parts).astype(np.float16)})
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.attribution.task import Method, Queries, Task
+from benchmarks.attribution.task import PEERS, Method, Queries, Task
 from prism_lightning.attribution.files import map_file, read_json, write_file
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.errors import UserError
@@ -62,7 +62,7 @@ class Trak(Method):
             import trak.gradient_computers
             import trak.score_computers
         except ModuleNotFoundError as error:
-            raise UserError('TRAK needs the library traker: pip install -e ".[benchmarks]"') from error
+            raise UserError(f"method trak needs traker: {PEERS}") from error
         self.dimension, self.damping, self.precision = dimension, damping, precision
         self.seed, self.score_computer = seed, trak.score_computers.BasicScoreComputer
         self.gradient_computers = []
