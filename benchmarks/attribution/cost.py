@@ -14,7 +14,6 @@ import os
 import shutil
 import statistics
 import time
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,16 @@ class Cost:
         retrain(self.run, planned(self.run))
         rows: list[dict[str, Any]] = []
         for size in self.plan.sizes or self.run.corpus.sizes:
-            path = self.run.folder / "cost" / f"{size}-{digest([asdict(self.plan), self.methods])}.json"
+            path = self.run.folder / "cost" / f"{size}-{self.identity()}.json"
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"rows": self.measured(size)})
             rows += json.loads(path.read_text())["rows"]
         return rows
+
+    def identity(self) -> str:
+        """Of what is measured, not of how often: sizes may be measured one by one, with a patience of their own."""
+        return digest([self.methods, self.plan.counts, self.plan.threads])
 
     def measured(self, size: int) -> list[dict[str, Any]]:
         """Rows of every method at one size."""
