@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from importlib import resources
+from importlib import import_module, resources
 
 from prism_lightning import __version__
 from prism_lightning.errors import UserError, nearest, user_error_in
@@ -23,6 +23,9 @@ MODEL_VERBS = {
 }
 EVALUATION_VERBS = {
     "evaluate": "score a trained model on a suite of the LM Evaluation Harness, alone or against another",
+    "lm_eval": "the harness's own command line, which knows --model prism --model_args checkpoint=RUN here",
+    "sweep": "plan, run, watch and collect a grid of runs",
+    "report": "write the paper's tables and figures from finished runs",
 }
 ATTRIBUTION_VERBS = {
     "attribute": "name the training tokens, passages and documents that made the model say something",
@@ -40,7 +43,7 @@ verbs on a recipe (--config recipes/X.yaml, any setting overridden by --key valu
 verbs on a trained model (--ckpt_path runs/X):
 {{model}}
 
-verbs that compare (--ckpt_path runs/X --suite evals/X.yaml):
+verbs that evaluate and compare (each with a --help of its own):
 {{evaluation}}
 
 verbs on a trained model and its index (--ckpt_path runs/X):
@@ -90,9 +93,8 @@ def _verb(name: str) -> Callable[[list[str]], None]:
 
         return getattr(attribution_verbs, name)
     if name in EVALUATION_VERBS:
-        from prism_lightning import evaluation_verbs
-
-        return getattr(evaluation_verbs, name)
+        module = name if name in ("sweep", "report") else "evaluation"
+        return getattr(import_module(f"prism_lightning.{module}_verbs"), name)
     if name in MODEL_VERBS:
         from prism_lightning import model_verbs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -46,8 +45,6 @@ def evaluate(arguments: list[str]) -> None:
         if value is not None and value < 1:
             parser.error(f"--{name} must be a positive number")
 
-    os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars: one for every step of a task
-
     from prism_lightning.evaluation.results import average, paired
     from prism_lightning.evaluation.suites import load_suite
 
@@ -86,8 +83,7 @@ def _evaluated(run: Path, suite: dict[str, Any], options: argparse.Namespace) ->
     def texts() -> list[str]:
         from prism_lightning.indexing import data_of
 
-        store = data_of(run_directory(run)).validation
-        return [str(store.tokenizer.decode(store.document_tokens(n).tolist())) for n in range(len(store.documents))]
+        return data_of(run_directory(run)).validation.texts()
 
     model, tokenizer = load_exported(run)
     identity = {"model": model_fingerprint(model), "data_dir": str(options.data_dir) if options.data_dir else None}
@@ -136,3 +132,18 @@ def _print(runs: list[Path], found: list[list[TaskResult]], differences: list[Di
 
 def _score(result: TaskResult) -> str:
     return f"{result.value:.4f}" + ("" if math.isnan(result.error) else f" ± {result.error:.4f}")
+
+
+def lm_eval(arguments: list[str]) -> None:
+    """The harness's own command line, with `--model prism` known to it.
+
+    The harness (0.4.13) has no place where another package could announce a model to its script.
+    """
+    import sys
+
+    from lm_eval.__main__ import cli_evaluate
+
+    import prism_lightning.evaluation.harness  # noqa: F401, registers the model
+
+    sys.argv = ["python -m prism_lightning lm_eval", *arguments]
+    cli_evaluate()

@@ -112,7 +112,10 @@ class RunDirectory:
         if not self.results.is_file():
             return None
         lines = self.results.read_text().splitlines()
-        return json.loads(lines[-1]) if lines else None
+        try:
+            return json.loads(lines[-1]) if lines else None
+        except ValueError as error:
+            raise UserError(f"the last line of {self.results} is damaged: remove it and run fit again") from error
 
     def add_results(self, results: dict[str, Any]) -> None:
         """Append one line of results."""

@@ -55,6 +55,10 @@ def test_the_first_command_and_what_follows_it(cli, place, monkeypatch):
     assert {command[0] for command in asked} == {"index", "attribute", "prototypes", "curvature"}
     for command in asked:
         cli(*moved(command, place), *smaller.get(command[0], []), check=0)
+    compared = [command for command in commands() if command[0] in ("evaluate", "sweep", "report")]
+    assert {command[0] for command in compared} == {"evaluate", "sweep", "report"}
+    for command in compared:
+        cli(*moved(command, place), check=0)
     for language, code in BLOCKS:
         if language == "python":
             exec(compile(code.replace("runs/quickstart", f"{place}/runs/quickstart"), "README.md", "exec"), {})

@@ -28,13 +28,13 @@ from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import planned, retrain
 from benchmarks.attribution.scoring import task_of, token_targets
 from benchmarks.attribution.task import Method, Queries, Task
-from prism_lightning.attribution.files import write_json
+from prism_lightning.attribution.files import read_json, write_json
 
 TOP, KINDS = 100, ("token", "sequence")
 
 
 class Cost:
-    """The cost stage of a run, one JSON file a size, so that an interrupted run goes on with the next.
+    """The cost stage of a run, one JSON file a size; an interrupted run goes on where it stopped.
 
     Args:
         run: of the benchmark.
@@ -54,7 +54,7 @@ class Cost:
             path = self.run.folder / "cost" / f"{size}-{self.identity()}.json"
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, {"rows": self.measured(size)})
+                write_json(path, {"rows": self.measured(size, path.with_suffix(".partial.json"))})
             rows += json.loads(path.read_text())["rows"]
         return rows
 
@@ -62,12 +62,13 @@ class Cost:
         """Of what is measured, not of how often: sizes may be measured one by one, with a patience of their own."""
         return digest([self.methods, self.plan.counts, self.plan.threads])
 
-    def measured(self, size: int) -> list[dict[str, Any]]:
-        """Rows of every method at one size."""
+    def measured(self, size: int, partial: Path) -> list[dict[str, Any]]:
+        """Rows of every method at one size; an interrupted call left its measurements in `partial`, and states."""
         torch.set_num_threads(self.plan.threads)
         states = self.run.folder / "states" / str(size)
         task = task_of(self.run, self.corpus, self.run.training.commitments[0], size, 0)
         self.states = {name: states / name for name in self.methods}
+        self.partial, self.found = partial, {"builds": {}, "answers": {}} | (read_json(partial) or {})
         builds = self.builds(task)
         opened = {name: self.made(task, name) for name in self.methods}
         for method in opened.values():
@@ -81,6 +82,7 @@ class Cost:
                 row |= {"look_up": self.look_up(method), "share_read": method.share_read(self.queries("token", 64))}
             rows.append(row)
         shutil.rmtree(states)
+        partial.unlink()
         return rows
 
     def made(self, task: Task, name: str) -> Method:
@@ -89,14 +91,18 @@ class Cost:
 
     def builds(self, task: Task) -> dict[str, list[dict[str, float]]]:
         """Every build of every method, in turn: seconds, memory, and seconds of a first query behind it, cold."""
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in self.methods}
+        found: dict[str, list[dict[str, float]]] = self.found["builds"]
         for repeat in range(self.plan.repeats):
-            for name, times in found.items():
+            for name in self.methods:
+                times = found.setdefault(name, [])
+                if len(times) > repeat and self.states[name].is_dir():
+                    continue
                 spent = sum(one["seconds"] for one in times)
                 if repeat and spent * (repeat + 1) / repeat > self.plan.patience:
                     continue
                 shutil.rmtree(self.states[name], ignore_errors=True)
                 times.append(self.build(task, name))
+                write_json(self.partial, self.found)
                 print(f"{len(task.train_SL)} sequences, build {name}: {times[-1]['seconds']:.1f} s", flush=True)
         return found
 
@@ -124,19 +130,21 @@ class Cost:
 
     def answers(self, methods: dict[str, Method]) -> dict[str, dict[str, list[float]]]:
         """Seconds of every repeat, by method and by "kind q"."""
-        found: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
-        for _ in range(self.plan.repeats):
+        found: dict[str, dict[str, list[float]]] = self.found["answers"]
+        for repeat in range(self.plan.repeats):
             for kind, count in product(KINDS, self.plan.counts):
                 queries, key = self.queries(kind, count), f"{kind} {count}"
                 for name, method in methods.items():
-                    if not self._worth(found[name], kind, count):
+                    times = found.setdefault(name, {})
+                    if len(times.get(key, [])) > repeat or not self._worth(times, kind, count):
                         continue
                     took = answer(method, queries)
-                    if key not in found[name]:
+                    if key not in times:
                         if took < self.plan.patience / 10:  # that was the warm-up; what takes long needs none
                             took = answer(method, queries)
                         print(f"{key}, {name}: {took:.4f} s", flush=True)
-                    found[name].setdefault(key, []).append(took)
+                    times.setdefault(key, []).append(took)
+                    write_json(self.partial, self.found)
         return found
 
     def _worth(self, found: dict[str, list[float]], kind: str, count: int) -> bool:

@@ -37,7 +37,6 @@ class Preparation:
     tokenizer: str | None
     vocab_size: int
     max_tokens: int | None
-    seed: int
 
     @property
     def fingerprint(self) -> str:
@@ -81,9 +80,12 @@ def prepare(preparation: Preparation, cache_dir: Path) -> Path:
     return folder
 
 
-def in_validation(document: Document, fraction: float, seed: int) -> bool:
-    """Whether a document belongs to validation: its identity decides, neither the order nor other documents."""
-    key = f"{seed}\0{document.key}\0{document.row}".encode()
+def in_validation(document: Document, fraction: float) -> bool:
+    """Whether a document belongs to validation: its identity decides, neither order, seed nor other documents.
+
+    So runs of several seeds are validated on the same text, and share one prepared folder.
+    """
+    key = f"0\0{document.key}\0{document.row}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") < fraction * 2**64
 
 
@@ -125,9 +127,7 @@ def _tagged(preparation: Preparation) -> Iterator[tuple[str, Document]]:
     if preparation.validation:
         yield from (("validation", document) for document in preparation.validation.documents())
     for document in preparation.train.documents():
-        held_out = not preparation.validation and in_validation(
-            document, preparation.validation_fraction, preparation.seed
-        )
+        held_out = not preparation.validation and in_validation(document, preparation.validation_fraction)
         yield ("validation" if held_out else "train"), document
 
 

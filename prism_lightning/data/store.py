@@ -126,6 +126,11 @@ class TokenStore(torch.utils.data.Dataset):
         end = self.starts[document + 1] if document + 1 < len(self.starts) else self.counts["tokens"]
         return self.tokens[self.starts[document] : end]
 
+    def texts(self) -> list[str]:
+        """The text of every document, without special tokens."""
+        ids = (self.document_tokens(number).tolist() for number in range(len(self.documents)))
+        return [str(text) for text in self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)]
+
     def text_around(self, position: int, before: int = 20, after: int = 20) -> tuple[str, str, str]:
         """The text of a token and of up to `before` and `after` tokens beside it in the same document."""
         location = self.locate(position)

@@ -45,7 +45,7 @@ def run_task(
     tasks = {"tasks": {name: task}, "groups": {}, "group_map": {}}
     results = evaluate(model, tasks, limit=limit, bootstrap_iters=BOOTSTRAPS)  # type: ignore[arg-type]
     assert results is not None
-    metrics, errors = _split(results["results"][name])
+    metrics, errors = split_metrics(results["results"][name])
     samples = results["samples"][name]
     result = TaskResult(
         task=name,
@@ -64,7 +64,7 @@ def run_task(
     return result
 
 
-def _split(found: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+def split_metrics(found: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
     """The harness's "acc,none" and "acc_stderr,none" as two mappings by metric."""
     metrics, errors = {}, {}
     for key, value in found.items():

@@ -39,6 +39,9 @@ def build_tasks(suite: dict[str, SuiteTask], data_dir: Path | None, texts: Texts
                 tasks[name] = _official(_manager(), name, data_dir)
             else:
                 tasks[name] = _own(name, settings, texts())
+            known = tasks[name].aggregation()
+            if settings.metric not in known:
+                problems.append(f"task {name} has no metric {settings.metric!r}: {nearest(settings.metric, known)}")
         except UserError as error:
             problems += error.problems
     if problems:

@@ -1,0 +1,252 @@
+"""The tables of a report. A cell is what runs produced, or empty; what would fill it is said below the table."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prism_lightning.evaluation.results import Difference, average, sample_values
+from prism_lightning.evaluation.suites import SuiteTask
+from prism_lightning.reporting.runs import Run, grouped, mean_and_spread, twins
+from prism_lightning.sweeps.trials import spoken
+
+Suites = dict[str, dict[str, SuiteTask]]  # tasks by the suite file that names them
+
+
+@dataclass
+class Table:
+    """One table.
+
+    Attributes:
+        title, columns, rows, note: what is shown.
+        missing: commands that would fill its empty cells.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    missing: list[str] = field(default_factory=list)
+
+
+def accuracy_table(runs: list[Run], suites: Suites) -> Table:
+    """Accuracies by size and model, with chance, and the spread over seeds or else the harness's standard error."""
+    tasks = {name: task for suite in suites.values() for name, task in suite.items() if task.chance is not None}
+    rows = [["chance", "", "", *(f"{100 * (task.chance or 0):.1f}" for task in tasks.values()), ""]]
+    for mine in grouped(runs).values():
+        cells = [_accuracy(mine, name) for name in tasks]
+        means = [mean_and_spread(mine, _value(name)) for name in tasks]
+        whole = [mean[0] for mean in means if mean is not None]
+        average = f"{100 * sum(whole) / len(whole):.1f}" if whole and len(whole) == len(means) else ""
+        rows.append([*_place(mine[0]), *cells, average])
+    return Table(
+        "Accuracy, zero-shot",
+        ["size", "tokens", "model", *tasks, "average"],
+        rows,
+        "In percent. ± the standard deviation over seeds, or with one seed the standard error over items. Size: of the"
+        " dense decoder with embeddings and head.",
+        _evaluations(runs, suites, lambda task: task.chance is not None),
+    )
+
+
+def _place(run: Run) -> list[str]:
+    return [run.size, spoken(run.tokens), run.label]
+
+
+def _accuracy(runs: list[Run], task: str) -> str:
+    found = mean_and_spread(runs, _value(task))
+    if found is None:
+        return ""
+    mean, spread = found
+    if spread is None:
+        spread = next(run.tasks[task].error for run in runs if task in run.tasks)
+    return f"{100 * mean:.1f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.1f}")
+
+
+def _value(task: str):  # type: ignore[no-untyped-def]
+    return lambda run: run.tasks[task].value if task in run.tasks else None
+
+
+def _evaluations(runs: list[Run], suites: Suites, counts) -> list[str]:  # type: ignore[no-untyped-def]
+    """Commands that evaluate what is missing."""
+    commands = []
+    for path, suite in suites.items():
+        wanted = [name for name, task in suite.items() if counts(task)]
+        for run in runs:
+            if any(name not in run.tasks for name in wanted):
+                commands.append(
+                    f"python -m prism_lightning evaluate --ckpt_path {shlex.quote(str(run.path))} --suite {path}"
+                )
+    return commands
+
+
+def difference_table(runs: list[Run], suites: Suites) -> Table:
+    """PRISM minus dense, item by item, for each size."""
+    tasks = {name: task for suite in suites.values() for name, task in suite.items() if task.chance is not None}
+    rows = []
+    for pairs in twins(runs).values():
+        found = [difference(pairs, name, task.metric) for name, task in tasks.items()]
+        measured = [one for one in found if one is not None]
+        whole = [average(measured)] if measured and len(measured) == len(found) and len(found) > 1 else [None]
+        cells = [points(one) for one in found + whole]  # type: ignore[operator]
+        rows.append([*_place(pairs[0][0]), str(len(pairs)), *cells])
+    return Table(
+        "PRISM minus dense, paired by item",
+        ["size", "tokens", "model", "seeds", *tasks, "average"],
+        rows,
+        "In points of accuracy, with 95 % intervals over items; each item's difference is averaged over seeds first.",
+    )
+
+
+def difference(pairs: list[tuple[Run, Run]], task: str, metric: str) -> Difference | None:
+    """Mean over items of the difference that the item makes on average over seeds; None where a run lacks the task."""
+    per_seed = []
+    for one, other in pairs:
+        if task not in one.tasks or task not in other.tasks:
+            return None
+        try:
+            left, right = (sample_values(run.path / "evaluation", task, metric) for run in (one, other))
+        except (OSError, KeyError, ValueError):  # samples that somebody removed or cut off
+            return None
+        if left.keys() != right.keys():
+            return None
+        per_seed.append({key: left[key] - right[key] for key in left})
+    if any(values.keys() != per_seed[0].keys() for values in per_seed):
+        return None
+    values = np.array([[seed[key] for key in per_seed[0]] for seed in per_seed]).mean(0)
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Difference(task, float(values.mean()), error, len(values))
+
+
+def points(found: Difference | None) -> str:
+    """A difference of accuracies in points, with its interval."""
+    if found is None:
+        return ""
+    low, high = found.interval
+    return f"{100 * found.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+LOSSES = {
+    "validation loss": ("loss", "{:.4f}"),
+    "perplexity": ("perplexity", "{:.2f}"),
+    "bits per byte": ("bits_per_byte", "{:.4f}"),
+}
+PROTOTYPES = {
+    "unexplained variance": ("unexplained_variance", "{:.3f}"),
+    "before polishing": ("unexplained_variance_before_polish", "{:.3f}"),
+    "prototype to nearest token": ("prototype_to_token", "{:.3f}"),
+    "token to nearest prototype": ("token_to_prototype", "{:.3f}"),
+    "dead share": ("dead_share", "{:.3f}"),
+    "usage entropy": ("usage_entropy", "{:.3f}"),
+}
+
+
+def loss_table(runs: list[Run], suites: Suites) -> Table:
+    """Validation loss and what else of language modeling was measured, with the twins' gap."""
+    tasks = {name: task for suite in suites.values() for name, task in suite.items() if task.chance is None}
+    gaps = {
+        place: [one.results["loss"] / other.results["loss"] - 1 for one, other in p] for place, p in twins(runs).items()
+    }
+    rows = []
+    for group, mine in grouped(runs).items():
+        cells = [_figure(mine, key, form) for key, form in LOSSES.values()]
+        gap = gaps.get(group, [])
+        cells.append(
+            f"{100 * np.mean(gap):+.2f} %" + (f" ± {100 * np.std(gap, ddof=1):.2f}" if len(gap) > 1 else "")
+            if gap
+            else ""
+        )
+        for name in tasks:
+            found = mean_and_spread(mine, _value(name))
+            cells.append("" if found is None else f"{found[0]:.4f}")
+        rows.append([*_place(mine[0]), str(len(mine)), *cells])
+    return Table(
+        "Language modeling",
+        [
+            "size",
+            "tokens",
+            "model",
+            "seeds",
+            *LOSSES,
+            "loss over dense",
+            *(f"{n}: {t.metric}" for n, t in tasks.items()),
+        ],
+        rows,
+        "Validation documents are the same for all seeds. ± is the standard deviation over seeds.",
+        _evaluations(runs, suites, lambda task: task.chance is None),
+    )
+
+
+def _figure(runs: list[Run], key: str, form: str) -> str:
+    found = mean_and_spread(runs, lambda run: run.results.get(key))
+    if found is None:
+        return ""
+    return form.format(found[0]) + ("" if found[1] is None else f" ± {form.format(found[1])}")
+
+
+def prototype_table(runs: list[Run]) -> Table:
+    """How well prototypes explain hidden states, how near they are to tokens, how evenly they are used."""
+    rows = [
+        [
+            mine[0].size,
+            spoken(mine[0].tokens),
+            mine[0].label,
+            f"{mine[0].prototypes:,}",
+            *(_figure(mine, *one) for one in PROTOTYPES.values()),
+        ]
+        for mine in grouped(runs).values()
+        if mine[0].prototypes
+    ]
+    note = "On the validation split. Distances are 1 - cosine. ± is the standard deviation over seeds."
+    return Table("Prototypes", ["size", "tokens", "model", "prototypes", *PROTOTYPES], rows, note)
+
+
+def throughput_table(runs: list[Run]) -> Table:
+    """Training speed as the runs had it, and PRISM's over dense."""
+    rows = []
+    for pairs in twins(runs).values():
+        ratios = [ratio for pair in pairs if (ratio := speed_ratio(pair)) is not None]
+        prism, dense = ([pair[side] for pair in pairs] for side in (0, 1))
+        cells = [_figure(side, "tokens_per_second", "{:,.0f}") for side in (dense, prism)]
+        shown = f"{100 * np.mean(ratios):.1f} %" + (f" ± {100 * np.std(ratios, ddof=1):.1f}" if len(ratios) > 1 else "")
+        memory = [_figure(side, "peak_memory_gib", "{:.2f}") for side in (dense, prism)]
+        rows.append(
+            [pairs[0][0].size, spoken(pairs[0][0].tokens), pairs[0][0].label, *cells, shown if ratios else "", *memory]
+        )
+    return Table(
+        "Training throughput",
+        ["size", "tokens", "model", "dense, tokens/s", "tokens/s", "over dense", "dense, host GiB", "host GiB"],
+        rows,
+        "At the end of each run, with whatever ran beside it: for a fair ratio run `python -m benchmarks.training`.",
+    )
+
+
+def speed_ratio(pair: tuple[Run, Run]) -> float | None:
+    """PRISM's tokens a second over its twin's."""
+    prism, dense = (run.results.get("tokens_per_second") for run in pair)
+    return prism / dense if prism and dense else None
+
+
+def run_table(runs: list[Run]) -> Table:
+    """Where every number comes from."""
+    rows = [
+        [str(run.path), run.label, run.size, spoken(run.tokens), str(run.seed), str(run.results.get("commit"))[:10]]
+        for run in runs
+    ]
+    return Table("Runs", ["directory", "model", "size", "tokens", "seed", "commit"], rows)
+
+
+def run_tables(runs: list[Run], suites: Suites) -> Iterator[Table]:
+    """Every table that needs nothing but runs."""
+    yield accuracy_table(runs, suites)
+    if twins(runs):
+        yield difference_table(runs, suites)
+    yield loss_table(runs, suites)
+    if any(run.prototypes for run in runs):
+        yield prototype_table(runs)
+    if twins(runs):
+        yield throughput_table(runs)

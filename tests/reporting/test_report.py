@@ -1,0 +1,155 @@
+"""Reports of runs whose numbers are known: tables, differences, what is missing, and text that must be escaped."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import yaml
+from conftest import BACKBONES, ROOT
+
+from prism_lightning.evaluation.results import TaskResult, write_result
+from prism_lightning.evaluation.suites import SuiteTask
+from prism_lightning.reporting.runs import find_runs, twins
+from prism_lightning.reporting.tables import accuracy_table, difference, loss_table
+
+SUITES = {"evals/x.yaml": {"guess": SuiteTask("acc", 0.25), "lm": SuiteTask("bits_per_byte")}}
+
+
+def make_run(folder, name, variant, seed=0, steps=10, width=32, loss=4.0, answers=None):
+    """A finished run's files, without weights."""
+    run = folder / name
+    (run / "model").mkdir(parents=True)
+    settings = {"backbone": BACKBONES["gpt2"] | {"n_embd": width}}
+    settings |= {"num_prototypes": 64} if variant == "PrismLM" else {}
+    config = {"seed_everything": seed, "model": {"class_path": f"x.{variant}", "init_args": settings}}
+    config |= {"data": {"batch_size": 4, "block_size": 32}, "trainer": {"max_steps": steps}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(config))
+    (run / "environment.json").write_text(json.dumps({"data_fingerprint": "f"}))
+    facts = {"step": steps, "loss": loss, "perplexity": float(np.exp(loss)), "bits_per_byte": loss / 2}
+    facts |= {"tokens_per_second": 900 if variant == "PrismLM" else 1000, "commit": "c0ffee<b>"}
+    facts |= {"unexplained_variance": 0.1, "peak_memory_gib": 1.0} if variant == "PrismLM" else {}
+    (run / "results.jsonl").write_text(json.dumps({"step": 1}) + "\n" + json.dumps(facts) + "\n")
+    if answers is not None:
+        mean = float(np.mean(answers))
+        result = TaskResult("guess", "acc", 0.25, {"acc": mean}, {"acc": 0.05}, len(answers), 4, 0, 1.0, 1.0)
+        rows = [{"doc_id": n, "doc_hash": n, "acc": answer} for n, answer in enumerate(answers)]
+        write_result(run / "evaluation", result, rows)
+    return run
+
+
+@pytest.fixture
+def ladder(tmp_path):
+    """Two sizes, dense and PRISM, two seeds; the second size was not evaluated."""
+    generator = np.random.default_rng(0)
+    for variant, base in (("DenseLM", 3.9), ("PrismLM", 4.0)):
+        for seed in (0, 1):
+            answers = generator.integers(0, 2, 40).tolist()
+            make_run(tmp_path, f"small-{variant}-{seed}", variant, seed, loss=base + 0.1 * seed, answers=answers)
+            make_run(tmp_path, f"wide-{variant}-{seed}", variant, seed, width=64, loss=base - 0.5)
+    return tmp_path
+
+
+def test_twins_have_one_size_and_are_paired_by_seed(ladder):
+    runs, left_out = find_runs([ladder])
+    assert len(runs) == 8 and not left_out
+    pairs = twins(runs)
+    assert [len(found) for found in pairs.values()] == [2, 2]
+    for found in pairs.values():
+        for prism, dense in found:
+            assert (prism.variant, dense.variant) == ("PRISM", "dense")
+            assert prism.seed == dense.seed and prism.parameters == dense.parameters
+    assert runs[0].tokens == 10 * 4 * 32
+
+
+def test_ablations_are_not_seeds(ladder):
+    """Runs that differ in K are lines of their own, labelled; copies and limited evaluations are left out."""
+    run = make_run(ladder, "more", "PrismLM", 0, loss=3.0)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["model"]["init_args"]["num_prototypes"] = 128
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    make_run(ladder, "small-PrismLM-1-copy", "PrismLM", 1, loss=9.0)
+    make_run(ladder, "other", "PrismLM", 5, loss=4.0, answers=[1, 1])
+    runs, left_out = find_runs([ladder, ladder / "more"])
+    assert {run.label for run in runs if run.parameters == runs[0].parameters} == {
+        "dense", "PRISM, num_prototypes 64", "PRISM, num_prototypes 128",
+    }  # fmt: skip
+    assert len([line for line in left_out if "copy repeats" in line]) == 1
+    assert any("other: guess was evaluated on 2 documents, elsewhere on 40" in line for line in left_out)
+    pairs = twins(runs)
+    assert sorted(len(found) for found in pairs.values()) == [1, 2, 2]
+
+
+def test_cells_are_means_over_seeds(ladder):
+    runs, _ = find_runs([ladder])
+    table = loss_table(runs, SUITES)
+    row = next(row for row in table.rows if row[2] == "PRISM")
+    assert row[4] == "4.0500 ± 0.0707"  # of 4.0 and 4.1
+    gaps = [4.0 / 3.9 - 1, 4.1 / 4.0 - 1]
+    assert row[7] == f"{100 * np.mean(gaps):+.2f} % ± {100 * np.std(gaps, ddof=1):.2f}"
+
+
+def test_what_is_missing_is_empty_and_has_its_command(ladder):
+    runs, _ = find_runs([ladder])
+    table = accuracy_table(runs, SUITES)
+    wide = [row for row in table.rows if row[0] == runs[-1].size]
+    assert len(wide) == 2 and all(row[3] == "" for row in wide)
+    commands = [line for line in table.missing if "wide-PrismLM-1" in line]
+    assert commands == [f"python -m prism_lightning evaluate --ckpt_path {ladder}/wide-PrismLM-1 --suite evals/x.yaml"]
+    assert not any("small" in line for line in table.missing)
+
+
+def test_differences_average_an_items_seeds_first(ladder):
+    runs, _ = find_runs([ladder])
+    pairs = next(iter(twins(runs).values()))
+
+    def answers(run):
+        lines = (run.path / "evaluation/guess.samples.jsonl").read_text().splitlines()
+        return np.array([json.loads(line)["acc"] for line in lines])
+
+    by_item = np.mean([answers(prism) - answers(dense) for prism, dense in pairs], axis=0)
+    found = difference(pairs, "guess", "acc")
+    assert found.value == pytest.approx(by_item.mean())
+    assert found.error == pytest.approx(by_item.std(ddof=1) / np.sqrt(40))
+
+
+def test_the_verb_writes_markdown_and_one_page(cli, ladder, tmp_path):
+    make_run(ladder, "half", "PrismLM").joinpath("results.jsonl").unlink()
+    suite = tmp_path / "x.yaml"
+    suite.write_text("tasks:\n  guess: {metric: acc, chance: 0.25, kind: continuation}\n")
+    found = cli("report", "--runs", ladder, "--out", tmp_path / "out", "--suites", suite, check=0)
+    assert "half is not finished" in found.stderr
+    text = (tmp_path / "out/report.md").read_text()
+    for title in ("Beside the paper", "Accuracy", "PRISM minus dense", "Language modeling", "Training throughput"):
+        assert f"## {title}" in text
+    assert "90.0 %" in text and "No law for dense: 2 sizes and 1 token counts" in text
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<script" not in page and "c0ffee&lt;b&gt;" in page and "c0ffee<b>" not in page
+    assert not re.search(r"(src|href)=.http", page)
+    for figure in (tmp_path / "out").glob("*.svg"):
+        ET.fromstring(figure.read_text())
+        assert figure.read_text() in page
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "damaged"])
+def test_bad_folders_are_named(cli, tmp_path, what):
+    folder = tmp_path / "runs"
+    if what == "empty":
+        folder.mkdir()
+    if what == "damaged":
+        make_run(folder, "one", "DenseLM").joinpath("recipe.yaml").write_text("model: [")
+    found = cli("report", "--runs", folder, "--out", tmp_path / "out", check=2)
+    assert "error: " in found.stderr and "runs" in found.stderr and "Traceback" not in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_benchmark_is_named(cli, ladder, tmp_path):
+    (tmp_path / "b.json").write_text("{}")
+    arguments = ["report", "--runs", ladder, "--out", tmp_path / "out", "--benchmarks", tmp_path / "b.json"]
+    assert "b.json is no result" in cli(*arguments, check=2).stderr
+
+
+def test_reported_figures_have_a_source():
+    facts = yaml.safe_load((ROOT / "prism_lightning/reporting/paper.yaml").read_text())
+    assert facts["source"] and all(set(one) == {"key", "what", "reported"} for one in facts["reported"])

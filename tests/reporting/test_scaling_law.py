@@ -1,0 +1,70 @@
+"""The fit against laws that made the losses, its gradient against differences, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import approx_fprime
+
+from prism_lightning.reporting import scaling_law
+from prism_lightning.reporting.scaling_law import TooFewRunsError, fit, log_loss
+
+TRUE = np.array([math.log(406.4), math.log(410.7), math.log(1.69), 0.34, 0.28])  # Hoffmann et al.'s
+
+
+def runs(noise=0.0, sizes=(1e7, 4e7, 2e8, 8e8), tokens=(3e8, 2e9, 1e10), seeds=2, drop=0):
+    grid = [(n, d) for n in sizes for d in tokens for _ in range(seeds)][drop:]
+    n, d = np.array(grid).T
+    errors = np.random.default_rng(0).normal(0, noise, len(grid))
+    return n, d, np.exp(log_loss(TRUE, np.log(n), np.log(d)) + errors)
+
+
+def test_a_law_is_found_again():
+    law = fit(*runs(), draws=5)
+    np.testing.assert_allclose(law.parameters[2:], TRUE[2:], rtol=0.02)
+    assert law.loss(1.6e9, 5e10) == pytest.approx(np.exp(log_loss(TRUE, np.log([1.6e9]), np.log([5e10])))[0], rel=2e-3)
+    assert law.error < 1e-4
+
+
+def test_with_noise_the_interval_holds_the_truth_and_widens_far_out():
+    law = fit(*runs(noise=0.003), draws=25)
+    far, near = law.draws(1.6e9, 5e10), law.draws(2e8, 2e9)
+    truth = np.exp(log_loss(TRUE, np.log([1.6e9]), np.log([5e10])))[0]
+    assert far.min() < truth < far.max()
+    assert np.ptp(far) > np.ptp(near)
+    value, low, high = law.facts()["alpha"]
+    assert low < value < high
+
+
+def test_the_gradient_is_that_of_the_objective():
+    n, d, losses = runs(noise=0.05)
+    place = TRUE + np.array([0.3, -0.2, 0.1, 0.05, -0.02])
+    arguments = (np.log(n), np.log(d), np.log(losses))
+    numeric = approx_fprime(place, lambda p: scaling_law._objective(p, *arguments)[0], 1e-7)
+    np.testing.assert_allclose(scaling_law._objective(place, *arguments)[1], numeric, rtol=1e-3, atol=1e-3)
+
+
+def test_an_outlier_moves_little():
+    n, d, losses = runs()
+    losses[3] *= 1.5
+    law = fit(n, d, losses, draws=2)
+    assert law.loss(1.6e9, 5e10) == pytest.approx(np.exp(log_loss(TRUE, np.log([1.6e9]), np.log([5e10])))[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"sizes": (1e7, 1e8)}, "2 sizes and 3 token counts"),
+        ({"tokens": (1e9,)}, "4 sizes and 1 token counts"),
+        ({"sizes": (1e7, 1e8, 1e9), "tokens": (1e9, 2e9, 4e9), "seeds": 1, "drop": 1}, "8 pairs of a size and a token"),
+    ],
+)
+def test_too_little_is_refused(settings, reason):
+    with pytest.raises(TooFewRunsError, match=reason):
+        fit(*runs(**settings))
+
+
+def test_sizes_and_tokens_that_grow_together_are_refused():
+    n = np.geomspace(1e7, 1e10, 10)
+    with pytest.raises(TooFewRunsError, match="grow together"):
+        fit(n, 20 * n, 3 * n**-0.05)

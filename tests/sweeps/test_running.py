@@ -1,0 +1,145 @@
+"""Running trials: states, retries, interruption, jobs, MLflow's parent and children."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT, TINY_RECIPE
+
+from prism_lightning.errors import UserError
+from prism_lightning.sweeps import states
+from prism_lightning.sweeps.running import ELSEWHERE, Runner, Work, locked, run_here, submit
+from prism_lightning.sweeps.trials import trials_of
+
+
+def work(folder, name, *commands):
+    return Work(name, [list(c) for c in commands], folder / name, folder / f"{name}.json", 1)
+
+
+@pytest.fixture
+def sweep_file(tmp_path, corpus, cache):
+    """Two trials of the tiny recipe, evaluated on one small task."""
+    (tmp_path / "suite.yaml").write_text(
+        "tasks:\n  continuation: {kind: continuation, metric: acc, chance: 0.25, context: 20, continuation: 6}\n"
+    )
+    settings = {"data.path": f"{corpus}/*.txt", "data.cache_dir": str(cache), "data.seed": 0}
+    content = {"dir": str(tmp_path / "out"), "recipe": str(TINY_RECIPE), "variant": ["prism"], "seed": [0, 1]}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content | {"settings": settings, "suites": ["suite.yaml"]}))
+    return path
+
+
+def test_a_sweep_runs_resumes_and_reports(cli, sweep_file, monkeypatch, tmp_path):
+    """One trial is run, the other is found failed, retried by the same command, and both end in a report."""
+    arguments = ["--config", sweep_file]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    first, second = trials_of(sweep_file, [])
+    states.write_record(states.record_path(second), state="failed", error="error: out of luck", commands=[])
+    found = cli("sweep", "status", *arguments, check=0).stdout
+    assert "1 waiting, 1 failed" in found and "out of luck" in found
+    found = cli("sweep", "run", *arguments, "--jobs", "2", check=0).stdout
+    assert "[2/2]" in found
+    found = cli("sweep", "status", *arguments, check=0).stdout
+    assert "2 finished" in found
+    assert "finished, skipped: prism_seed0, prism_seed1" in cli("sweep", "run", *arguments, check=0).stdout
+    found = cli("sweep", "results", *arguments, "--out", tmp_path / "report", check=0).stdout
+    assert "Prototypes" in found and "continuation" in found
+    assert (tmp_path / "report/report.html").is_file()
+    _check_children(tmp_path / "out", [first, second])
+    # Other documents are another evaluation, which the same trials then get.
+    assert states.standing(first, list(first.commands(["--limit", "2"]))).state == "waiting"
+    # A result that is gone is made again, and nothing else.
+    (first.run / "evaluation/continuation.json").unlink()
+    assert states.unfinished(first) == ["continuation"]
+    assert states.standing(first).note == "continuation is next"
+
+
+def _check_children(folder, trials):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    parent = (folder / "mlflow_parent_id").read_text()
+    experiment = client.get_experiment_by_name(folder.name)
+    children = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert {run.info.run_name for run in children} == {trial.run.name for trial in trials}
+    assert all("train/loss" in run.data.metrics for run in children)
+
+
+def test_what_fails_is_tried_again_and_named(tmp_path):
+    told = []
+    works = [work(tmp_path, "bad", ["nonsense"]), work(tmp_path, "good", ["--version"])]
+    with pytest.raises(UserError, match="bad failed: error: unknown verb 'nonsense'") as caught:
+        run_here(works, Runner(tmp_path, None), 2, 1, lambda one, code: told.append((one.name, code)))
+    assert len(caught.value.problems) == 1
+    assert sorted(told) == [("bad", 2), ("bad", 2), ("good", 0)]
+    assert (tmp_path / "bad.log").read_text().count("$ python -m prism_lightning nonsense") == 2
+    assert states.read_json(tmp_path / "bad.json")["state"] == "failed"
+
+
+def test_a_bad_recipe_is_found_before_anything_runs(cli, sweep_file):
+    found = cli("sweep", "run", "--config", sweep_file, "--model.num_prototype", "3", check=2)
+    assert "num_prototype is no setting: did you mean num_prototypes" in found.stderr
+    assert not (sweep_file.parent / "out").exists()
+
+
+def test_a_running_trial_is_left_alone_until_it_is_silent(sweep_file):
+    trial = trials_of(sweep_file, [])[0]
+    path = states.record_path(trial)
+    states.write_record(path, state="running")
+    assert states.standing(trial).state == "running"
+    os.utime(path, (time.time() - 1000,) * 2)
+    assert states.standing(trial).state == "waiting"
+
+
+def test_an_interrupt_reaches_the_trials(sweep_file):
+    arguments = ["--config", str(sweep_file)]
+    sweep = yaml.safe_load(sweep_file.read_text())
+    sweep_file.write_text(yaml.safe_dump(sweep | {"tokens": [1e9]}))
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    code += "import sys; from prism_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "sweep", "run", *arguments]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    folder = sweep_file.parent / "out"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/checkpoints/*.ckpt")):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    assert states.read_json(folder / "trials" / "prism_1B_seed0.json")["state"] == "interrupted"
+
+
+def test_jobs_go_through_submitit(tmp_path):
+    pytest.importorskip("submitit")
+    works = [work(tmp_path, "good", ["--version"]), work(tmp_path, "bad", ["nonsense"])]
+    ids = submit(works, Runner(tmp_path, None), "local", {"timeout_min": 10})
+    assert len(ids) == 2
+    deadline = time.monotonic() + 120
+    while {(states.read_json(one.record) or {}).get("state") for one in works} - {"finished", "failed"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert [states.read_json(one.record)["state"] for one in works] == ["finished", "failed"]
+    assert [int(one.record.with_suffix(".job").read_text()) for one in works] == [int(number) for number in ids]
+    with pytest.raises(UserError, match="--slurm: give timeout_min"):
+        submit(works, Runner(tmp_path, None), "local", {})
+    with pytest.raises(UserError, match="--slurm: "):
+        submit(works, Runner(tmp_path, None), "slurm", {"timeout_min": 5})
+
+
+def test_nodes_do_not_share_a_file_database(cli, sweep_file):
+    found = cli("sweep", "run", "--config", sweep_file, "--slurm", "timeout_min=5", check=2)
+    assert "cannot share one SQLite file" in found.stderr and not (sweep_file.parent / "out").exists()
+
+
+def test_a_trial_that_another_process_has_is_skipped(tmp_path):
+    one = work(tmp_path, "good", ["--version"])
+    with locked(one.record.with_suffix(".lock")) as lock:
+        assert lock is not None and Runner(tmp_path, None)(one) == ELSEWHERE
+    assert not one.record.is_file()
+    assert Runner(tmp_path, None)(one) == 0
+    assert states.read_json(one.record)["commands"] == [["--version"]]

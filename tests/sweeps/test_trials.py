@@ -1,0 +1,117 @@
+"""Sweep files: what they spell out, what they cost, and what is wrong with them."""
+
+import shlex
+
+import pytest
+import torch
+from conftest import ROOT
+
+from prism_lightning.errors import UserError
+from prism_lightning.recipes import compose, split_arguments
+from prism_lightning.sweeps.planning import cost, device_speed, module_of, training_flops
+from prism_lightning.sweeps.trials import load_sweep, spoken, trials_of, typed
+
+SWEEPS = sorted((ROOT / "recipes/sweeps").glob("*.yaml"))
+SMALL = """
+dir: runs/small
+recipe: {recipe}
+variant: [dense, prism]
+size: {{thin: {{model.backbone.n_embd: 16, model.backbone.n_head: 2}}, wide: {{model.backbone.n_embd: 64}}}}
+tokens: [1e4, 2e4]
+seed: [0, 1]
+settings: {{data.vocab_size: 512}}
+suites: [suite.yaml]
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL.format(recipe=f"{ROOT}/recipes/sweeps/ladder_cpu/{{variant}}.yaml"))
+    return path
+
+
+def test_a_trial_is_a_fit_that_one_could_type(small):
+    trials = trials_of(small, ["data.path=x.txt"])
+    assert len(trials) == 16
+    trial = next(t for t in trials if t.name == "wide_prism_20k_seed1")
+    fit, evaluate = trial.commands(["--limit", "3"])
+    words = shlex.split(typed(fit))
+    assert words[:5] == ["python", "-m", "prism_lightning", "fit", "--config"]
+    config = compose(*split_arguments(words[4:]))
+    assert config == trial.config
+    assert config["model"]["init_args"]["backbone"]["n_embd"] == 64 and config["data"]["vocab_size"] == 512
+    assert config["data"]["path"] == "x.txt" and config["seed_everything"] == config["data"]["seed"] == 1
+    assert config["trainer"]["max_steps"] * 16 * 128 == trial.tokens
+    assert evaluate[:4] == ["evaluate", "--ckpt_path", "runs/small/wide_prism_20k_seed1", "--suite"]
+    assert evaluate[-2:] == ["--limit", "3"]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_every_sweep_of_the_repository_composes(path):
+    trials = trials_of(path, [])
+    assert len({trial.name for trial in trials}) == len(trials)
+    assert {trial.variant for trial in trials} == {"dense", "prism"}
+    for trial in trials:
+        assert trial.seed or cost(trial, 1e12).hours > 0
+        assert all(suite.is_file() for suite in trial.suites)
+
+
+def test_flops_are_those_that_torch_counts(small):
+    """Forward operations of a model, counted by torch, against a third of the formula."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    trial = next(t for t in trials_of(small, []) if t.name == "wide_dense_20k_seed0")
+    module = module_of(trial.config, "x").to_empty(device="cpu")
+    ids_BT = torch.zeros(1, 128, dtype=torch.long)
+    # Torch counts nothing for the fused attention of a CPU.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        module.model(ids_BT, use_cache=False)
+    assert counter.get_total_flops() / 128 == pytest.approx(training_flops(module, 128) / 3, rel=0.02)
+
+
+def test_hours_are_flops_over_the_devices_speed(small):
+    trial = trials_of(small, [])[0]
+    found = cost(trial, device_speed("cpu-2-cores"))
+    assert found.hours * 3600 * device_speed("cpu-2-cores") == pytest.approx(found.flops)
+    assert device_speed("8xH100") == 8 * device_speed("h100")
+    with pytest.raises(UserError, match="did you mean H100"):
+        device_speed("H101")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("variant:", "varient:"), "varient is neither axis nor setting of a sweep: did you mean variant"),
+        (("seed: [0, 1]", "seed: [zero]"), "seed"),
+        (("seed: [0, 1]", "seed: [1, 1]"), "would run twice"),
+        (("{variant}.yaml", "{variant}s.yaml"), "denses.yaml not found: did you mean dense.yaml"),
+        (("seed: [0, 1]", "seed: []"), "seed names nothing"),
+        (("dir: runs/small", "dir: [runs"), "small.yaml"),
+        (("{variant}.yaml", "{sed}.yaml"), "takes {variant} and {size}"),
+        (("data.vocab_size: 512", "run.dir: elsewhere"), "run.dir is decided by dir"),
+        (("data.vocab_size: 512", "trainer.max_steps: 5"), "trainer.max_steps is decided by tokens"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(small, change, message):
+    small.write_text(small.read_text().replace(*change))
+    with pytest.raises(UserError, match=message):
+        trials_of(small, [])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="did you mean"):
+        load_sweep(ROOT / "recipes/sweeps/laddr.yaml")
+
+
+def test_values_reach_the_recipe_as_they_were_written(small):
+    for value in ("Once: a", "123", "a, b"):
+        text = small.read_text().replace("data.vocab_size: 512", f"run.sample_prompt: {value!r}")
+        small.with_name("said.yaml").write_text(text)
+        trial = trials_of(small.with_name("said.yaml"), [])[0]
+        assert trial.config["run"]["sample_prompt"] == value
+
+
+def test_numbers_as_people_say_them():
+    assert [spoken(n) for n in (950, 4e5, 1_350_400, 1.56e9)] == ["950", "400k", "1.35M", "1.56B"]
