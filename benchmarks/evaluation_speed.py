@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.report import Spread, finish
 from prism_lightning.evaluation.evaluator import run_task
 from prism_lightning.evaluation.harness import PrismHarnessModel
-from prism_lightning.evaluation.suites import load_suite
+from prism_lightning.evaluation.suites import load_suites
 from prism_lightning.evaluation.tasks import build_tasks
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.indexing import data_of
@@ -35,7 +35,7 @@ def main() -> None:
     model, tokenizer = load_exported(options.ckpt_path)
     store = data_of(run_directory(options.ckpt_path)).validation
     bridge = PrismHarnessModel(model=model, tokenizer=tokenizer)
-    suites = {name: task for path in options.suites for name, task in load_suite(path).items()}
+    suites = load_suites(options.suites)
     tasks = build_tasks(suites, options.data_dir, store.texts)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in suites}
     for repeat in range(options.repeats + 1):

@@ -32,8 +32,8 @@ def evaluate(arguments: list[str]) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--suite", type=Path, required=True, help="YAML file of tasks, see evals/*.yaml")
-    parser.add_argument("--tasks", nargs="+", help="only these tasks of the suite")
+    parser.add_argument("--suite", nargs="+", type=Path, required=True, help="YAML files of tasks, see evals/*.yaml")
+    parser.add_argument("--tasks", nargs="+", help="only these tasks of the suites")
     parser.add_argument("--against", type=Path, help="another model: print the paired difference to it")
     parser.add_argument("--data_dir", type=Path, help="folder with TASK/SPLIT.jsonl (default: the hub)")
     parser.add_argument("--limit", type=int, help="documents of each task at most, for a first look")
@@ -46,9 +46,9 @@ def evaluate(arguments: list[str]) -> None:
             parser.error(f"--{name} must be a positive number")
 
     from prism_lightning.evaluation.results import average, paired
-    from prism_lightning.evaluation.suites import load_suite
+    from prism_lightning.evaluation.suites import load_suites
 
-    suite = load_suite(options.suite, options.tasks)
+    suite = load_suites(options.suite, options.tasks)
     runs = [options.ckpt_path, *([options.against] if options.against else [])]
     found = [_evaluated(run, suite, options) for run in runs]
     differences = []

@@ -97,14 +97,13 @@ def _plan(trials: list[Trial], options: argparse.Namespace) -> None:
 
 
 def _run(trials: list[Trial], options: argparse.Namespace) -> None:
-    from prism_lightning.evaluation.suites import load_suite
+    from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.sweeps.parents import parent_run
     from prism_lightning.sweeps.planning import cost, device_speed
     from prism_lightning.sweeps.running import Runner, run_here, submit, work_of
     from prism_lightning.sweeps.states import standing
 
-    for suite in {suite for trial in trials for suite in trial.suites}:
-        load_suite(suite)
+    load_suites(list(trials[0].suites))
     parameters = _parameters(options.slurm or [])
     uri = trials[0].config["run"]["tracking_uri"]
     if options.slurm and str(uri).startswith("sqlite"):

@@ -56,7 +56,9 @@ class PrismHarnessModel(HFLM):
         if model is None or tokenizer is None:
             assert checkpoint is not None, "checkpoint=RUN"
             model, tokenizer = load_exported(Path(checkpoint))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available() and (device is None or device.startswith("cuda")):
+            device = "cpu"  # the harness's command line asks for cuda:0 everywhere
+        device = device or "cuda"
         super().__init__(
             pretrained=model.to(device),  # type: ignore[arg-type]
             tokenizer=tokenizer,

@@ -44,11 +44,29 @@ class SuiteTask:
 LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
-def load_suite(path: Path, only: list[str] | None = None) -> dict[str, SuiteTask]:
-    """The tasks of a suite by name, or some of them.
+def load_suites(paths: list[Path], only: list[str] | None = None) -> dict[str, SuiteTask]:
+    """The tasks of several suites, or some of them.
 
     Raises:
-        UserError: no such file, an unknown setting or task, or a value of another type.
+        UserError: as `load_suite`, or two suites that give one task other settings.
+    """
+    tasks: dict[str, SuiteTask] = {}
+    for path in paths:
+        for name, task in load_suite(path).items():
+            if tasks.setdefault(name, task) != task:
+                raise UserError(f"{path}: another suite gives task {name} other settings: evaluate them one by one")
+    stray = [name for name in only or [] if name not in tasks]
+    if stray:
+        where = ", ".join(map(str, paths))
+        raise UserError([f"task {name!r} is not in {where}: {nearest(name, tasks)}" for name in stray])
+    return {name: task for name, task in tasks.items() if not only or name in only}
+
+
+def load_suite(path: Path) -> dict[str, SuiteTask]:
+    """The tasks of a suite by name.
+
+    Raises:
+        UserError: no such file, an unknown setting, or a value of another type.
     """
     if not path.is_file():
         known = [str(file) for file in sorted(path.parent.glob("*.yaml"))]
@@ -64,7 +82,4 @@ def load_suite(path: Path, only: list[str] | None = None) -> dict[str, SuiteTask
     except (OmegaConfBaseException, YAMLError) as error:
         where = getattr(error, "full_key", None)
         raise UserError(f"{path}: {f'{where}: ' if where else ''}{str(error).splitlines()[0]}") from error
-    stray = [name for name in only or [] if name not in tasks]
-    if stray:
-        raise UserError([f"task {name!r} is not in {path}: {nearest(name, tasks)}" for name in stray])
-    return {name: task for name, task in tasks.items() if not only or name in only}
+    return tasks

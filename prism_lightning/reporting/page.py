@@ -98,6 +98,6 @@ def _table(table: Table) -> str:
     heads = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
     rows = ""
     for row in table.rows:
-        cells = "".join(f"<td{' class=text' if len(cell) > 60 else ''}>{html.escape(cell)}</td>" for cell in row)
+        cells = "".join(f"<td{' class=text' if len(cell) > 30 else ''}>{html.escape(cell)}</td>" for cell in row)
         rows += f"<tr>{cells}</tr>"
     return f"<div class='scroll'><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"

@@ -78,10 +78,14 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             left_out += error.problems
     if not runs:
         raise UserError(left_out or [f"--runs {' '.join(map(str, folders))}: no run that `fit` has finished"])
-    runs = sorted(labelled(runs), key=lambda run: (run.parameters, run.tokens, run.variant, run.label, run.seed))
+    runs = sorted(labelled(runs), key=_order)
     runs, doubled = without_doubles(runs)
     runs, fewer = on_the_same_documents(runs)
     return runs, left_out + doubled + fewer
+
+
+def _order(run: Run) -> tuple[Any, ...]:
+    return run.parameters, run.tokens, run.variant != "dense", run.label, run.seed
 
 
 def labelled(runs: list[Run]) -> list[Run]:

@@ -89,14 +89,14 @@ class Trial:
     config: dict[str, Any] = field(compare=False, repr=False)
 
     def commands(self, evaluation: list[str]) -> Iterator[list[str]]:
-        """What is run, verb and arguments: `fit`, then `evaluate` for each suite with some arguments more."""
+        """What is run, verb and arguments: `fit`, then `evaluate` with some arguments more."""
         fit = ["fit", "--config", str(self.recipe)]
         for setting in self.settings:
             key, _, value = setting.partition("=")
             fit += [f"--{key}", value]
         yield fit
-        for suite in self.suites:
-            yield ["evaluate", "--ckpt_path", str(self.run), "--suite", str(suite), *evaluation]
+        if self.suites:
+            yield ["evaluate", "--ckpt_path", str(self.run), "--suite", *map(str, self.suites), *evaluation]
 
 
 def typed(command: list[str]) -> str:

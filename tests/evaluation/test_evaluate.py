@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 from conftest import ROOT, fit, in_run, tiny_arguments
+
+from prism_lightning.exported import load_exported
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,32 @@ def test_differences_are_paired(cli, runs):
     first, second = (results[0]["metrics"]["acc"] for results in found["results"])
     assert found["differences"][0]["value"] == pytest.approx(first - second)
     assert "one - two, item by item" in cli(*arguments, check=0).stdout
+
+
+def test_the_harness_own_command_line_knows_the_bridge(runs, tmp_path, cli):
+    """A task of local files, as the harness's script takes it, scored by hand."""
+    one, _, _ = runs
+    words = ["self", "return", "import", "class", "None", "True", "raise", "yield"]
+    items = [{"context": f"def {word}(x):", "choices": words[:4], "label": n % 4} for n, word in enumerate(words)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (tmp_path / "local.yaml").write_text(
+        f"task: local_items\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/items.jsonl}}}}\n"
+        'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{context}}"\ndoc_to_choice: "{{choices}}"\n'
+        "doc_to_target: label\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    asked = ["lm_eval", "run", "--model", "prism", "--model_args", f"checkpoint={one}", "--tasks", "local_items"]
+    cli(*asked, "--include_path", tmp_path, "--output_path", tmp_path / "out", check=0)
+    (found,) = (tmp_path / "out").rglob("results_*.json")
+    model, tokenizer = load_exported(one)
+
+    def score(context, choice):
+        ids, whole = (tokenizer(text)["input_ids"] for text in (context, f"{context} {choice}"))
+        logits = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        return sum(logits[at - 1, whole[at]].item() for at in range(len(ids), len(whole)))
+
+    best = [max(range(4), key=lambda n: score(item["context"], item["choices"][n])) for item in items]
+    right = sum(choice == item["label"] for choice, item in zip(best, items, strict=True))
+    assert json.loads(found.read_text())["results"]["local_items"]["acc,none"] == pytest.approx(right / len(items))
 
 
 def test_the_harness_finds_the_bridge_by_its_name(runs):

@@ -6,7 +6,7 @@ import pytest
 
 from prism_lightning.errors import UserError
 from prism_lightning.evaluation.continuations import continuations
-from prism_lightning.evaluation.suites import SuiteTask, load_suite
+from prism_lightning.evaluation.suites import SuiteTask, load_suite, load_suites
 from prism_lightning.evaluation.tasks import build_tasks
 
 EVALS = Path(__file__).parents[2] / "evals"
@@ -40,8 +40,12 @@ def test_unknown_files_and_tasks_have_a_nearest(tmp_path):
     with pytest.raises(UserError, match="did you mean .*downstream.yaml"):
         load_suite(EVALS / "downstrem.yaml")
     with pytest.raises(UserError, match="did you mean hellaswag"):
-        load_suite(EVALS / "downstream.yaml", ["helaswag", "piqa"])
-    assert list(load_suite(EVALS / "downstream.yaml", ["piqa"])) == ["piqa"]
+        load_suites([EVALS / "downstream.yaml"], ["helaswag", "piqa"])
+    assert list(load_suites([EVALS / "continuation.yaml", EVALS / "downstream.yaml"], ["piqa"])) == ["piqa"]
+    other = tmp_path / "other.yaml"
+    other.write_text("tasks:\n  piqa: {metric: acc}\n")
+    with pytest.raises(UserError, match="gives task piqa other settings"):
+        load_suites([EVALS / "downstream.yaml", other])
 
 
 def test_missing_data_and_unknown_harness_tasks_are_said_at_once(tmp_path):

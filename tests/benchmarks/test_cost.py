@@ -1,0 +1,48 @@
+"""An interrupted cost stage goes on with what it had measured."""
+
+import pytest
+
+from benchmarks.attribution.config import CostSettings
+from benchmarks.attribution.cost import Cost
+from prism_lightning.attribution.files import read_json
+
+
+@pytest.fixture
+def cost(tmp_path, monkeypatch):
+    """A stage that was interrupted after one build and two answers of "a"; what it measures is counted."""
+    stage = object.__new__(Cost)
+    stage.plan, stage.methods = CostSettings(counts=[1], repeats=3, patience=100.0), {"a": {}, "b": {}}
+    stage.states, stage.partial = {name: tmp_path / name for name in "ab"}, tmp_path / "partial.json"
+    stage.states["a"].mkdir()
+    stage.found = {"builds": {"a": [{"seconds": 1.0}]}, "answers": {"a": {"token 1": [0.1, 0.1]}}}
+    stage.built, stage.asked = [], []
+    task = type("Task", (), {"train_SL": [0]})()
+    monkeypatch.setattr(Cost, "build", lambda self, task, name: self.built.append(name) or {"seconds": 1.0})
+    monkeypatch.setattr(Cost, "queries", lambda self, kind, count: kind)
+    monkeypatch.setattr(
+        "benchmarks.attribution.cost.answer", lambda method, queries: stage.asked.append((method, queries)) or 0.1
+    )
+    return stage, task
+
+
+def test_builds_go_on(cost):
+    stage, task = cost
+    found = stage.builds(task)
+    assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3}
+    assert sorted(stage.built) == ["a", "a", "b", "b", "b"]
+    assert read_json(stage.partial)["builds"] == found
+
+
+def test_a_build_without_its_state_is_made_again(cost):
+    stage, task = cost
+    stage.states["a"].rmdir()
+    stage.builds(task)
+    assert stage.built[0] == "a" and stage.built.count("a") == 3
+
+
+def test_answers_go_on(cost):
+    stage, _ = cost
+    found = stage.answers({"a": "a", "b": "b"})
+    assert all(len(times) == 3 for method in found.values() for times in method.values())
+    assert stage.asked.count(("a", "token")) == 1  # two were there
+    assert stage.asked.count(("a", "sequence")) == 4 == stage.asked.count(("b", "token"))  # one warms up
