@@ -51,9 +51,7 @@ def run_task(
     if found is not None:
         return found
     model.cut, model.model_seconds, started = 0, 0.0, time.perf_counter()
-    tasks = {"tasks": {name: task}, "groups": {}, "group_map": {}}
-    results = evaluate(model, tasks, limit=limit, bootstrap_iters=BOOTSTRAPS)  # type: ignore[arg-type]
-    assert results is not None
+    results = harness_results(model, {name: task}, limit, BOOTSTRAPS)
     metrics, errors = split_metrics(results["results"][name])
     samples = results["samples"][name]
     result = TaskResult(
@@ -71,6 +69,16 @@ def run_task(
     )
     write_result(folder, result, [{k: v for k, v in s.items() if k in (*KEPT, *s["metrics"])} for s in samples])
     return result
+
+
+def harness_results(
+    model: PrismHarnessModel, tasks: dict[str, ConfigurableTask], limit: int | None, bootstraps: int
+) -> dict[str, Any]:
+    """What the harness finds: `results` and `samples` by task."""
+    given = {"tasks": dict(tasks), "groups": {}, "group_map": {}}
+    found = evaluate(model, given, limit=limit, bootstrap_iters=bootstraps)  # type: ignore[arg-type]
+    assert found is not None
+    return found
 
 
 def split_metrics(found: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:

@@ -7,10 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from lm_eval.evaluator import evaluate
 
 from prism_lightning.errors import UserError
-from prism_lightning.evaluation.evaluator import split_metrics
+from prism_lightning.evaluation.evaluator import harness_results, split_metrics
 from prism_lightning.evaluation.harness import PrismHarnessModel
 from prism_lightning.evaluation.suites import load_suite
 from prism_lightning.evaluation.tasks import build_tasks
@@ -75,10 +74,8 @@ class InLoopEvaluation(Callback):
         training = module.model.training
         tokenizer = module.data.train.tokenizer
         bridge = PrismHarnessModel(model=module.model, tokenizer=tokenizer, device=str(module.device))
-        tasks = {"tasks": dict(self.tasks), "groups": {}, "group_map": {}}
-        results = evaluate(bridge, tasks, limit=self.limit, bootstrap_iters=0)  # type: ignore[arg-type]
+        results = harness_results(bridge, self.tasks, self.limit, bootstraps=0)
         module.model.train(training)
-        assert results is not None
         values = {}
         for name, settings in self.suite.items():
             values[f"eval/{name}/{settings.metric}"] = split_metrics(results["results"][name])[0][settings.metric]

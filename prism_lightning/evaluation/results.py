@@ -91,17 +91,29 @@ class Difference:
 
 
 def paired(one: Path, other: Path, task: str, metric: str) -> Difference:
-    """The first model minus the second, document by document.
+    """The first model minus the second, document by document; raises as `paired_over_seeds`."""
+    return paired_over_seeds([(one, other)], task, metric)
+
+
+def paired_over_seeds(pairs: list[tuple[Path, Path]], task: str, metric: str) -> Difference:
+    """Mean over documents of the difference that a document makes on average over the pairs of results folders.
 
     Raises:
-        UserError: they were not evaluated on the same documents.
+        UserError: they were not all evaluated on the same documents.
     """
+    per_pair = [_differences(one, other, task, metric) for one, other in pairs]
+    if any(values.keys() != per_pair[0].keys() for values in per_pair):
+        raise UserError(f"task {task}: the seeds hold results on different documents; evaluate all the same way")
+    values = np.array([[found[key] for key in per_pair[0]] for found in per_pair]).mean(0)
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Difference(task, float(values.mean()), error, len(values))
+
+
+def _differences(one: Path, other: Path, task: str, metric: str) -> dict[str, float]:
     left, right = sample_values(one, task, metric), sample_values(other, task, metric)
     if left.keys() != right.keys():
         raise UserError(f"task {task}: {one} and {other} hold results on other documents; evaluate both the same way")
-    values = np.array([left[key] - right[key] for key in left])
-    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Difference(task, float(values.mean()), error, len(values))
+    return {key: left[key] - right[key] for key in left}
 
 
 def average(differences: list[Difference]) -> Difference:

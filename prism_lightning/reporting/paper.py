@@ -12,7 +12,7 @@ import yaml
 from prism_lightning.evaluation.results import average
 from prism_lightning.reporting.attribution import COMMAND, speed_up
 from prism_lightning.reporting.runs import Run, twins
-from prism_lightning.reporting.tables import Suites, Table, difference, points, speed_ratio
+from prism_lightning.reporting.tables import Suites, Table, accuracies, difference, points, speed_ratio
 
 REPORTED = Path(__file__).with_name("paper.yaml")
 
@@ -44,7 +44,7 @@ def _largest(runs: list[Run]) -> list[tuple[Run, Run]]:
 def _downstream(runs: list[Run], suites: Suites) -> str | None:
     """Average over the accuracies of the suites that the largest twins were both evaluated on."""
     pairs = _largest(runs)
-    tasks = {name: task for suite in suites.values() for name, task in suite.items() if task.chance is not None}
+    tasks = accuracies(suites)
     found = [d for name, task in tasks.items() if pairs and (d := difference(pairs, name, task.metric)) is not None]
     if not found:
         return None

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prism_lightning.evaluation.results import Difference, average, sample_values
+from prism_lightning.errors import UserError
+from prism_lightning.evaluation.results import Difference, average, paired_over_seeds
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.reporting.runs import Run, grouped, mean_and_spread, twins
 from prism_lightning.sweeps.trials import spoken
@@ -33,9 +34,14 @@ class Table:
     missing: list[str] = field(default_factory=list)
 
 
+def accuracies(suites: Suites) -> dict[str, SuiteTask]:
+    """The tasks whose metric is an accuracy, by name."""
+    return {name: task for suite in suites.values() for name, task in suite.items() if task.chance is not None}
+
+
 def accuracy_table(runs: list[Run], suites: Suites) -> Table:
     """Accuracies by size and model, with chance, and the spread over seeds or else the harness's standard error."""
-    tasks = {name: task for suite in suites.values() for name, task in suite.items() if task.chance is not None}
+    tasks = accuracies(suites)
     rows = [["chance", "", "", *(f"{100 * (task.chance or 0):.1f}" for task in tasks.values()), ""]]
     for mine in grouped(runs).values():
         cells = [_accuracy(mine, name) for name in tasks]
@@ -86,7 +92,7 @@ def _evaluations(runs: list[Run], suites: Suites, counts) -> list[str]:  # type:
 
 def difference_table(runs: list[Run], suites: Suites) -> Table:
     """PRISM minus dense, item by item, for each size."""
-    tasks = {name: task for suite in suites.values() for name, task in suite.items() if task.chance is not None}
+    tasks = accuracies(suites)
     rows = []
     for pairs in twins(runs).values():
         found = [difference(pairs, name, task.metric) for name, task in tasks.items()]
@@ -103,23 +109,14 @@ def difference_table(runs: list[Run], suites: Suites) -> Table:
 
 
 def difference(pairs: list[tuple[Run, Run]], task: str, metric: str) -> Difference | None:
-    """Mean over items of the difference that the item makes on average over seeds; None where a run lacks the task."""
-    per_seed = []
-    for one, other in pairs:
-        if task not in one.tasks or task not in other.tasks:
-            return None
-        try:
-            left, right = (sample_values(run.path / "evaluation", task, metric) for run in (one, other))
-        except (OSError, KeyError, ValueError):  # samples that somebody removed or cut off
-            return None
-        if left.keys() != right.keys():
-            return None
-        per_seed.append({key: left[key] - right[key] for key in left})
-    if any(values.keys() != per_seed[0].keys() for values in per_seed):
+    """PRISM minus dense over the seeds; None where a run lacks the task or they have no documents in common."""
+    if any(task not in run.tasks for pair in pairs for run in pair):
         return None
-    values = np.array([[seed[key] for key in per_seed[0]] for seed in per_seed]).mean(0)
-    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Difference(task, float(values.mean()), error, len(values))
+    folders = [(one.path / "evaluation", other.path / "evaluation") for one, other in pairs]
+    try:
+        return paired_over_seeds(folders, task, metric)
+    except (UserError, OSError, KeyError, ValueError):  # or samples that somebody removed or cut off
+        return None
 
 
 def points(found: Difference | None) -> str:
