@@ -63,6 +63,14 @@ def _colours(runs: list[Run]) -> dict[str, str]:
     return {"dense": "#555555"} | {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(others)}
 
 
+def _sizes(axes: Axes, runs: list[Run]) -> None:
+    """Sizes along a logarithmic axis, each by its name."""
+    sizes = sorted({run.parameters for run in runs})
+    axes.set(xscale="log", xlabel="parameters of the decoder")
+    axes.set_xticks(sizes, [spoken(size) for size in sizes])
+    axes.minorticks_off()
+
+
 def _losses(runs: list[Run], scaling: Scaling) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -78,7 +86,8 @@ def _losses(runs: list[Run], scaling: Scaling) -> Figure:
             if law:
                 curve = [law.loss(size, tokens) for size in sizes]
                 axes.plot(sizes, curve, color=colours[variant], linewidth=1, alpha=0.6)
-    axes.set(xscale="log", xlabel="parameters of the decoder", ylabel="validation loss, nats per token")
+    _sizes(axes, runs)
+    axes.set_ylabel("validation loss, nats per token")
     axes.legend(fontsize=8, ncols=2)
     return figure
 
@@ -96,7 +105,8 @@ def _accuracies(runs: list[Run], tasks: list[str]) -> Figure:
             _curve(axes, groups, lambda run, task=task: 100 * run.tasks[task].value, **style)
         chance = next(run.tasks[task].chance for run in runs if task in run.tasks)
         axes.axhline(100 * (chance or 0), color="gray", linewidth=1, linestyle=":")
-        axes.set(xscale="log", title=task, xlabel="parameters", ylabel="accuracy, %")
+        _sizes(axes, runs)
+        axes.set(title=task, ylabel="accuracy, %")
     for axes in list(panels.flat)[len(tasks) :]:
         axes.remove()
     panels[0, 0].legend(fontsize=8)
@@ -118,7 +128,9 @@ def _gaps(runs: list[Run]) -> Figure:
         unexplained = [100 * np.mean([one.results["unexplained_variance"] for one, _ in pairs]) for pairs in found]
         right.errorbar(sizes, unexplained, **style)  # type: ignore[arg-type]
     left.axhline(0, color="gray", linewidth=1, linestyle=":")
-    left.set(xscale="log", xlabel="parameters of the decoder", ylabel="PRISM's loss over dense, %")
-    right.set(xscale="log", xlabel="parameters of the decoder", ylabel="unexplained variance, %", ylim=(0, None))
+    for axes in (left, right):
+        _sizes(axes, runs)
+    left.set_ylabel("PRISM's loss over dense, %")
+    right.set(ylabel="unexplained variance, %", ylim=(0, None))
     left.legend(fontsize=8)
     return figure
