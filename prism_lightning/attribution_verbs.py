@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.model_verbs import model_parser
+from prism_lightning.model_verbs import model_parser, steered_parser
 
 if TYPE_CHECKING:
     from prism_lightning.attribution.attributor import Attributor
@@ -29,19 +29,23 @@ Gram diag.: the same of E[a_i a_j]. co-active: effective number of blocks in a r
 a prototype with a token, at most; few shared by all make a diagonal too. cond.: condition numbers, damped."""
 
 
-def _parser(verb: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    parser = model_parser(verb, description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", type=Path, help="folder that `index` built (default RUN/index)")
+def _index_options(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--index", type=Path, help=f"folder that `index` built (default {default})")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
         "--no_verify", action="store_true", help="trust the index's files: checking reads the whole index"
     )
-    return parser
 
 
 def attribute(arguments: list[str]) -> None:
     """Print which training tokens, passages and documents made the model say something."""
-    parser = _parser("attribute", "Name the training data that made the model say something.", EXAMPLES)
+    parser = steered_parser(
+        "attribute",
+        "Name the training data that made the model say something.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _index_options(parser, "RUN/index")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="let the model continue this, and attribute each new token")
     what.add_argument("--text", help="attribute every token of this text")
@@ -62,11 +66,13 @@ def attribute(arguments: list[str]) -> None:
             parser.error(f"--{name} must be a positive number")
 
     from prism_lightning.attribution.attributor import Attributor
+    from prism_lightning.interventions.intervention import apply
 
     questions = list(_questions(options.queries)) if options.queries else [_given(options)]
     attributor = Attributor.open(
         options.ckpt_path, options.index, options.top, options.rerank, options.opposing, not options.no_verify
     )
+    apply(attributor.model, options.intervention)
     if options.queries:
         _answer_all(attributor, questions, options.max_new_tokens)
         return
@@ -138,18 +144,23 @@ def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tok
 
 
 def prototypes(arguments: list[str]) -> None:
-    """Print how often prototypes are used, and the training tokens nearest to each."""
-    parser = _parser("prototypes", "Show prototypes of an index: usage, promoted tokens, nearest training tokens.")
+    """Print prototypes: how often they are used, what they promote, and training tokens that they are active in."""
+    parser = model_parser(
+        "prototypes",
+        "Show the model's prototypes: a label from their neighbourhoods, usage, promoted tokens, and training tokens of"
+        " the largest, middling and random activations. The first call passes over the training data once.",
+    )
+    _index_options(parser, "RUN/prototypes, built on the first call")
     parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")
-    parser.add_argument("--top", type=int, default=5, help="prototypes, and nearest tokens of each (default 5)")
+    parser.add_argument("--top", type=int, default=3, help="prototypes, and tokens of each group (default 3)")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error("--top must be a positive number")
 
-    from prism_lightning.attribution.attributor import Attributor
     from prism_lightning.attribution.inspection import inspect_prototypes
+    from prism_lightning.interventions.tracing import own_attributor
 
-    attributor = Attributor.open(options.ckpt_path, options.index, verify=not options.no_verify)
+    attributor = own_attributor(options.ckpt_path, options.index, not options.no_verify)
     cards = inspect_prototypes(attributor, options.id, options.top)
     if options.json:
         print(json.dumps([card.as_dict() for card in cards]))

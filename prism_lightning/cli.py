@@ -20,6 +20,11 @@ TRAINING_VERBS = {
 MODEL_VERBS = {
     "generate": "continue a prompt with a trained model",
     "explain": "show which prototypes made each token likely",
+    "export": "write a model, with interventions, as a Hugging Face folder of its own",
+}
+INTERVENTION_VERBS = {
+    "suppress": "find the prototypes behind a behaviour, remove them, and show what that does",
+    "calibrate": "fit factors on prototypes that make right answers likelier, and judge them on others",
 }
 EVALUATION_VERBS = {
     "evaluate": "score a trained model on a suite of the LM Evaluation Harness, alone or against another",
@@ -30,7 +35,7 @@ EVALUATION_VERBS = {
 ATTRIBUTION_VERBS = {
     "attribute": "name the training tokens, passages and documents that made the model say something",
     "curvature": "report how local the curvature is, against the dense head and random prototypes",
-    "prototypes": "show prototypes of an index: how often used, and their nearest training tokens",
+    "prototypes": "show prototypes: a label, usage, promoted tokens, and training tokens near and far",
 }
 
 OVERVIEW = f"""prism_lightning {__version__}: train prototype language models and ask why they say what they say
@@ -42,6 +47,9 @@ verbs on a recipe (--config recipes/X.yaml, any setting overridden by --key valu
 
 verbs on a trained model (--ckpt_path runs/X):
 {{model}}
+
+verbs that act on prototypes (--ckpt_path runs/X); all verbs on a trained model then take their file by --intervention:
+{{intervention}}
 
 verbs that evaluate and compare (each with a --help of its own):
 {{evaluation}}
@@ -62,7 +70,7 @@ def main(arguments: list[str]) -> int:
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             groups = {"training": TRAINING_VERBS, "model": MODEL_VERBS, "attribution": ATTRIBUTION_VERBS}
-            groups["evaluation"] = EVALUATION_VERBS
+            groups |= {"evaluation": EVALUATION_VERBS, "intervention": INTERVENTION_VERBS}
             print(OVERVIEW.format(**{name: _listed(verbs) for name, verbs in groups.items()}), end="")
             return 0
         if arguments[0] == "--version":
@@ -95,11 +103,15 @@ def _verb(name: str) -> Callable[[list[str]], None]:
     if name in EVALUATION_VERBS:
         module = name if name in ("sweep", "report") else "evaluation"
         return getattr(import_module(f"prism_lightning.{module}_verbs"), name)
+    if name in INTERVENTION_VERBS:
+        from prism_lightning import intervention_verbs
+
+        return getattr(intervention_verbs, name)
     if name in MODEL_VERBS:
         from prism_lightning import model_verbs
 
         return getattr(model_verbs, name)
-    known = [*TRAINING_VERBS, *MODEL_VERBS, *ATTRIBUTION_VERBS, *EVALUATION_VERBS]
+    known = [*TRAINING_VERBS, *MODEL_VERBS, *ATTRIBUTION_VERBS, *EVALUATION_VERBS, *INTERVENTION_VERBS]
     raise UserError(f"unknown verb {name!r}: {nearest(name, known)}")
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.model_verbs import model_parser
+from prism_lightning.model_verbs import steered_parser
 
 if TYPE_CHECKING:
     from prism_lightning.evaluation.results import Difference, TaskResult
@@ -19,14 +19,16 @@ EXAMPLES = """examples:
   evaluate --ckpt_path runs/quickstart --suite evals/continuation.yaml
   evaluate --ckpt_path runs/prism_1b --suite evals/downstream.yaml --data_dir downloaded
   evaluate --ckpt_path runs/prism_1b --against runs/dense_1b --suite evals/downstream.yaml
+  evaluate --ckpt_path runs/prism_1b --intervention calm.json --against runs/prism_1b --suite evals/downstream.yaml
 
 Results are kept in RUN/evaluation, a file for each task and one for its samples: the same command goes on where it was
-interrupted. With --against, the other model is evaluated too, and differences are taken document by document."""
+interrupted. With --against, the other model is evaluated too, as it is, and differences are taken document by document.
+With --intervention, results are kept in a folder of that name there."""
 
 
 def evaluate(arguments: list[str]) -> None:
     """Print accuracies of a suite with standard errors and chance, and paired differences to another model."""
-    parser = model_parser(
+    parser = steered_parser(
         "evaluate",
         "Evaluate a model on a suite of the LM Evaluation Harness, zero-shot.",
         epilog=EXAMPLES,
@@ -49,34 +51,43 @@ def evaluate(arguments: list[str]) -> None:
     from prism_lightning.evaluation.suites import load_suites
 
     suite = load_suites(options.suite, options.tasks)
-    runs = [options.ckpt_path, *([options.against] if options.against else [])]
-    found = [_evaluated(run, suite, options) for run in runs]
+    runs = [(options.ckpt_path, options.intervention), *([(options.against, [])] if options.against else [])]
+    found = [_evaluated(run, interventions, suite, options) for run, interventions in runs]
     differences = []
     if options.against:
-        one, other = (results_folder(run) for run in runs)
+        one, other = (results_folder(*run) for run in runs)
         differences = [paired(one, other, result.task, result.metric) for result in found[0]]
         differences += [average(differences)] if len(differences) > 1 else []
     if options.json:
         content = [[asdict(result) for result in results] for results in found]
         print(json.dumps({"results": content, "differences": [asdict(d) for d in differences]}))
         return
-    _print(runs, found, differences)
+    names = [_name(Path(run.name), interventions) for run, interventions in runs]
+    names = names if len(set(names)) == len(names) else [_name(*run) for run in runs]
+    _print(names, found, differences)
 
 
-def results_folder(run: Path) -> Path:
-    """Where a run keeps what evaluations found."""
+def results_folder(run: Path, interventions: list[Path]) -> Path:
+    """Where a run keeps what evaluations found, without or with interventions."""
     from prism_lightning.exported import run_directory
 
-    return run_directory(run) / "evaluation"
+    return run_directory(run) / "evaluation" / "+".join(path.stem for path in interventions)
 
 
-def _evaluated(run: Path, suite: dict[str, Any], options: argparse.Namespace) -> list[TaskResult]:
+def _name(run: Path, interventions: list[Path]) -> str:
+    return " + ".join([str(run), *(path.stem for path in interventions)])
+
+
+def _evaluated(
+    run: Path, interventions: list[Path], suite: dict[str, Any], options: argparse.Namespace
+) -> list[TaskResult]:
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.evaluation.evaluator import run_suite
     from prism_lightning.evaluation.harness import PrismHarnessModel
     from prism_lightning.evaluation.tasks import build_tasks
     from prism_lightning.explaining import console
-    from prism_lightning.exported import load_exported, run_directory
+    from prism_lightning.exported import run_directory
+    from prism_lightning.interventions.intervention import load_with
     from prism_lightning.progress import Progressing
 
     @cache
@@ -85,8 +96,9 @@ def _evaluated(run: Path, suite: dict[str, Any], options: argparse.Namespace) ->
 
         return data_of(run_directory(run)).validation.texts()
 
-    model, tokenizer = load_exported(run)
+    model, tokenizer = load_with(run, interventions)
     identity = {"model": model_fingerprint(model), "data_dir": str(options.data_dir) if options.data_dir else None}
+    identity |= {"factors": model.config.factors} if model.factors else {}
     tasks = build_tasks(suite, options.data_dir, texts)
     progress = Progressing()
 
@@ -96,20 +108,19 @@ def _evaluated(run: Path, suite: dict[str, Any], options: argparse.Namespace) ->
 
     def finished(result: TaskResult) -> None:
         if not console.is_terminal and not options.json:
-            print(f"{run} {result.task}: {result.metric} {result.value:.4f}, {result.seconds:.1f} s", flush=True)
+            scored = f"{result.metric} {result.value:.4f}, {result.seconds:.1f} s"
+            print(f"{_name(run, interventions)} {result.task}: {scored}", flush=True)
 
     with progress.bar:
         bridge = PrismHarnessModel(model=model, tokenizer=tokenizer, batch_tokens=options.batch_tokens, report=report)
-        return run_suite(bridge, suite, tasks, results_folder(run), identity, options.limit, finished)
+        return run_suite(bridge, suite, tasks, results_folder(run, interventions), identity, options.limit, finished)
 
 
-def _print(runs: list[Path], found: list[list[TaskResult]], differences: list[Difference]) -> None:
+def _print(names: list[str], found: list[list[TaskResult]], differences: list[Difference]) -> None:
     from rich.table import Table
 
     from prism_lightning.explaining import console
 
-    names = [run.name for run in runs]
-    names = names if len(set(names)) == len(names) else [str(run) for run in runs]
     table = Table("task", "metric", "chance", *names, "items", "cut", show_edge=False)
     for number, result in enumerate(found[0]):
         scores = [_score(results[number]) for results in found]

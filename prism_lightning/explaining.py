@@ -31,7 +31,7 @@ class ExplainedToken:
     log_probability: float
     logit: float
     residual: float
-    prototypes: list[dict[str, Any]]  # id, activation, contribution, promotes
+    prototypes: list[dict[str, Any]]  # id, activation, factor, contribution, promotes
 
     @property
     def total(self) -> float:
@@ -90,17 +90,17 @@ def explain_ids(
     for position in range(max(1, first), len(ids)):
         row = position - 1
         terms = []
-        for index, activation, contribution in zip(
+        for index, activation, factor, contribution in zip(
             split.prototypes_BTk[0, row].tolist(),
             split.activations_BTk[0, row].tolist(),
+            split.factors_BTk[0, row].tolist(),
             split.contributions_BTk[0, row].tolist(),
             strict=True,
         ):
             if index not in promotes:
                 promotes[index] = [decoded(tokenizer, [t]) for t in promoted_tokens(model, index, promoted)]
-            terms.append(
-                {"id": index, "activation": activation, "contribution": contribution, "promotes": promotes[index]}
-            )
+            term = {"id": index, "activation": activation, "factor": factor, "contribution": contribution}
+            terms.append(term | {"promotes": promotes[index]})
         explained.append(
             ExplainedToken(
                 position=position,
@@ -138,7 +138,7 @@ def explanation_table(tokens: list[ExplainedToken]) -> Table:
     for number, token in enumerate(tokens):
         largest = max(abs(value) for value in (token.residual, *(p["contribution"] for p in token.prototypes))) or 1.0
         rows = [
-            (str(p["id"]), f"{p['activation']:.3f}", _bar(p["contribution"], largest), _words(p["promotes"]))
+            (_scaled(p), f"{p['activation']:.3f}", _bar(p["contribution"], largest), _words(p["promotes"]))
             for p in token.prototypes
         ]
         rows.append(("residual", "", _bar(token.residual, largest), Text("unexplained part", style="dim")))
@@ -155,6 +155,11 @@ def explanation_table(tokens: list[ExplainedToken]) -> Table:
 def visible(text: str, keep: str = "") -> str:
     """Text that is safe to show: control characters, which could steer a terminal, written out, except those kept."""
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def _scaled(prototype: dict[str, Any]) -> str:
+    """Its number, and the factor that an intervention gives it."""
+    return str(prototype["id"]) + (f" x {prototype['factor']:g}" if prototype["factor"] != 1 else "")
 
 
 def _words(words: list[str]) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.spaces import open_index
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.errors import UserError
-from prism_lightning.exported import load_exported
+from prism_lightning.explaining import console
+from prism_lightning.exported import load_exported, run_directory
+from prism_lightning.models import PrismForCausalLM
 from prism_lightning.progress import Progressing
 from prism_lightning.recipes import compose, split_arguments
 from prism_lightning.settings import problems_in
@@ -71,6 +74,26 @@ def data_of(run: Path) -> TextData:
     data, _, _ = _parsed(compose(recipe, []), str(recipe))
     data.setup()
     return data
+
+
+def own_index(run: Path, model: PrismForCausalLM) -> Path:
+    """The index of the model's own prototypes, RUN/prototypes, built where it is not there yet.
+
+    Raises:
+        UserError: a dense model, or as `data_of` and `Builder`.
+    """
+    folder = run_directory(run) / "prototypes"
+    settings, progress = IndexSettings(dictionary="model"), Progressing()
+
+    def report(what: str, done: int, total: int) -> None:
+        if console.is_terminal:  # elsewhere stdout is for the answer
+            progress(what, done, total)
+
+    if not (folder / "manifest.json").is_file():
+        print(f"looking once through the training data for the model's own prototypes: {folder}", file=sys.stderr)
+    with progress.bar:
+        Builder(model, data_of(run_directory(run)).train, settings, folder, report).build()
+    return folder
 
 
 def summary(index: Index) -> str:

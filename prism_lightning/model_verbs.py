@@ -1,4 +1,4 @@
-"""The verbs that need only a trained model: generate and explain."""
+"""The verbs that need only a trained model: generate, explain and export."""
 
 from __future__ import annotations
 
@@ -17,9 +17,23 @@ def model_parser(verb: str, description: str, **settings: Any) -> argparse.Argum
     return parser
 
 
+def steered_parser(verb: str, description: str, **settings: Any) -> argparse.ArgumentParser:
+    """The same, of a verb that applies interventions."""
+    parser = model_parser(verb, description, **settings)
+    parser.add_argument(
+        "--intervention",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="apply these files of `suppress` or `calibrate`; factors of the same prototype are multiplied",
+    )
+    return parser
+
+
 def generate(arguments: list[str]) -> None:
     """Continue a prompt and print prompt and continuation."""
-    parser = model_parser("generate", "Continue a prompt with a trained model.")
+    parser = steered_parser("generate", "Continue a prompt with a trained model.")
     parser.add_argument("--prompt", required=True, help="text to continue")
     parser.add_argument("--max_new_tokens", type=int, default=100, help="tokens to add at most (default 100)")
     parser.add_argument(
@@ -34,9 +48,9 @@ def generate(arguments: list[str]) -> None:
 
     from prism_lightning.errors import UserError
     from prism_lightning.explaining import check_length, visible
-    from prism_lightning.exported import load_exported
+    from prism_lightning.interventions.intervention import load_with
 
-    model, tokenizer = load_exported(options.ckpt_path)
+    model, tokenizer = load_with(options.ckpt_path, options.intervention)
     prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt")
     length = prompt["input_ids"].shape[1]
     if length == 0:
@@ -60,7 +74,7 @@ def generate(arguments: list[str]) -> None:
 
 def explain(arguments: list[str]) -> None:
     """Print which prototypes made each token of a text, or of a continuation, likely."""
-    parser = model_parser(
+    parser = steered_parser(
         "explain",
         "Split the logit of each token exactly into one term per active prototype and a residual.",
     )
@@ -78,9 +92,9 @@ def explain(arguments: list[str]) -> None:
         explain_text,
         explanation_table,
     )
-    from prism_lightning.exported import load_exported
+    from prism_lightning.interventions.intervention import load_with
 
-    model, tokenizer = load_exported(options.ckpt_path)
+    model, tokenizer = load_with(options.ckpt_path, options.intervention)
     if options.text is not None:
         tokens = explain_text(model, tokenizer, options.text, promoted=options.promoted)
     else:
@@ -89,3 +103,21 @@ def explain(arguments: list[str]) -> None:
         print(json.dumps([token.as_dict() for token in tokens]))
     else:
         console.print(explanation_table(tokens))
+
+
+def export(arguments: list[str]) -> None:
+    """Write a Hugging Face folder of a model with interventions applied."""
+    parser = steered_parser("export", "Write a model with its interventions as a Hugging Face folder of its own.")
+    parser.add_argument("--out", type=Path, required=True, help="the folder; it must not exist")
+    options = parser.parse_args(arguments)
+
+    from prism_lightning.errors import UserError
+    from prism_lightning.exported import save_exported
+    from prism_lightning.interventions.intervention import load_with
+
+    if options.out.exists():
+        raise UserError(f"--out {options.out} exists: give a new folder")
+    model, tokenizer = load_with(options.ckpt_path, options.intervention)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_exported(model, tokenizer, options.out)
+    print(f"wrote {options.out}: {len(model.factors)} prototypes scaled")

@@ -166,24 +166,49 @@ class Attributor:
         ids_T = torch.tensor(ids, device=self.model.device)
         z_QD = self.model.hidden_states(ids_T[None, :-1])[0, first - 1 :]
         head_VD, targets_Q = self.model.lm_head.weight, ids_T[first:]
+        steered_QD = self.model.steered(z_QD)  # what is said follows from these, which prototypes are active from z
         if other_Q is not None:
-            loss_Q = (z_QD * contrast_gradient(head_VD, targets_Q, other_Q)).sum(-1)
+            loss_Q = (steered_QD * contrast_gradient(head_VD, targets_Q, other_Q)).sum(-1)
         else:
-            loss_Q = token_losses(head_VD, z_QD, targets_Q)
+            loss_Q = token_losses(head_VD, steered_QD, targets_Q)
         in_space = self._hidden if isinstance(self.index, HiddenIndex) else self._logits
-        return QueryTokens(ids, positions, z_QD, loss_Q, in_space(z_QD, targets_Q, other_Q, loss_Q))
+        records = in_space(self._assigned(z_QD), z_QD, steered_QD, targets_Q, other_Q, loss_Q)
+        return QueryTokens(ids, positions, z_QD, loss_Q, records)
 
-    def _hidden(self, z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None, loss_Q: Tensor) -> Records:
+    def _assigned(self, z_QD: Tensor) -> tuple[Tensor, Tensor]:
+        """Prototypes and activations; of the model's own, as the factors of an intervention scale them."""
+        indices_Qk, activations_Qk = self.dictionary.assign(z_QD)
+        if self.index.manifest["settings"]["dictionary"] == "model":
+            activations_Qk = activations_Qk * self.model.factors_K()[indices_Qk]
+        return indices_Qk, activations_Qk
+
+    def _hidden(
+        self,
+        assigned: tuple[Tensor, Tensor],
+        z_QD: Tensor,
+        steered_QD: Tensor,
+        targets_Q: Tensor,
+        other_Q: Tensor | None,
+        loss_Q: Tensor,
+    ) -> Records:
         assert isinstance(self.index, HiddenIndex)
         head_VD = self.model.lm_head.weight
         if other_Q is not None:
             delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
         else:
-            mean_QD = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_QD)])
+            mean_QD = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, steered_QD)])
             delta_QD = loss_gradient(head_VD, mean_QD, targets_Q)
-        return records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path)
+        return records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path, assigned=assigned)
 
-    def _logits(self, z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None, loss_Q: Tensor) -> LogitRecords:
+    def _logits(
+        self,
+        assigned: tuple[Tensor, Tensor],
+        z_QD: Tensor,
+        steered_QD: Tensor,
+        targets_Q: Tensor,
+        other_Q: Tensor | None,
+        loss_Q: Tensor,
+    ) -> LogitRecords:
         head_VD = self.model.lm_head.weight
         if other_Q is not None:
             targets_Qc = torch.stack([targets_Q, other_Q], 1)
@@ -191,8 +216,8 @@ class Attributor:
         else:
             # What opposes a token are tokens that said something else where it was likely.
             competitors = min(COMPETITORS, len(head_VD) - 1) if self.opposing else 0
-            targets_Qc, residuals_Qc = residuals(head_VD, z_QD, targets_Q, competitors, loss_Q)
-        return LogitRecords(*self.dictionary.assign(z_QD), targets_Qc, residuals_Qc)
+            targets_Qc, residuals_Qc = residuals(head_VD, steered_QD, targets_Q, competitors, loss_Q)
+        return LogitRecords(*assigned, targets_Qc, residuals_Qc)
 
     def query(self, asked: QueryTokens, which: slice) -> Query:
         """The index's question about some of the tokens, summed."""

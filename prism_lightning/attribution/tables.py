@@ -76,17 +76,25 @@ def marked(token: TrainingToken) -> Text:
 
 
 def print_cards(cards: list[PrototypeCard]) -> None:
-    """A table of prototypes."""
-    table = Table("prototype", "used by", "promotes", "cosine", "where", "nearest training tokens", show_edge=False)
+    """A table of prototypes: label, promoted and demoted tokens, and tokens of each group."""
+    table = Table("prototype", "", "cosine", "where", "training tokens", show_edge=False)
     for card in cards:
         table.add_section()
-        promotes = Text(" ".join(f"“{visible(word)}”" for word in card.promotes), overflow="ellipsis", no_wrap=True)
-        head = (str(card.prototype), f"{card.usage:,} ({card.usage_share:.3%})", promotes)
-        if not card.nearest:
-            table.add_row(*head, "", "", Text("never active in the training data", style="dim"))
-        for number, token in enumerate(card.nearest):
-            cells = head if number == 0 else ("", "", "")
-            table.add_row(*cells, f"{token.influence:.3f}", _source(token.source), marked(token))
+        if card.dead:
+            table.add_row(str(card.prototype), "", "", "", Text("dead: never active in the training data", style="dim"))
+            continue
+        label = card.label
+        shares = (label.says_share_top, label.says_share_middle, label.says_share_random)
+        fits = Text(f" fits {shares[0]:.0%} of the top, {shares[1]:.0%} middle, {shares[2]:.0%} random", style="dim")
+        named = Text(visible(str(label)), style="bold").append_text(fits)
+        table.add_row(str(card.prototype), "says", "", f"{card.usage:,} uses ({card.usage_share:.3%})", named)
+        for name, words in (("promotes", card.promotes), ("demotes", card.demotes)):
+            shown = " ".join(f"“{visible(word)}”" for word in words)
+            table.add_row("", name, "", "", Text(shown, overflow="ellipsis", no_wrap=True))
+        for group, tokens in card.examples.items():
+            for number, token in enumerate(tokens):
+                name = group if number == 0 else ""
+                table.add_row("", name, f"{token.influence:.3f}", _source(token.source), marked(token))
     console.print(table)
 
 

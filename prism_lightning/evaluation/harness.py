@@ -89,7 +89,7 @@ class PrismHarnessModel(HFLM):
             whole = context + continuation
             self.cut += len(whole) > self.max_length + 1
             groups.setdefault(tuple(whole[-(self.max_length + 1) : -1]), []).append(number)
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        found: list[Any] = [None] * len(requests)
         done = 0
         for batch in self._batches(sorted(groups, key=lambda ids: (-len(ids), ids))):
             asked = [(row, number) for row, ids in enumerate(batch) for number in groups[ids]]
@@ -107,10 +107,22 @@ class PrismHarnessModel(HFLM):
             yield rows[first : first + count]
             first += count
 
-    @torch.inference_mode()
     def _answers(
         self, batch: list[tuple[int, ...]], asked: list[tuple[int, int]], requests: list[Request]
-    ) -> list[tuple[float, bool]]:
+    ) -> list[Any]:
+        """For each row and number of a request in `asked`, what `loglikelihood` returns of it."""
+        started = time.perf_counter()
+        z_nD, targets_n, lengths = self.states(batch, asked, requests)
+        scores_n, greedy_n = self._scored(z_nD, targets_n)
+        self.model_seconds += time.perf_counter() - started
+        sums = [part.sum().item() for part in scores_n.split(lengths)]
+        return list(zip(sums, [bool(part.all()) for part in greedy_n.split(lengths)], strict=True))
+
+    @torch.inference_mode()
+    def states(
+        self, batch: list[tuple[int, ...]], asked: list[tuple[int, int]], requests: list[Request]
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Hidden states and targets of all continuations asked for, one behind the other, and the length of each."""
         longest = len(batch[0])
         # Causal attention never looks at what is padded on the right.
         ids_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in batch], device=self.device)
@@ -125,18 +137,15 @@ class PrismHarnessModel(HFLM):
             positions += range(end - len(continuation), end)
             targets += continuation
             lengths.append(len(continuation))
-        started = time.perf_counter()
         z_nD = self.prism.hidden_states(ids_BT)[rows, positions]
-        scores_n, greedy_n = self._scored(z_nD, torch.tensor(targets, device=self.device))
-        self.model_seconds += time.perf_counter() - started
-        sums = [part.sum().item() for part in scores_n.split(lengths)]
-        return list(zip(sums, [bool(part.all()) for part in greedy_n.split(lengths)], strict=True))
+        return z_nD, torch.tensor(targets, device=self.device), lengths
 
+    @torch.inference_mode()
     def _scored(self, z_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each target, and whether it is the likeliest token. Interventions belong here."""
+        """Log-probability of each target, and whether it is the likeliest token, interventions applied."""
         scores, greedy = [], []
         for z_CD, targets_C in zip(z_nD.split(HEAD_ROWS), targets_n.split(HEAD_ROWS), strict=True):
-            logits_CV = self.prism.lm_head(z_CD).float()
+            logits_CV = self.prism.lm_head(self.prism.steered(z_CD)).float()
             own_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
             scores.append(own_C - logits_CV.logsumexp(-1))
             greedy.append(logits_CV.argmax(-1) == targets_C)

@@ -16,7 +16,10 @@ from prism_lightning.models.prototypes import selected_dots
 
 @dataclass
 class Decomposition:
-    """logits[y] = residual + sum_k contributions for the chosen token y of every position."""
+    """logits[y] = residual + sum_k contributions for the chosen token y of every position.
+
+    Where the model's prototypes are scaled, so are the logit and the contributions.
+    """
 
     targets_BT: Tensor  # y, the token whose logit is split
     logit_BT: Tensor  # the model's own logit of y
@@ -24,7 +27,8 @@ class Decomposition:
     residual_BT: Tensor  # W_y . r_t
     prototypes_BTk: Tensor  # S_t
     activations_BTk: Tensor  # a_ti
-    contributions_BTk: Tensor  # a_ti W_y . p_i
+    factors_BTk: Tensor  # f_i, 1 where no intervention scales it
+    contributions_BTk: Tensor  # f_i a_ti W_y . p_i
 
     @property
     def total_BT(self) -> Tensor:
@@ -44,12 +48,13 @@ def decompose(model: PrismForCausalLM, input_ids_BT: Tensor, targets_BT: Tensor 
     if model.prototypes is None:
         raise ValueError("this model is dense: it has no prototypes to decompose its logits into")
     z_BTD = model.hidden_states(input_ids_BT)
-    logits_BTV = model.lm_head(z_BTD)
+    logits_BTV = model.lm_head(model.steered(z_BTD))
     targets_BT = logits_BTV.argmax(-1) if targets_BT is None else targets_BT
     z_ND = z_BTD.flatten(0, 1)
     mixture = model.prototypes(z_ND)[0]
     head_ND = model.lm_head.weight[targets_BT.flatten()]
     dots_Nk = selected_dots(head_ND, model.prototypes.weight, mixture.indices_Nk)
+    factors_Nk = model.factors_K()[mixture.indices_Nk]
     shape = (*targets_BT.shape, -1)
     chosen = targets_BT[..., None]
     return Decomposition(
@@ -59,7 +64,8 @@ def decompose(model: PrismForCausalLM, input_ids_BT: Tensor, targets_BT: Tensor 
         residual_BT=(head_ND * (z_ND - mixture.mixture_ND)).sum(-1).view(targets_BT.shape),
         prototypes_BTk=mixture.indices_Nk.view(shape),
         activations_BTk=mixture.activations_Nk.view(shape),
-        contributions_BTk=(mixture.activations_Nk * dots_Nk).view(shape),
+        factors_BTk=factors_Nk.view(shape),
+        contributions_BTk=(factors_Nk * mixture.activations_Nk * dots_Nk).view(shape),
     )
 
 

@@ -27,6 +27,7 @@ from prism_lightning.models.prototypes import (
     PrototypeTerms,
     route_cross_entropy,
 )
+from prism_lightning.models.steering import ScaledTerms
 
 
 class LanguageModelHead(nn.Linear):
@@ -57,7 +58,8 @@ class Objective:
 class PrismForCausalLM(PreTrainedModel, GenerationMixin):
     """Dense baseline (`num_prototypes=0`) or PRISM model; `save_pretrained`, `from_pretrained` and `generate` work.
 
-    Un-suppressed logits are backbone + head in both, computed the same way: prototypes explain them, exactly.
+    Un-suppressed logits are backbone + head in both, computed the same way: prototypes explain them, exactly. Factors
+    on prototypes (`intervene`) are part of the configuration, so an exported model keeps them.
     """
 
     config: PrismConfig
@@ -79,6 +81,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             if config.num_prototypes
             else None
         )
+        self._scaled: ScaledTerms | None = None
         self.post_init()
         # Parameters of decoder and head that multiply each token: all but prototypes and embeddings merely looked up.
         # Counted now, since a sharding strategy empties them later.
@@ -113,6 +116,36 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         """z [B, T, D]: the decoder's final hidden state, after its final norm."""
         return self.backbone(input_ids=input_ids_BT, use_cache=False, **kwargs).last_hidden_state
 
+    def intervene(self, factors: dict[int, float]) -> None:
+        """Multiply prototypes' terms in all logits by these factors from now on; {} leaves every term as it is.
+
+        Raises:
+            UserError: a dense model, a prototype it does not have, or a factor that is no finite number.
+        """
+        self.config.scale(factors)
+        self._scaled = None
+
+    @property
+    def factors(self) -> dict[int, float]:
+        """f_i of the prototypes whose terms are scaled."""
+        return {int(prototype): factor for prototype, factor in (self.config.factors or {}).items()}
+
+    def factors_K(self) -> Tensor:
+        """f of every prototype; 1 where no intervention scales its term."""
+        assert self.prototypes is not None
+        factors_K = torch.ones(self.config.num_prototypes, device=self.device)
+        factors_K[list(self.factors)] = torch.tensor(list(self.factors.values()), device=self.device)
+        return factors_K
+
+    def steered(self, z: Tensor) -> Tensor:
+        """What the head is given for hidden states z [..., D]: themselves, or with some prototypes' terms scaled."""
+        if not self.config.factors:
+            return z
+        assert self.prototypes is not None
+        if self._scaled is None or self._scaled.weight_KD.device != z.device:
+            self._scaled = ScaledTerms(self.prototypes, self.factors_K())
+        return self._scaled(z)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -133,7 +166,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits_BTV = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        logits_BTV = self.lm_head(self.steered(outputs.last_hidden_state[:, -logits_to_keep:]))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size)

@@ -1,0 +1,97 @@
+"""Labels of prototypes from their neighbourhoods alone: which tokens stand there more often than anywhere else.
+
+Shapes: n training tokens in which the prototype is active, N of all, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from prism_lightning.data.store import TokenStore
+
+NAMED = 3  # tokens in either half of a label
+
+
+@dataclass
+class Label:
+    """What stands before its tokens' predictions and what follows, most telling first.
+
+    Attributes:
+        after: tokens that the model has just read, and the share of the neighbourhood that has one of them.
+        says: tokens that follow, and the share that has one of them.
+        says_share_top, says_share_middle, says_share_random: the share of those that follow among the tenth with the
+            largest activations, the tenth around the median, and a tenth drawn at random: a label that only fits the
+            best cases shows here.
+    """
+
+    after: list[str]
+    after_share: float
+    says: list[str]
+    says_share: float
+    says_share_top: float
+    says_share_middle: float
+    says_share_random: float
+
+    def __str__(self) -> str:
+        if not self.says:
+            return "dead"
+        words = " ".join(f"“{word}”" for word in self.says)
+        context = " ".join(f"“{word}”" for word in self.after)
+        return f"{words} ({self.says_share:.0%}) after {context} ({self.after_share:.0%})"
+
+
+class Labeller:
+    """Counts of all tokens of a corpus, and labels against them.
+
+    Args:
+        store: the training split.
+    """
+
+    def __init__(self, store: TokenStore) -> None:
+        self.store = store
+
+    @cached_property
+    def counts_V(self) -> np.ndarray:
+        """How often each token stands in the corpus."""
+        return np.bincount(self.store.tokens)
+
+    def label(self, rows_n: np.ndarray) -> Label:
+        """The label of a neighbourhood.
+
+        Args:
+            rows_n: its tokens by their position, largest activation first; each predicts the token after it.
+        """
+        if not len(rows_n):
+            return Label([], 0.0, [], 0.0, 0.0, 0.0, 0.0)
+        read_n, next_n = self.store.tokens[rows_n], self.store.tokens[rows_n + 1]
+        after, says = self._telling(read_n), self._telling(next_n)
+        said_n = np.isin(next_n, says)
+        tenth = max(1, len(rows_n) // 10)
+        middle = (len(rows_n) - tenth) // 2
+        drawn = np.random.default_rng(0).permutation(len(rows_n))[:tenth]
+        decode = self.store.tokenizer.decode
+        return Label(
+            after=[str(decode([token])) for token in after],
+            after_share=float(np.isin(read_n, after).mean()),
+            says=[str(decode([token])) for token in says],
+            says_share=float(said_n.mean()),
+            says_share_top=float(said_n[:tenth].mean()),
+            says_share_middle=float(said_n[middle : middle + tenth].mean()),
+            says_share_random=float(said_n[drawn].mean()),
+        )
+
+    def of_postings(self, rows_n: np.ndarray, activations_n: np.ndarray) -> Label:
+        """The label of a prototype's list, in any order."""
+        return self.label(rows_n[np.argsort(-activations_n, kind="stable")])
+
+    def _telling(self, tokens_n: np.ndarray) -> list[int]:
+        """Tokens whose count here, times the logarithm of how much more often they stand here, is largest."""
+        here_V = np.bincount(tokens_n, minlength=len(self.counts_V))
+        found = np.flatnonzero(here_V)
+        expected = self.counts_V[found] / self.counts_V.sum() * len(tokens_n)
+        gain = here_V[found] * np.log(here_V[found] / np.maximum(expected, 1e-9))
+        order = np.argsort(-gain, kind="stable")[:NAMED]
+        return [int(found[at]) for at in order if gain[at] > 0]

@@ -1,0 +1,209 @@
+"""The verbs that act on prototypes: suppress and calibrate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prism_lightning.model_verbs import model_parser
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from prism_lightning.interventions.behaviours import Behaviour
+
+SUPPRESS = """examples:
+  suppress --ckpt_path runs/tinystories_prism --words sad cry cried crying --out runs/calm.json
+  suppress --ckpt_path runs/tinystories_prism --with_texts rude.jsonl --without_texts kind.jsonl --out runs/kind.json
+  suppress --ckpt_path runs/tinystories_prism --id 318 77 --words sad --out runs/two.json
+  generate --ckpt_path runs/tinystories_prism --intervention runs/calm.json --prompt "Tom was"
+
+Prototypes are ranked on training documents, their number is chosen on one half of the run's validation documents, and
+what that does is compared with rivals on the other half. OUT.json is the intervention; beside it OUT.md has the
+comparison and a card of every prototype, OUT.png the plot, OUT.details.json every number."""
+
+CALIBRATE = """examples:
+  calibrate --ckpt_path runs/tinystories_prism --suite evals/continuation.yaml --out runs/controllers.json
+  evaluate --ckpt_path runs/tinystories_prism --intervention runs/controllers.json --suite evals/continuation.yaml
+
+Controllers are factors on prototypes, fitted to multiple-choice items and judged on others: a task's own training
+split serves for the fit where it has one, otherwise one half of its documents. OUT.json is the intervention; beside
+it OUT.md has the comparison and what stands behind the largest changes, OUT.png the plot, OUT.details.json all
+numbers."""
+
+
+def suppress(arguments: list[str]) -> None:
+    """Find the prototypes behind a behaviour, write an intervention that removes them, and show what that does."""
+    parser = model_parser(
+        "suppress",
+        "Find the prototypes behind a behaviour and suppress them.",
+        epilog=SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--words", nargs="+", help="the behaviour: texts that have any of these words")
+    parser.add_argument("--with_texts", type=Path, help="the behaviour by example: file of texts that show it ...")
+    parser.add_argument("--without_texts", type=Path, help="... and of texts that do not")
+    parser.add_argument("--id", type=int, nargs="+", help="suppress these prototypes; --words tells what to look for")
+    parser.add_argument("--label", help="suppress all prototypes whose label has this text, as with --id")
+    parser.add_argument("--out", type=Path, required=True, help="the intervention's file, OUT.json")
+    parser.add_argument("--fall", type=float, default=0.8, help="by which the behaviour is to fall (default 0.8)")
+    parser.add_argument("--rise", type=float, default=0.02, help="of perplexity elsewhere, at most (default 0.02)")
+    parser.add_argument("--factor", type=float, default=0.0, help="on the prototypes' terms (default 0, remove them)")
+    parser.add_argument("--documents", type=int, default=2000, help="of the training split, to rank on (default 2000)")
+    parser.add_argument("--prompts", type=int, default=200, help="continued in each comparison (default 200)")
+    parser.add_argument("--new_tokens", type=int, default=96, help="tokens of a continuation (default 96)")
+    parser.add_argument("--draws", type=int, default=20, help="of random prototypes, for comparison (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of continuations and draws (default 0)")
+    options = parser.parse_args(arguments)
+    by_example = options.with_texts is not None or options.without_texts is not None
+    if by_example and (options.with_texts is None or options.without_texts is None):
+        parser.error("examples need --with_texts and --without_texts together")
+    if sum([by_example, options.words is not None and not (options.id or options.label)]) != 1 and not (
+        options.id or options.label
+    ):
+        parser.error("say what to suppress: --words, --with_texts and --without_texts, --id or --label")
+    if (options.id or options.label) and not options.words:
+        parser.error("--id and --label need --words: what to look for in the continuations")
+    for name in ("documents", "prompts", "new_tokens"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be a positive number")
+    _check_out(parser, options.out)
+
+    from prism_lightning.attribution.files import write_json, write_whole
+    from prism_lightning.attribution.identity import model_fingerprint
+    from prism_lightning.explaining import console
+    from prism_lightning.exported import load_exported, run_directory
+    from prism_lightning.indexing import data_of
+    from prism_lightning.interventions.continuing import Sampling
+    from prism_lightning.interventions.intervention import Intervention
+    from prism_lightning.interventions.suppressing import Plan, suppress
+    from prism_lightning.interventions.suppression import Goal
+    from prism_lightning.interventions.suppression_report import comparison_table, markdown, plot, verdict
+    from prism_lightning.interventions.tracing import cards_of, own_attributor, prototypes_labelled
+    from prism_lightning.progress import Progressing
+
+    model, tokenizer = load_exported(options.ckpt_path)
+    data = data_of(run_directory(options.ckpt_path))
+    behaviour, examples = _behaviour(options, tokenizer)
+    given = options.id
+    if options.label:
+        given = prototypes_labelled(own_attributor(options.ckpt_path), options.label)
+    sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
+    plan = Plan(Goal(options.fall, options.rise), options.factor, options.prompts, options.draws, sampling)
+    progress = Progressing()
+    with progress.bar:
+        found = suppress(
+            model,
+            tokenizer,
+            behaviour,
+            examples or data.train.texts()[: options.documents],
+            data.validation.texts(),
+            given,
+            plan,
+            progress,
+            lambda m: console.print(f"{m.name}: rate {m.counts.rate:.1%}, perplexity elsewhere {m.rise:+.2%}"),
+        )
+    cards = cards_of(own_attributor(options.ckpt_path), list(found.factors))
+    command = "python -m prism_lightning suppress " + shlex.join(arguments)
+    origin = {"verb": "suppress", "behaviour": behaviour.name, "command": command, "result": verdict(found)}
+    out = options.out.with_suffix("")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out.with_suffix(".details.json"), found.as_dict() | {"cards": [card.as_dict() for card in cards]})
+    plot(found, out.with_suffix(".png"))
+    write_whole(out.with_suffix(".md"), markdown(found, cards, command, f"{out.name}.png").encode())
+    Intervention(model_fingerprint(model), found.factors, origin).write(options.out)
+    for note in behaviour.notes:
+        console.print(f"note: {note}", markup=False, style="yellow")
+    console.print(comparison_table(found))
+    console.print(verdict(found), markup=False)
+    console.print(f"wrote {options.out}, {out}.md, {out}.png", markup=False)
+
+
+def _check_out(parser: argparse.ArgumentParser, out: Path) -> None:
+    if out.suffix != ".json":
+        parser.error(f"--out {out}: give the name of a file, NAME.json")
+
+
+def _behaviour(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[Behaviour, list[str] | None]:
+    """The behaviour, and the texts that show what it is, where it is told by example."""
+    from prism_lightning.data.sources import local_files
+    from prism_lightning.interventions.behaviours import ExampleBehaviour, WordBehaviour
+
+    if options.words:
+        return WordBehaviour(options.words, tokenizer), None
+    shown, other = (
+        [document.text for document in local_files(str(path), "text").documents()]
+        for path in (options.with_texts, options.without_texts)
+    )
+    return ExampleBehaviour(options.with_texts.stem, shown, other), [*shown, *other]
+
+
+def calibrate(arguments: list[str]) -> None:
+    """Fit controllers to multiple-choice items, write them as an intervention, and show what they gain on others."""
+    parser = model_parser(
+        "calibrate",
+        "Fit controllers: factors on prototypes that make right answers likelier.",
+        epilog=CALIBRATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--suite", nargs="+", type=Path, required=True, help="YAML files of tasks, see evals/*.yaml")
+    parser.add_argument("--tasks", nargs="+", help="only these tasks of the suites")
+    parser.add_argument("--data_dir", type=Path, help="folder with TASK/SPLIT.jsonl (default: the hub)")
+    parser.add_argument("--out", type=Path, required=True, help="the intervention's file, OUT.json")
+    parser.add_argument("--items", type=int, default=2000, help="of each task to fit to, at most (default 2000)")
+    parser.add_argument("--permutations", type=int, default=20, help="fits to random labels (default 20)")
+    parser.add_argument("--traced", type=int, default=10, help="prototypes that the report traces (default 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of splits, folds and random labels (default 0)")
+    options = parser.parse_args(arguments)
+    for name in ("items", "traced"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be a positive number")
+    _check_out(parser, options.out)
+
+    from prism_lightning.attribution.files import write_json, write_whole
+    from prism_lightning.attribution.identity import model_fingerprint
+    from prism_lightning.errors import UserError
+    from prism_lightning.evaluation.suites import load_suites
+    from prism_lightning.explaining import console
+    from prism_lightning.exported import load_exported, run_directory
+    from prism_lightning.indexing import data_of
+    from prism_lightning.interventions.calibration_report import details, gain_table, markdown, plot, traces
+    from prism_lightning.interventions.controllers import calibrate
+    from prism_lightning.interventions.intervention import Intervention
+    from prism_lightning.interventions.items import split_items
+    from prism_lightning.interventions.tracing import cards_of, own_attributor
+    from prism_lightning.progress import Progressing
+
+    model, tokenizer = load_exported(options.ckpt_path)
+    if model.prototypes is None:
+        raise UserError(f"{options.ckpt_path} is dense: it has no prototypes to control; give a PRISM model")
+    suite = load_suites(options.suite, options.tasks)
+    progress = Progressing()
+    with progress.bar:
+        calibration, held_out = split_items(
+            model,
+            tokenizer,
+            suite,
+            options.data_dir,
+            lambda: data_of(run_directory(options.ckpt_path)).validation.texts(),
+            options.items,
+            options.seed,
+            progress,
+        )
+        found = calibrate(model, calibration, held_out, options.seed, options.permutations, progress)
+    traced = traces(model, held_out, found, options.traced)
+    cards = cards_of(own_attributor(options.ckpt_path), list(traced))
+    command = "python -m prism_lightning calibrate " + shlex.join(arguments)
+    origin = {"verb": "calibrate", "tasks": list(suite), "command": command, "penalty": found.controllers.penalty}
+    out = options.out.with_suffix("")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out.with_suffix(".details.json"), details(found, calibration, held_out, traced, cards))
+    plot(found, out.with_suffix(".png"))
+    content = markdown(found, calibration, held_out, traced, cards, command, f"{out.name}.png")
+    write_whole(out.with_suffix(".md"), content.encode())
+    Intervention(model_fingerprint(model), found.controllers.factors, json.loads(json.dumps(origin))).write(options.out)
+    console.print(gain_table(found))
+    console.print(f"wrote {options.out}, {out}.md, {out}.png", markup=False)

@@ -1,0 +1,255 @@
+"""Controllers: factors 1 + theta_i on prototypes, fitted to multiple-choice items (method, section 5).
+
+The log-likelihood of an answer is linear in theta to first order, with the slope -sum_t a_ti delta_t . p_i, so that a
+conditional logit over answers is convex in theta. What the fit finds is judged exactly, on other items.
+
+Shapes: n answer tokens, A answers, K prototypes, D hidden size, k active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from prism_lightning.attribution.records import head_chunks, loss_gradient
+from prism_lightning.interventions.answers import Answers
+from prism_lightning.interventions.choice_model import Choices, cross_validated, fit
+from prism_lightning.interventions.suppression import Z95, scaled
+from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.prototypes import selected_dots
+from prism_lightning.models.steering import ScaledTerms
+
+STEPS = (1.0, 0.5, 0.25, 0.0)  # of theta; the first order holds near 0 alone
+LEAST_CHANGE = 1e-3  # of a factor that is kept
+
+
+@dataclass
+class Gain:
+    """Accuracy on held-out items, and paired with that of the model as it is.
+
+    Attributes:
+        name: of what was done.
+        accuracy: share of items.
+        gain, error: mean difference item by item, and its standard error.
+        items: how many.
+    """
+
+    name: str
+    accuracy: float
+    gain: float
+    error: float
+    items: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, normal."""
+        return self.gain - Z95 * self.error, self.gain + Z95 * self.error
+
+
+def gain(name: str, correct: np.ndarray, plain: np.ndarray) -> Gain:
+    """Of one set of answers over another, item by item."""
+    difference = correct.astype(float) - plain.astype(float)
+    error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else float("nan")
+    return Gain(name, float(correct.mean()), float(difference.mean()), error, len(difference))
+
+
+def target_of(answers: Answers) -> np.ndarray:
+    """1 [A] for the right answer of every item; several right ones share it."""
+    return answers.right_A / np.maximum(1, np.bincount(answers.item_A, answers.right_A))[answers.item_A]
+
+
+@torch.no_grad()
+def slopes(model: PrismForCausalLM, answers: Answers) -> csr_matrix:
+    """Derivatives [A, K] of every answer's score with respect to every theta, at 0."""
+    assert model.prototypes is not None
+    size, head_VD = model.config.num_prototypes, model.lm_head.weight
+    terms = ScaledTerms(model.prototypes, torch.ones(size, device=head_VD.device))
+    z_nD, targets_n = answers.z_nD.to(head_VD.device), answers.targets_n.to(head_VD.device)
+    indices_nk, activations_nk = terms.assign(z_nD)
+    delta_nD = torch.cat(
+        [loss_gradient(head_VD, chunk.mean_CD, targets_n[chunk.rows]) for chunk in head_chunks(head_VD, z_nD)]
+    )
+    values_nk = -(activations_nk * selected_dots(delta_nD, model.prototypes.weight, indices_nk)).double().cpu().numpy()
+    rows_nk = np.repeat(answers.answer_n[:, None], indices_nk.shape[1], 1)
+    values_nk /= answers.length_A[rows_nk]
+    places = (rows_nk.ravel(), indices_nk.cpu().numpy().ravel())
+    return csr_matrix((values_nk.ravel(), places), shape=(len(answers.item_A), size))
+
+
+@dataclass
+class Controllers:
+    """A fitted theta.
+
+    Attributes:
+        theta: of the prototypes that it changes.
+        penalty: kind and strength that cross-validation chose.
+        weight: b, of the model's own log-likelihoods.
+        step: the share of the fitted theta that was kept.
+    """
+
+    theta: dict[int, float]
+    penalty: tuple[str, float]
+    weight: float
+    step: float
+
+    @property
+    def factors(self) -> dict[int, float]:
+        """1 + theta."""
+        return {prototype: 1 + value for prototype, value in self.theta.items()}
+
+
+def fit_controllers(model: PrismForCausalLM, answers: Answers, target_A: np.ndarray, seed: int) -> Controllers:
+    """Fit theta to items.
+
+    Args:
+        model: a PRISM model.
+        answers: of the calibration items.
+        target_A: which answers are to be chosen.
+        seed: of the folds.
+    """
+    scores_A = answers.log_likelihoods(model)
+    choices = Choices(scores_A, slopes(model, answers), answers.item_A, target_A)
+    penalty = cross_validated(choices, seed)
+    weight, eta_K = fit(choices, *penalty)
+    theta_K = eta_K / max(weight, 1e-6)
+    # Where the first order leads astray, half of it may still help: the loss under the factors decides, b fitted anew.
+    losses = []
+    for step in STEPS:
+        with scaled(model, _factors(step * theta_K)):
+            exact = Choices(answers.log_likelihoods(model), np.zeros((len(scores_A), 0)), answers.item_A, target_A)
+        losses.append(exact.loss(*fit(exact, "l2", 0.0))[0])
+    step = STEPS[int(np.argmin(losses))]
+    theta = {prototype: factor - 1 for prototype, factor in _factors(step * theta_K).items()}
+    return Controllers(theta, penalty, weight, step)
+
+
+def _factors(theta_K: np.ndarray) -> dict[int, float]:
+    return {int(i): 1 + float(theta_K[i]) for i in np.flatnonzero(np.abs(theta_K) > LEAST_CHANGE)}
+
+
+def correct_with(model: PrismForCausalLM, answers: Answers, factors: dict[int, float]) -> np.ndarray:
+    """Which items are right with these factors on top of the model's own."""
+    with scaled(model, factors):
+        return answers.correct(answers.log_likelihoods(model))
+
+
+def rivals(model: PrismForCausalLM, calibration: Answers, held_out: Answers, seed: int) -> dict[str, np.ndarray]:
+    """Which held-out items are right after cheaper calibrations with the same items.
+
+    Temperature and bias: p(c) ~ exp(b s_c + the bias of place c). Logistic regression on z: p(c) ~ exp(b s_c + w . the
+    mean hidden state of the answer's tokens).
+    """
+    found = {}
+    for name, features in (("temperature and bias", _places), ("logistic regression on z", _means)):
+        scores = [answers.log_likelihoods(model) for answers in (calibration, held_out)]
+        x, x_held_out = _scaled(features(calibration), features(held_out))
+        choices = Choices(scores[0], x, calibration.item_A, target_of(calibration))
+        weight, eta_F = fit(choices, *cross_validated(choices, seed))
+        found[name] = held_out.correct(weight * scores[1] + x_held_out @ eta_F)
+    return found
+
+
+def _places(answers: Answers) -> np.ndarray:
+    """One-hot [A, 8]: the place of each answer among its item's, as far as the eighth."""
+    starts = np.searchsorted(answers.item_A, answers.item_A)
+    return np.eye(8)[np.minimum(7, np.arange(len(answers.item_A)) - starts)]
+
+
+def _means(answers: Answers) -> np.ndarray:
+    """Mean hidden state [A, D] of every answer's tokens."""
+    z_nD = answers.z_nD.double().numpy()
+    sums_AD = np.zeros((len(answers.item_A), z_nD.shape[1]))
+    np.add.at(sums_AD, answers.answer_n, z_nD)
+    return sums_AD / np.maximum(1, np.bincount(answers.answer_n, minlength=len(sums_AD)))[:, None]
+
+
+def _scaled(x_AF: np.ndarray, other_AF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of mean 0 and deviation 1 by the first."""
+    mean_F, deviation_F = x_AF.mean(0), np.maximum(x_AF.std(0), 1e-9)
+    return (x_AF - mean_F) / deviation_F, (other_AF - mean_F) / deviation_F
+
+
+@dataclass
+class Calibration:
+    """What `calibrate` found; everything on held-out items.
+
+    Attributes:
+        controllers: fitted.
+        gains: by task and "all": the model as it is, controllers, rivals.
+        permuted: gains of controllers fitted to labels drawn at random.
+        fixed, broken: held-out items that are right only with, and only without, the controllers.
+    """
+
+    controllers: Controllers
+    gains: dict[str, list[Gain]]
+    permuted: list[float]
+    fixed: list[int]
+    broken: list[int]
+
+
+def calibrate(
+    model: PrismForCausalLM,
+    calibration: Answers,
+    held_out: Answers,
+    seed: int,
+    permutations: int,
+    report: Callable[[str, int, int], Any] = lambda *_: None,
+) -> Calibration:
+    """Fit on one set of items, judge on another.
+
+    Args:
+        model: a PRISM model.
+        calibration, held_out: items that share none.
+        seed: of folds and permuted labels.
+        permutations: fits to labels drawn at random.
+        report: hears what is done.
+    """
+    plain = correct_with(model, held_out, {})
+    report("fitting", 0, 2 + permutations)
+    controllers = fit_controllers(model, calibration, target_of(calibration), seed)
+    ways = {"as it is": plain, "controllers": correct_with(model, held_out, controllers.factors)}
+    report("fitting", 1, 2 + permutations)
+    ways |= rivals(model, calibration, held_out, seed)
+    report("fitting", 2, 2 + permutations)
+    generator, permuted = np.random.default_rng(seed), []
+    for number in range(permutations):
+        found = fit_controllers(model, calibration, _permuted(calibration, generator), seed)
+        permuted.append(float((correct_with(model, held_out, found.factors).astype(float) - plain).mean()))
+        report("fitting", 3 + number, 2 + permutations)
+    tasks = np.array([name.rsplit(" ", 1)[0] for name in held_out.names])
+    groups = {str(task): tasks == task for task in dict.fromkeys(tasks.tolist())}
+    groups |= {"all": np.ones(len(tasks), dtype=bool)} if len(groups) > 1 else {}
+    gains = {task: [gain(name, right[of], plain[of]) for name, right in ways.items()] for task, of in groups.items()}
+    changed = ways["controllers"].astype(int) - plain.astype(int)
+    return Calibration(
+        controllers, gains, permuted, np.flatnonzero(changed > 0).tolist(), np.flatnonzero(changed < 0).tolist()
+    )
+
+
+def _permuted(answers: Answers, generator: np.random.Generator) -> np.ndarray:
+    """A target for every item, drawn at random among its answers."""
+    target_A = np.zeros(len(answers.item_A))
+    starts = np.flatnonzero(np.diff(answers.item_A, prepend=-1))
+    sizes = np.diff(np.append(starts, len(answers.item_A)))
+    target_A[starts + generator.integers(0, sizes)] = 1.0
+    return target_A
+
+
+def responsible(
+    model: PrismForCausalLM, answers: Answers, items: list[int], factors: dict[int, float], prototypes: list[int]
+) -> dict[int, list[int]]:
+    """For each prototype, those of some items whose outcome is another without its factor, the others kept."""
+    found: dict[int, list[int]] = {prototype: [] for prototype in prototypes}
+    if not items:
+        return found
+    some = answers.of(items)
+    outcome = correct_with(model, some, factors)
+    for prototype in prototypes:
+        without = correct_with(model, some, {i: factor for i, factor in factors.items() if i != prototype})
+        found[prototype] = [item for item, differs in zip(items, without != outcome, strict=True) if differs]
+    return found

@@ -1,0 +1,86 @@
+"""Items to fit controllers to, and others to judge them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.task import ConfigurableTask
+from transformers import PreTrainedTokenizerFast
+
+from prism_lightning.errors import UserError
+from prism_lightning.evaluation.suites import SuiteTask
+from prism_lightning.evaluation.tasks import build_tasks
+from prism_lightning.interventions.answers import AnswerRecorder, Answers, joined, record
+from prism_lightning.models import PrismForCausalLM
+
+LEAST_ITEMS = 40  # of either side, over all tasks
+
+
+def split_items(
+    model: PrismForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    suite: dict[str, SuiteTask],
+    data_dir: Path | None,
+    texts: Callable[[], list[str]],
+    items: int,
+    seed: int,
+    report: Callable[[str, int, int], None],
+) -> tuple[Answers, Answers]:
+    """Items of a suite's tasks for the fit and for the judgement, none in both.
+
+    A task of the harness that has a training split gives items of that for the fit, and all of those it is scored on
+    for the judgement; another is divided at random. Tasks made from held-out documents are made from one half of
+    these and from the other, so that not even a wrong answer is in both.
+
+    Args:
+        model, tokenizer: as exported.
+        suite, data_dir, texts: as `build_tasks` takes them.
+        items: of each task for the fit, at most.
+        seed: of the division.
+        report: hears of the forward passes.
+
+    Raises:
+        UserError: as `build_tasks` and `record`, or too few items.
+    """
+    bridge = AnswerRecorder(model=model, tokenizer=tokenizer, report=report)
+    own = {name: settings for name, settings in suite.items() if settings.kind != "harness"}
+    tasks = build_tasks({n: s for n, s in suite.items() if n not in own}, data_dir, texts)
+    halves: list[dict[str, ConfigurableTask]] = []
+    if own:
+        documents = texts()
+        order = np.random.default_rng(seed).permutation(len(documents))
+        for part in (order[: len(order) // 2], order[len(order) // 2 :]):
+            chosen = [documents[number] for number in sorted(part.tolist())]
+            halves.append(build_tasks(own, data_dir, lambda chosen=chosen: chosen))  # type: ignore[misc]
+    sides: list[list[Answers]] = [[], []]
+    for name, settings in suite.items():
+        if name in own:
+            docs = [list(half[name].eval_docs) for half in halves]
+            both = [(half[name], found) for half, found in zip(halves, docs, strict=True)]
+        else:
+            both = [(tasks[name], found) for found in _divided(tasks[name], seed)]
+        both[0] = (both[0][0], both[0][1][:items])
+        for side, (task, found) in zip(sides, both, strict=True):
+            side.append(record(bridge, name, task, found, settings.metric))
+    fit, judged = joined(sides[0]), joined(sides[1])
+    if min(fit.items, judged.items) < LEAST_ITEMS:
+        raise UserError(
+            f"{fit.items} items to fit controllers to and {judged.items} to judge them on: {LEAST_ITEMS} of each are"
+            " needed; give tasks with more documents"
+        )
+    return fit, judged
+
+
+def _divided(task: ConfigurableTask, seed: int) -> list[list[dict[str, Any]]]:
+    """A task's documents for the fit and for the judgement."""
+    judged = list(task.eval_docs)
+    if task.has_training_docs():
+        training = list(task.training_docs())
+        order = np.random.default_rng(seed).permutation(len(training)).tolist()
+        return [[training[number] for number in order], judged]
+    order = np.random.default_rng(seed).permutation(len(judged))
+    half = len(order) // 2
+    return [[judged[number] for number in sorted(part.tolist())] for part in (order[:half], order[half:])]

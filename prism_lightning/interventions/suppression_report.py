@@ -1,0 +1,188 @@
+"""What `suppress` shows: a table in the terminal, a Markdown report with the traced prototypes, and a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from prism_lightning.attribution.inspection import PrototypeCard
+from prism_lightning.interventions.suppressing import Suppression
+from prism_lightning.interventions.suppression import Measured
+from prism_lightning.interventions.tracing import as_markdown
+
+HEADERS = (
+    "",
+    "prototypes",
+    "rate",
+    "95 %",
+    "falls by",
+    "95 %",
+    "perplexity without it",
+    "rises by",
+    "95 %",
+    "distinct 1 / 2 / 3",
+    "repeated",
+    "loss of its text",
+)
+
+
+def compared(found: Suppression) -> list[list[str]]:
+    """Rows of the comparison on fresh prompts; the random draws as their mean and range."""
+    plain, suppressed, biased, *draws = found.fresh
+    rows = [_row(measured) for measured in (plain, suppressed, biased)]
+    if draws:
+        falls, rises = [d.fall for d in draws], [d.rise for d in draws]
+        rates = [d.counts.rate for d in draws]
+        distinct = (float(np.mean([d.counts.distinct[size] for d in draws])) for size in (1, 2, 3))
+        rows.append(
+            [
+                f"{len(draws)} random draws of equal usage, mean and range",
+                f"{draws[0].prototypes}",
+                f"{np.mean(rates):.1%}",
+                f"{min(rates):.1%} to {max(rates):.1%}",
+                f"{np.mean(falls):.1%}",
+                f"{min(falls):.1%} to {max(falls):.1%}",
+                f"{np.mean([d.perplexity for d in draws]):.3f}",
+                f"{np.mean(rises):+.2%}",
+                f"{min(rises):+.2%} to {max(rises):+.2%}",
+                " / ".join(f"{value:.3f}" for value in distinct),
+                f"{np.mean([d.counts.repetition for d in draws]):.3f}",
+                f"{np.mean([d.counts.plain_loss for d in draws]):.3f}",
+            ]
+        )
+    return rows
+
+
+def _row(measured: Measured) -> list[str]:
+    counts = measured.counts
+    plain = measured.name == "as it is"
+    return [
+        measured.name,
+        f"{measured.prototypes}",
+        f"{counts.rate:.1%}",
+        f"{counts.interval[0]:.1%} to {counts.interval[1]:.1%}",
+        "" if plain else f"{measured.fall:.1%}",
+        "" if plain else f"{measured.fall_interval[0]:.1%} to {measured.fall_interval[1]:.1%}",
+        f"{measured.perplexity:.3f}",
+        "" if plain else f"{measured.rise:+.2%}",
+        "" if plain else f"{measured.rise_interval[0]:+.2%} to {measured.rise_interval[1]:+.2%}",
+        " / ".join(f"{counts.distinct[size]:.3f}" for size in (1, 2, 3)),
+        f"{counts.repetition:.3f}",
+        f"{counts.plain_loss:.3f}",
+    ]
+
+
+def verdict(found: Suppression) -> str:
+    """One line: whether the goal is met on fresh prompts."""
+    goal, measured = found.plan.goal, found.fresh[1]
+    met = "met" if measured.meets(goal) else "missed"
+    return (
+        f"goal {met} on fresh prompts: the rate falls by {measured.fall:.1%} (goal {goal.fall:.0%}), perplexity of"
+        f" texts without it rises by {measured.rise:+.2%} (goal at most {goal.rise:.1%}), with"
+        f" {measured.prototypes} prototypes"
+    )
+
+
+def comparison_table(found: Suppression) -> Table:
+    """The comparison, for a terminal: the columns that matter most."""
+    kept = (0, 1, 2, 3, 4, 5, 7, 8, 10)
+    table = Table(*(HEADERS[column] for column in kept), title=f"suppressing {found.behaviour}", show_edge=False)
+    for row in compared(found):
+        table.add_row(*(row[column] for column in kept))
+    return table
+
+
+def markdown(found: Suppression, cards: list[PrototypeCard], command: str, plot: str) -> str:
+    """The whole report."""
+    place = {prototype: number for number, prototype in enumerate(found.ranked)}
+    sampling = found.plan.sampling
+    lines = [f"# Suppressing {found.behaviour}", "", f"`{command}`", "", verdict(found) + ".", ""]
+    lines += [f"- {note}" for note in found.notes]
+    lines += [
+        f"- {len(found.fresh[0].counts.shown)} prompts of {sampling.prompt_tokens} tokens from held-out texts that"
+        f" nothing was chosen on; up to {sampling.new_tokens} tokens each, temperature {sampling.temperature:g}, seed"
+        f" {sampling.seed}. Rates: share of continuations that show the behaviour, Wilson's interval; falls: bootstrap"
+        " over prompts. Perplexity of held-out texts without the behaviour. Repeated: runs of four tokens that stood"
+        " before in the same continuation. Loss of its text: nats a token under the model as it is.",
+        "",
+        "| " + " | ".join(HEADERS) + " |",
+        "|" + "---|" * len(HEADERS),
+        *("| " + " | ".join(row) + " |" for row in compared(found)),
+        "",
+        f"![rate against perplexity]({plot})",
+        "",
+        "## How many prototypes",
+        "",
+        "On the other half of the held-out texts; the first that meets the goal is taken, or else the one that falls"
+        " most at no more than that cost.",
+        "",
+        "| | rate | falls by | perplexity rises by |",
+        "|---|---|---|---|",
+        *(
+            f"| {tried.name} | {tried.counts.rate:.1%} | {tried.fall:.1%} | {tried.rise:+.2%} |"
+            for tried in [*found.path, *found.biases]
+        ),
+        "",
+        "## The prototypes",
+        "",
+        f"Work: by how much the loss of the behaviour's tokens rises when the prototype alone is removed, in millinats"
+        f" a token, over {found.effects.marked:,} of them; cost: the same over {found.effects.others:,} tokens of texts"
+        " without it; ± standard errors over texts.",
+        "",
+    ]
+    for card in cards:
+        number, effects = card.prototype, found.effects
+        fact = (
+            f"factor {found.factors[number]:g}, number {place[number] + 1} of {len(place)} candidates: work"
+            f" {1e3 * effects.work_K[number]:.2f} ± {1e3 * effects.work_error_K[number]:.2f}, cost"
+            f" {1e3 * effects.cost_K[number]:.3f} ± {1e3 * effects.cost_error_K[number]:.3f}"
+        )
+        lines.append(as_markdown(card, [fact]))
+    return "\n".join(lines)
+
+
+def plot(found: Suppression, path: Path) -> None:
+    """Rate of the behaviour against the rise of perplexity elsewhere, as PNG and SVG."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    plain, suppressed, biased, *draws = found.fresh
+    if draws:
+        axes.scatter(
+            [100 * d.rise for d in draws],
+            [100 * d.counts.rate for d in draws],
+            color="0.6",
+            s=18,
+            label="random prototypes of equal usage",
+        )
+    goal = found.plan.goal
+    axes.axhline(100 * plain.counts.rate * (1 - goal.fall), color="0.8", lw=1, ls=":")
+    axes.axvline(100 * goal.rise, color="0.8", lw=1, ls=":")
+    for measured, colour, name in (
+        (plain, "black", "as it is"),
+        (biased, "tab:orange", biased.name),
+        (suppressed, "tab:blue", f"{suppressed.prototypes} prototypes"),
+    ):
+        low, high = measured.counts.interval
+        left, right = measured.rise_interval
+        axes.errorbar(
+            100 * measured.rise,
+            100 * measured.counts.rate,
+            yerr=[[100 * (measured.counts.rate - low)], [100 * (high - measured.counts.rate)]],
+            xerr=[[100 * (measured.rise - left)], [100 * (right - measured.rise)]],
+            fmt="o",
+            color=colour,
+            capsize=3,
+            label=name,
+        )
+    axes.set(
+        xlabel="rise of perplexity of texts without it, %",
+        ylabel="continuations that show it, %",
+        title=f"Suppressing {found.behaviour}"[:70],
+    )
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    for suffix in ("png", "svg"):
+        figure.savefig(path.with_suffix(f".{suffix}"), dpi=150)

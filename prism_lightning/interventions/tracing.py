@@ -1,0 +1,81 @@
+"""Tracing an intervention to data: the card of every prototype it changes, in the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from prism_lightning.attribution.attributor import Attributor
+from prism_lightning.attribution.inspection import PrototypeCard, inspect_prototypes
+from prism_lightning.attribution.labels import Labeller
+from prism_lightning.attribution.results import TrainingToken
+from prism_lightning.errors import UserError
+from prism_lightning.explaining import visible
+from prism_lightning.exported import load_exported
+from prism_lightning.indexing import own_index
+
+
+def own_attributor(run: Path, index: Path | None = None, verify: bool = True) -> Attributor:
+    """A run with the index of its own prototypes, built on the first call; or with the given index.
+
+    Raises:
+        UserError: as `own_index` and `Attributor.open`.
+    """
+    if index is None:
+        model, _ = load_exported(run)
+        # A dense model has none: there is only the index that `index` built.
+        index = own_index(run, model) if model.prototypes is not None else None
+    return Attributor.open(run, index, verify=verify)
+
+
+def cards_of(attributor: Attributor, prototypes: list[int], examples: int = 3) -> list[PrototypeCard]:
+    """Cards of prototypes, with so many training tokens of each group."""
+    return inspect_prototypes(attributor, prototypes, examples)
+
+
+def prototypes_labelled(attributor: Attributor, text: str) -> list[int]:
+    """Prototypes whose label has a text.
+
+    Raises:
+        UserError: none has.
+    """
+    store, index = attributor.describe.store, attributor.index
+    labeller = Labeller(store)
+    found = [
+        number
+        for number in np.flatnonzero(index.usage_K()).tolist()
+        if text.lower() in str(labeller.of_postings(*index.postings(number))).lower()
+    ]
+    if not found:
+        raise UserError(f"no prototype's label has {text!r}: `prototypes` shows labels")
+    return found
+
+
+def as_markdown(card: PrototypeCard, facts: list[str]) -> str:
+    """A card as a section of a report; `facts` are lines about what was done to the prototype."""
+    lines = [f"### Prototype {card.prototype}: {code(str(card.label))}", ""]
+    lines += [f"- {fact}" for fact in facts]
+    label = card.label
+    lines += [
+        f"- active in {card.usage:,} training tokens ({card.usage_share:.3%});"
+        f" the label fits {label.says_share_top:.0%} of its tokens with the largest activations,"
+        f" {label.says_share_middle:.0%} of the middling ones and {label.says_share_random:.0%} of random ones",
+        f"- promotes {' '.join(map(code, card.promotes))}; demotes {' '.join(map(code, card.demotes))}",
+        "",
+        "| | cosine | where | training token |",
+        "|---|---|---|---|",
+    ]
+    for group, tokens in card.examples.items():
+        lines += [f"| {group} | {token.influence:.3f} | {code(token.source)} | {_shown(token)} |" for token in tokens]
+    return "\n".join([*lines, ""])
+
+
+def _shown(token: TrainingToken) -> str:
+    return f"{code(token.before)} **{code(token.token)}** {code(token.after)}"
+
+
+def code(text: str) -> str:
+    """Text of the data in a report: on one line, and nothing in it is taken for markup."""
+    text = visible(text.replace("\n", "⏎").replace("`", "'").replace("|", "¦"))
+    return f"`{text}`" if text else ""

@@ -1,0 +1,159 @@
+"""Recorded answers against the harness, slopes against finite differences, and controllers end to end."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from prism_lightning.evaluation.evaluator import run_task
+from prism_lightning.evaluation.harness import PrismHarnessModel
+from prism_lightning.evaluation.suites import SuiteTask
+from prism_lightning.evaluation.tasks import build_tasks
+from prism_lightning.exported import load_exported
+from prism_lightning.indexing import data_of
+from prism_lightning.interventions.answers import AnswerRecorder, joined, record
+from prism_lightning.interventions.controllers import _permuted, calibrate, correct_with, slopes
+from prism_lightning.interventions.items import split_items
+from prism_lightning.interventions.suppression import scaled
+
+SETTINGS = SuiteTask(metric="acc", chance=0.25, kind="continuation", context=12, continuation=4)
+SUITE = "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, context: 12, continuation: 4}}"
+
+
+@pytest.fixture(scope="module")
+def texts(run):
+    """Stretches of the run's training documents: its validation split has too few for four choices."""
+    words = [text.split(" ") for text in data_of(run).train.texts()]
+    return [" ".join(document[at : at + 20]) for document in words for at in range(0, len(document) - 20, 400)][:160]
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    return load_exported(run)
+
+
+@pytest.fixture(scope="module")
+def answers(loaded, texts):
+    model, tokenizer = loaded
+    task = build_tasks({"continuation": SETTINGS}, None, lambda: texts)["continuation"]
+    found = record(AnswerRecorder(model=model, tokenizer=tokenizer), "continuation", task, list(task.eval_docs), "acc")
+    return task, found
+
+
+@pytest.mark.parametrize("factors", [{}, {i: 0.0 for i in range(0, 64, 3)}])
+def test_items_are_scored_as_the_harness_scores_them(loaded, answers, tmp_path, factors):
+    model, tokenizer = loaded
+    task, found = answers
+    with scaled(model, factors):
+        bridge = PrismHarnessModel(model=model, tokenizer=tokenizer)
+        result = run_task(bridge, "continuation", SETTINGS, task, tmp_path, {})
+    assert found.items == result.documents > 40
+    assert correct_with(model, found, factors).mean() == pytest.approx(result.value)
+    samples = [json.loads(line) for line in (tmp_path / "continuation.samples.jsonl").read_text().splitlines()]
+    harness = [float(answer[0][0]) for sample in samples for answer in sample["resps"]]
+    with scaled(model, factors):
+        assert found.log_likelihoods(model) == pytest.approx(harness, abs=1e-4)
+
+
+def test_slopes_are_the_derivatives_of_the_scores(loaded, answers):
+    model, _ = loaded
+    _, found = answers
+    slopes_AK = slopes(model, found).toarray()
+    used = np.argsort(-np.abs(slopes_AK).sum(0))[:6]
+    for prototype in used.tolist():
+        values = []
+        for factor in (1.02, 0.98):
+            with scaled(model, {prototype: factor}):
+                values.append(found.log_likelihoods(model))
+        expected = (values[0] - values[1]) / 0.04
+        assert slopes_AK[:, prototype] == pytest.approx(expected, abs=5e-3 * np.abs(expected).max() + 1e-3)
+        assert np.abs(expected).max() > 0.05
+
+
+def test_some_items_are_scored_as_among_all(loaded, answers):
+    model, _ = loaded
+    _, found = answers
+    some = [3, 10, 11]
+    whole = correct_with(model, found, {1: 0.0})
+    assert correct_with(model, found.of(some), {1: 0.0}).tolist() == whole[some].tolist()
+    both = joined([found.of([0, 1]), found.of(some)])
+    assert correct_with(model, both, {1: 0.0}).tolist() == whole[[0, 1, *some]].tolist()
+
+
+def test_permuted_labels_are_one_an_item(answers):
+    _, found = answers
+    target_A = _permuted(found, np.random.default_rng(0))
+    assert np.bincount(found.item_A, target_A).tolist() == [1.0] * found.items
+    assert target_A.tolist() != found.right_A.astype(float).tolist()
+
+
+def test_the_two_sides_share_no_item(loaded, texts):
+    model, tokenizer = loaded
+    sides = split_items(model, tokenizer, {"continuation": SETTINGS}, None, lambda: texts, 1000, 0, lambda *_: None)
+    questions, choices = ([set(side.questions) for side in sides], [set(side.texts) for side in sides])
+    assert not questions[0] & questions[1] and len(choices[0] & choices[1]) <= 2  # a licence's words may recur
+    assert min(side.items for side in sides) >= 40
+
+
+def test_controllers_find_a_planted_fault(loaded, texts):
+    """A model whose commonest prototype pushes the wrong way gains by controllers, not by labels drawn at random."""
+    model, tokenizer = loaded
+    sides = split_items(model, tokenizer, {"continuation": SETTINGS}, None, lambda: texts, 1000, 0, lambda *_: None)
+    before = [correct_with(model, side, {}).mean() for side in sides]
+    slopes_AK = slopes(model, sides[0]).toarray()
+    worst = int(np.argmax(np.abs(slopes_AK).sum(0)))
+    with scaled(model, {worst: -6.0}):
+        faulty = correct_with(model, sides[1], {}).mean()
+        found = calibrate(model, *sides, seed=0, permutations=3)
+    assert faulty < before[1] - 0.05
+    plain, controllers, *_ = found.gains["continuation"]
+    assert plain.accuracy == faulty and controllers.gain > 0.03 and found.controllers.theta[worst] != 0
+    assert np.mean(found.permuted) < controllers.gain
+    assert len(found.fixed) - len(found.broken) == round(controllers.gain * controllers.items)
+    assert {gain.name for gain in found.gains["continuation"]} >= {"temperature and bias", "logistic regression on z"}
+
+
+def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path, texts):
+    data = tmp_path / "data" / "piqa"
+    data.mkdir(parents=True)
+    rows = [
+        {"goal": text[:40], "sol1": text[40:70], "sol2": texts[number - 1][40:70], "label": number % 2}
+        for number, text in enumerate(texts)
+    ]
+    for split, part in (("train", rows[:100]), ("validation", rows[100:])):
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("tasks: {piqa: {metric: acc_norm, chance: 0.5}}")
+    command = ("calibrate", "--ckpt_path", run, "--suite", suite, "--data_dir", tmp_path / "data")
+    out = tmp_path / "controllers.json"
+    shown = cli(*command, "--out", out, "--permutations", "2", "--traced", "3", check=0).stdout
+    assert "random labels" in shown and "wrote" in shown
+    details = json.loads((tmp_path / "controllers.details.json").read_text())
+    assert len(details["fitted_to"]) == 100 and len(details["judged_on"]) == 60 and len(details["permuted"]) == 2
+    factors = json.loads(out.read_text())["factors"]
+    assert factors == {i: pytest.approx(1 + t) for i, t in details["controllers"]["theta"].items()}
+    report = (tmp_path / "controllers.md").read_text()
+    assert "100 items, judged on 60 others" in report and (tmp_path / "controllers.png").stat().st_size > 10_000
+    if factors:
+        assert f"### Prototype {details['cards'][0]['prototype']}" in report
+
+
+def test_what_cannot_be_calibrated_is_refused(run, cli, tmp_path):
+    def refused(suite, *more):
+        path = tmp_path / "suite.yaml"
+        path.write_text(suite)
+        result = cli("calibrate", "--ckpt_path", run, "--suite", path, "--out", tmp_path / "x.json", *more)
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        return result.stderr
+
+    assert "multiple choice" in refused("tasks: {validation: {kind: validation, metric: bits_per_byte}}")
+    few = refused(SUITE.replace("context: 12", "documents: 20, context: 12"))
+    assert "40 of each are needed" in few or "are needed" in few
+    assert "NAME.json" in refused(SUITE, "--out", tmp_path / "x")
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_z_alone_is_kept_of_an_answer(answers):
+    _, found = answers
+    assert found.z_nD.shape == (len(found.targets_n), 32) and found.z_nD.dtype == torch.float32

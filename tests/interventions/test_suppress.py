@@ -1,0 +1,153 @@
+"""Suppression end to end: a planted behaviour falls, random prototypes do not do it, and wrong input is told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from prism_lightning.exported import load_exported
+from prism_lightning.indexing import data_of
+from prism_lightning.interventions.behaviours import WordBehaviour
+from prism_lightning.interventions.continuing import Sampling, continuations_of, prompts, repetitions
+from prism_lightning.interventions.suppression import Goal, Trial, chosen
+
+SMALL = ("--documents", "30", "--prompts", "24", "--new_tokens", "12", "--draws", "2")
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    return load_exported(run)
+
+
+@pytest.fixture(scope="module")
+def trial(loaded, run):
+    model, tokenizer = loaded
+    texts = [text[at : at + 300] for text in data_of(run).train.texts() for at in range(0, 3000, 300)]
+    return Trial(model, tokenizer, WordBehaviour(["self"], tokenizer), texts, 32, Sampling(new_tokens=12))
+
+
+def test_factor_one_falls_by_nothing_and_costs_nothing(trial):
+    found = trial.scaled("one", {1: 1.0})
+    assert found.fall == 0 and found.rise == 0 and found.rise_interval == (0, 0)
+    assert found.counts.as_dict() == trial.plain.counts.as_dict()
+
+
+def test_a_strong_bias_ends_the_behaviour(trial):
+    from prism_lightning.interventions.continuing import WordBias
+
+    found = trial.biased("words", WordBias.of(["self"], trial.tokenizer, -100.0))
+    assert trial.plain.counts.rate > 0 and found.counts.rate <= trial.plain.counts.rate / 4 and found.fall >= 0.75
+    assert found.rise == pytest.approx(found.perplexity / trial.plain.perplexity - 1)
+
+
+def test_removing_everything_costs(trial):
+    found = trial.scaled("all", dict.fromkeys(range(64), 0.0))
+    assert found.rise > 0.2 and found.rise_interval[0] > 0
+
+
+def test_the_first_that_meets_the_goal_is_chosen(trial):
+    from dataclasses import replace
+
+    path = [
+        replace(trial.plain, name=str(n), fall=f, rise=r) for n, f, r in ((1, 0.5, 0.0), (2, 0.9, 0.01), (3, 1, 0.01))
+    ]
+    assert chosen(path, Goal(0.8, 0.02)).name == "2"
+    assert chosen(path, Goal(0.8, 0.001)).name == "1"  # missed: the largest fall that costs no more
+    assert chosen(path, Goal(1.1, 0.02)).name == "3"
+
+
+def test_repetitions_are_counted():
+    assert repetitions([1, 2, 3, 4, 1, 2, 3, 4]) == (1, 5)
+    assert repetitions([1, 2, 3]) == (0, 0)
+
+
+def test_continuations_are_those_of_the_seed(loaded):
+    model, tokenizer = loaded
+    starts = prompts(["import os\nimport sys\nimport re\n" * 3] * 3, tokenizer, Sampling())
+    one, two = (continuations_of(model, starts, Sampling(new_tokens=6, seed=seed)) for seed in (0, 0))
+    assert one == two != continuations_of(model, starts, Sampling(new_tokens=6, seed=1))
+    assert all(len(ids) <= 6 for ids in one)
+
+
+def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path):
+    out = tmp_path / "plain" / "no_self.json"
+    shown = cli("suppress", "--ckpt_path", run, "--words", "self", "def", "--out", out, *SMALL, check=0).stdout
+    assert "suppressing self, def" in shown and "goal " in shown
+    details = json.loads((out.parent / "no_self.details.json").read_text())
+    written = json.loads(out.read_text())
+    assert written["factors"] == details["factors"] and set(written["factors"].values()) == {0.0}
+    assert len(details["fresh"]) == 5 and details["fresh"][0]["name"] == "as it is"
+    chosen_here = details["candidates"]["prototype"][: len(written["factors"])]
+    assert sorted(map(int, written["factors"])) == sorted(chosen_here)
+    for draw in details["fresh"][3:]:
+        assert not set(draw["settings"]["factors"]) & set(written["factors"])
+    report = (out.parent / "no_self.md").read_text()
+    assert all(f"### Prototype {number}:" in report for number in written["factors"])
+    assert "no_self.png" in report and (out.parent / "no_self.png").stat().st_size > 10_000
+    said = cli("generate", "--ckpt_path", run, "--prompt", "class A", "--intervention", out, "--json", check=0).stdout
+    assert json.loads(said)["continuation"]
+
+
+def test_given_prototypes_are_suppressed_without_a_search(run, cli, tmp_path):
+    details = json.loads(cli("prototypes", "--ckpt_path", run, "--json", check=0).stdout)
+    ids = [card["prototype"] for card in details[:2]]
+    out = tmp_path / "two.json"
+    cli(
+        "suppress",
+        "--ckpt_path",
+        run,
+        "--id",
+        *ids,
+        "--words",
+        "self",
+        "--factor",
+        "0.5",
+        "--out",
+        out,
+        *SMALL,
+        check=0,
+    )
+    assert json.loads(out.read_text())["factors"] == {str(i): 0.5 for i in ids}
+
+
+def test_examples_tell_a_behaviour(run, cli, tmp_path):
+    for name, line in (("shown", "import os, sys, re"), ("other", "return self.x + 1")):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": f"{line} # {n}"}) + "\n" for n in range(30))
+        )
+    given = ("--with_texts", tmp_path / "shown.jsonl", "--without_texts", tmp_path / "other.jsonl")
+    result = cli("suppress", "--ckpt_path", run, *given, "--out", tmp_path / "x.json", *SMALL)
+    assert result.returncode in (0, 2) and "Traceback" not in result.stderr  # so small a model may not show it
+    if result.returncode == 0:
+        assert "right of held-out examples" in (tmp_path / "x.md").read_text()
+
+
+def test_what_cannot_be_suppressed_is_refused(run, cli, tmp_path):
+    def refused(*arguments):
+        result = cli("suppress", "--ckpt_path", run, "--out", tmp_path / "x.json", *SMALL, *arguments)
+        assert result.returncode == 2 and "Traceback" not in result.stderr and not (tmp_path / "x.json").exists()
+        return result.stderr
+
+    assert "say what to suppress" in refused()
+    assert "need --words" in refused("--id", "3")
+    assert "together" in refused("--with_texts", tmp_path / "x")
+    assert "20 are needed" in refused("--words", "zyxwv")
+    assert "prototype 64 is not in the model" in refused("--id", "64", "--words", "self")
+    assert "no prototype's label has" in refused("--label", "zyxwv", "--words", "self")
+    assert "empty word" in refused("--words", " ")
+
+
+def test_a_dead_prototype_is_refused(run, loaded, cli, tmp_path):
+    model, tokenizer = loaded
+    from prism_lightning.interventions.behaviours import passages
+    from prism_lightning.interventions.removal import removal_effects
+
+    texts = data_of(run).train.texts()[:2]
+    pieces = passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
+    usage_K = removal_effects(model, pieces, np.zeros(2, dtype=bool), lambda *_: None).usage_K
+    dead = np.flatnonzero(usage_K == 0)
+    if not len(dead):
+        pytest.skip("every prototype is used in these texts")
+    few = (*SMALL, "--documents", "2")
+    result = cli("suppress", "--ckpt_path", run, "--out", tmp_path / "x.json", *few, "--id", dead[0], "--words", "self")
+    assert result.returncode == 2 and f"prototype {dead[0]} is dead" in result.stderr

@@ -1,0 +1,107 @@
+"""Scaled prototype terms against the decomposition they scale."""
+
+import pytest
+import torch
+
+from prism_lightning.errors import UserError
+from prism_lightning.models import PrismForCausalLM, decompose
+
+
+@pytest.fixture
+def model(make_model, backbone):
+    model = make_model(backbone, num_prototypes=24, active_prototypes=3).eval()
+    torch.manual_seed(1)
+    model.prototypes.weight.data.normal_()
+    return model
+
+
+@pytest.fixture
+def ids(model):
+    return torch.randint(0, model.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(ids).logits
+
+
+def test_nothing_and_factor_one_change_no_bit(model, ids):
+    before = logits(model, ids)
+    for factors in ({}, {3: 1.0}, dict.fromkeys(range(24), 1.0)):
+        model.intervene(factors)
+        assert torch.equal(logits(model, ids), before) and model.factors == {}
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 2.0, -1.0])
+def test_a_factor_changes_the_logits_by_exactly_its_prototypes_term(model, ids, factor):
+    before = logits(model, ids)
+    with torch.no_grad():
+        z_ND = model.hidden_states(ids).flatten(0, 1)
+        mixture = model.prototypes(z_ND)[0]
+    for chosen in mixture.indices_Nk[7].tolist():
+        a_N = (mixture.activations_Nk * (mixture.indices_Nk == chosen)).sum(-1)
+        with torch.no_grad():
+            term_NV = a_N[:, None] * (model.lm_head.weight @ model.prototypes.weight[chosen])
+        model.intervene({chosen: factor})
+        change_NV = (logits(model, ids) - before).flatten(0, 1)
+        assert a_N[7] > 0 and term_NV[7].abs().max() > 0.1
+        torch.testing.assert_close(change_NV, (factor - 1) * term_NV, atol=2e-5, rtol=1e-4)
+        assert torch.equal(change_NV[a_N == 0], torch.zeros_like(change_NV[a_N == 0]))  # bit for bit elsewhere
+
+
+def test_the_decomposition_adds_up_under_factors(model, ids):
+    plain = decompose(model, ids, ids)
+    model.intervene({i: 0.25 for i in range(12)})
+    split = decompose(model, ids, ids)
+    torch.testing.assert_close(split.total_BT, split.logit_BT, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(split.logit_BT, logits(model, ids).gather(-1, ids[..., None])[..., 0])
+    assert torch.equal(split.residual_BT, plain.residual_BT)
+    scaled = split.prototypes_BTk < 12
+    assert torch.equal(split.factors_BTk, torch.where(scaled, 0.25, 1.0))
+    torch.testing.assert_close(split.contributions_BTk, plain.contributions_BTk * split.factors_BTk)
+
+
+def test_a_saved_model_keeps_its_factors(model, ids, tmp_path):
+    model.intervene({2: 0.0, 5: 3.0})
+    expected = logits(model, ids)
+    model.save_pretrained(tmp_path)
+    loaded = PrismForCausalLM.from_pretrained(tmp_path).eval()
+    assert loaded.factors == {2: 0.0, 5: 3.0}
+    assert torch.equal(logits(loaded, ids), expected)
+    loaded.intervene({})
+    model.intervene({})
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+def test_generation_with_a_cache_is_that_of_the_whole_text(model, ids):
+    """Greedy tokens, one by one from a cache, are the likeliest of the suppressed logits of the whole text."""
+    model.intervene(dict.fromkeys(range(20), 0.0))
+    prompt = ids[:, :5]
+    out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=False)
+    expected = logits(model, out).argmax(-1)[:, 4:-1]
+    assert torch.equal(out[:, 5:], expected)
+    model.intervene({})
+    plain = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=False)
+    assert not torch.equal(out, plain)
+
+
+def test_training_is_not_steered(model, ids):
+    before = model.objective(ids[:, :-1], ids[:, 1:]).loss
+    model.intervene({0: 0.0})
+    assert torch.equal(model.objective(ids[:, :-1], ids[:, 1:]).loss, before)
+
+
+@pytest.mark.parametrize(
+    ("factors", "said"),
+    [({24: 0.0}, "prototype 24 is not in the model"), ({-1: 0.0}, "prototype -1"), ({1: float("nan")}, "factor nan")],
+)
+def test_factors_that_make_no_sense_are_refused_and_leave_the_model_as_it_is(model, factors, said):
+    model.intervene({1: 0.5})
+    with pytest.raises(UserError, match=said):
+        model.intervene(factors)
+    assert model.factors == {1: 0.5}
+
+
+def test_a_dense_model_has_nothing_to_scale(make_model):
+    with pytest.raises(UserError, match="dense"):
+        make_model().intervene({0: 0.0})
