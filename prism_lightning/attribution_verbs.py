@@ -72,7 +72,7 @@ def attribute(arguments: list[str]) -> None:
     attributor = Attributor.open(
         options.ckpt_path, options.index, options.top, options.rerank, options.opposing, not options.no_verify
     )
-    apply(attributor.model, options.intervention)
+    apply(attributor.model, options.ckpt_path, options.intervention)
     if options.queries:
         _answer_all(attributor, questions, options.max_new_tokens)
         return

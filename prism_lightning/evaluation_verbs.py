@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   evaluate --ckpt_path runs/quickstart --suite evals/continuation.yaml
   evaluate --ckpt_path runs/prism_1b --suite evals/downstream.yaml --data_dir downloaded
   evaluate --ckpt_path runs/prism_1b --against runs/dense_1b --suite evals/downstream.yaml
-  evaluate --ckpt_path runs/prism_1b --intervention calm.json --against runs/prism_1b --suite evals/downstream.yaml
+  evaluate --ckpt_path runs/prism_1b --intervention calm --against runs/prism_1b --suite evals/downstream.yaml
 
 Results are kept in RUN/evaluation, a file for each task and one for its samples: the same command goes on where it was
 interrupted. With --against, the other model is evaluated too, as it is, and differences are taken document by document.
@@ -67,19 +67,19 @@ def evaluate(arguments: list[str]) -> None:
     _print(names, found, differences)
 
 
-def results_folder(run: Path, interventions: list[Path]) -> Path:
+def results_folder(run: Path, interventions: list[str]) -> Path:
     """Where a run keeps what evaluations found, without or with interventions."""
     from prism_lightning.exported import run_directory
 
-    return run_directory(run) / "evaluation" / "+".join(path.stem for path in interventions)
+    return run_directory(run) / "evaluation" / "+".join(Path(name).stem for name in interventions)
 
 
-def _name(run: Path, interventions: list[Path]) -> str:
-    return " + ".join([str(run), *(path.stem for path in interventions)])
+def _name(run: Path, interventions: list[str]) -> str:
+    return " + ".join([str(run), *(Path(name).stem for name in interventions)])
 
 
 def _evaluated(
-    run: Path, interventions: list[Path], suite: dict[str, Any], options: argparse.Namespace
+    run: Path, interventions: list[str], suite: dict[str, Any], options: argparse.Namespace
 ) -> list[TaskResult]:
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.evaluation.evaluator import run_suite

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prism_lightning.model_verbs import model_parser
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerFast
 
     from prism_lightning.interventions.behaviours import Behaviour
+    from prism_lightning.interventions.intervention import Intervention
 
 SUPPRESS = """examples:
-  suppress --ckpt_path runs/tinystories_prism --words sad cry cried crying --out runs/calm.json
-  suppress --ckpt_path runs/tinystories_prism --with_texts rude.jsonl --without_texts kind.jsonl --out runs/kind.json
-  suppress --ckpt_path runs/tinystories_prism --id 318 77 --words sad --out runs/two.json
-  generate --ckpt_path runs/tinystories_prism --intervention runs/calm.json --prompt "Tom was"
+  suppress --ckpt_path runs/tinystories_prism --words sad cry cried crying --name calm
+  suppress --ckpt_path runs/tinystories_prism --with_texts rude.jsonl --without_texts kind.jsonl --name kind
+  suppress --ckpt_path runs/tinystories_prism --id 318 77 --words sad --name two
+  generate --ckpt_path runs/tinystories_prism --intervention calm --prompt "Tom was"
 
 Prototypes are ranked on training documents, their number is chosen on one half of the run's validation documents, and
-what that does is compared with rivals on the other half. OUT.json is the intervention; beside it OUT.md has the
-comparison and a card of every prototype, OUT.png the plot, OUT.details.json every number."""
+what that does is compared with rivals on the other half. RUN/interventions/NAME.json is the intervention; beside it
+NAME.md has the comparison and a card of every prototype, NAME.png the plot, NAME.details.json all numbers."""
 
 CALIBRATE = """examples:
-  calibrate --ckpt_path runs/tinystories_prism --suite evals/continuation.yaml --out runs/controllers.json
-  evaluate --ckpt_path runs/tinystories_prism --intervention runs/controllers.json --suite evals/continuation.yaml
+  calibrate --ckpt_path runs/tinystories_prism --suite evals/continuation.yaml --name controllers
+  evaluate --ckpt_path runs/tinystories_prism --intervention controllers --suite evals/language_modeling.yaml
 
 Controllers are factors on prototypes, fitted to multiple-choice items and judged on others: a task's own training
-split serves for the fit where it has one, otherwise one half of its documents. OUT.json is the intervention; beside
-it OUT.md has the comparison and what stands behind the largest changes, OUT.png the plot, OUT.details.json all
-numbers."""
+split serves for the fit where it has one, otherwise one half of its documents. RUN/interventions/NAME.json is the
+intervention; beside it NAME.md has the comparison and what stands behind the largest changes, NAME.png the plot,
+NAME.details.json all numbers."""
 
 
 def suppress(arguments: list[str]) -> None:
@@ -48,7 +50,7 @@ def suppress(arguments: list[str]) -> None:
     parser.add_argument("--without_texts", type=Path, help="... and of texts that do not")
     parser.add_argument("--id", type=int, nargs="+", help="suppress these prototypes; --words tells what to look for")
     parser.add_argument("--label", help="suppress all prototypes whose label has this text, as with --id")
-    parser.add_argument("--out", type=Path, required=True, help="the intervention's file, OUT.json")
+    _name_option(parser)
     parser.add_argument("--fall", type=float, default=0.8, help="by which the behaviour is to fall (default 0.8)")
     parser.add_argument("--rise", type=float, default=0.02, help="of perplexity elsewhere, at most (default 0.02)")
     parser.add_argument("--factor", type=float, default=0.0, help="on the prototypes' terms (default 0, remove them)")
@@ -70,9 +72,8 @@ def suppress(arguments: list[str]) -> None:
     for name in ("documents", "prompts", "new_tokens"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be a positive number")
-    _check_out(parser, options.out)
+    _check_name(parser, options.name)
 
-    from prism_lightning.attribution.files import write_json, write_whole
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.explaining import console
     from prism_lightning.exported import load_exported, run_directory
@@ -81,7 +82,7 @@ def suppress(arguments: list[str]) -> None:
     from prism_lightning.interventions.intervention import Intervention
     from prism_lightning.interventions.suppressing import Plan, suppress
     from prism_lightning.interventions.suppression import Goal
-    from prism_lightning.interventions.suppression_report import comparison_table, markdown, plot, verdict
+    from prism_lightning.interventions.suppression_report import comparison_table, figure, markdown, verdict
     from prism_lightning.interventions.tracing import cards_of, own_attributor, prototypes_labelled
     from prism_lightning.progress import Progressing
 
@@ -109,22 +110,42 @@ def suppress(arguments: list[str]) -> None:
     cards = cards_of(own_attributor(options.ckpt_path), list(found.factors))
     command = "python -m prism_lightning suppress " + shlex.join(arguments)
     origin = {"verb": "suppress", "behaviour": behaviour.name, "command": command, "result": verdict(found)}
-    out = options.out.with_suffix("")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out.with_suffix(".details.json"), found.as_dict() | {"cards": [card.as_dict() for card in cards]})
-    plot(found, out.with_suffix(".png"))
-    write_whole(out.with_suffix(".md"), markdown(found, cards, command, f"{out.name}.png").encode())
-    Intervention(model_fingerprint(model), found.factors, origin).write(options.out)
+    intervention = Intervention(model_fingerprint(model), found.factors, origin)
+    details = found.as_dict() | {"verb": "suppress", "cards": [card.as_dict() for card in cards]}
+    report = markdown(found, cards, command, f"{options.name}.png")
+    out = _write(options.ckpt_path, options.name, intervention, details, report, figure(found))
     for note in behaviour.notes:
         console.print(f"note: {note}", markup=False, style="yellow")
     console.print(comparison_table(found))
     console.print(verdict(found), markup=False)
-    console.print(f"wrote {options.out}, {out}.md, {out}.png", markup=False)
+    console.print(f"wrote {out}.json, {out}.md, {out}.png", markup=False)
 
 
-def _check_out(parser: argparse.ArgumentParser, out: Path) -> None:
-    if out.suffix != ".json":
-        parser.error(f"--out {out}: give the name of a file, NAME.json")
+def _name_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", required=True, help="of the intervention: RUN/interventions/NAME.json")
+
+
+def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
+    if not re.fullmatch(r"[\w-]+", name):
+        parser.error(f"--name {name}: give a name of letters, digits, - and _")
+
+
+def _write(
+    run: Path, name: str, intervention: Intervention, details: dict[str, Any], report: str, figure: Figure
+) -> Path:
+    """Everything that is known of an intervention, its own file last; returns the path without a suffix."""
+    from prism_lightning.attribution.files import write_json, write_whole
+    from prism_lightning.interventions.intervention import folder_of
+    from prism_lightning.tracking import environment
+
+    folder = folder_of(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.details.json", details | {"environment": environment()})
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+    write_whole(folder / f"{name}.md", report.encode())
+    intervention.write(folder / f"{name}.json")
+    return folder / name
 
 
 def _behaviour(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[Behaviour, list[str] | None]:
@@ -152,7 +173,7 @@ def calibrate(arguments: list[str]) -> None:
     parser.add_argument("--suite", nargs="+", type=Path, required=True, help="YAML files of tasks, see evals/*.yaml")
     parser.add_argument("--tasks", nargs="+", help="only these tasks of the suites")
     parser.add_argument("--data_dir", type=Path, help="folder with TASK/SPLIT.jsonl (default: the hub)")
-    parser.add_argument("--out", type=Path, required=True, help="the intervention's file, OUT.json")
+    _name_option(parser)
     parser.add_argument("--items", type=int, default=2000, help="of each task to fit to, at most (default 2000)")
     parser.add_argument("--permutations", type=int, default=20, help="fits to random labels (default 20)")
     parser.add_argument("--traced", type=int, default=10, help="prototypes that the report traces (default 10)")
@@ -161,16 +182,15 @@ def calibrate(arguments: list[str]) -> None:
     for name in ("items", "traced"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be a positive number")
-    _check_out(parser, options.out)
+    _check_name(parser, options.name)
 
-    from prism_lightning.attribution.files import write_json, write_whole
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.errors import UserError
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.explaining import console
     from prism_lightning.exported import load_exported, run_directory
     from prism_lightning.indexing import data_of
-    from prism_lightning.interventions.calibration_report import details, gain_table, markdown, plot, traces
+    from prism_lightning.interventions.calibration_report import details, figure, gain_table, markdown, traces
     from prism_lightning.interventions.controllers import calibrate
     from prism_lightning.interventions.intervention import Intervention
     from prism_lightning.interventions.items import split_items
@@ -197,13 +217,10 @@ def calibrate(arguments: list[str]) -> None:
     traced = traces(model, held_out, found, options.traced)
     cards = cards_of(own_attributor(options.ckpt_path), list(traced))
     command = "python -m prism_lightning calibrate " + shlex.join(arguments)
-    origin = {"verb": "calibrate", "tasks": list(suite), "command": command, "penalty": found.controllers.penalty}
-    out = options.out.with_suffix("")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out.with_suffix(".details.json"), details(found, calibration, held_out, traced, cards))
-    plot(found, out.with_suffix(".png"))
-    content = markdown(found, calibration, held_out, traced, cards, command, f"{out.name}.png")
-    write_whole(out.with_suffix(".md"), content.encode())
-    Intervention(model_fingerprint(model), found.controllers.factors, json.loads(json.dumps(origin))).write(options.out)
+    origin = {"verb": "calibrate", "tasks": list(suite), "command": command, "penalty": list(found.controllers.penalty)}
+    intervention = Intervention(model_fingerprint(model), found.controllers.factors, origin)
+    facts = details(found, calibration, held_out, traced, cards) | {"verb": "calibrate"}
+    report = markdown(found, calibration, held_out, traced, cards, command, f"{options.name}.png")
+    out = _write(options.ckpt_path, options.name, intervention, facts, report, figure(found))
     console.print(gain_table(found))
-    console.print(f"wrote {options.out}, {out}.md, {out}.png", markup=False)
+    console.print(f"wrote {out}.json, {out}.md, {out}.png", markup=False)

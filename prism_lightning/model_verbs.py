@@ -22,11 +22,10 @@ def steered_parser(verb: str, description: str, **settings: Any) -> argparse.Arg
     parser = model_parser(verb, description, **settings)
     parser.add_argument(
         "--intervention",
-        type=Path,
         nargs="+",
         default=[],
-        metavar="FILE",
-        help="apply these files of `suppress` or `calibrate`; factors of the same prototype are multiplied",
+        metavar="NAME",
+        help="apply these of `suppress` and `calibrate`, by name or file; factors of the same prototype are multiplied",
     )
     return parser
 

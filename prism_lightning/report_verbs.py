@@ -36,6 +36,7 @@ def report(arguments: list[str]) -> None:
     from prism_lightning.progress import Progressing
     from prism_lightning.reporting.attribution import attribution_tables, read_benchmarks
     from prism_lightning.reporting.figures import draw
+    from prism_lightning.reporting.interventions import intervention_tables, read_interventions
     from prism_lightning.reporting.page import Report, write
     from prism_lightning.reporting.paper import paper_table
     from prism_lightning.reporting.runs import find_runs
@@ -51,9 +52,10 @@ def report(arguments: list[str]) -> None:
     progress = Progressing()
     with progress.bar:
         scaling = scaling_of(runs, progress)
-    tables = [paper_table(runs, suites, benchmarks), *run_tables(runs, suites)]
+    interventions = read_interventions(runs)
+    tables = [paper_table(runs, suites, benchmarks, interventions), *run_tables(runs, suites)]
     tables += [scaling_table(scaling)] if len(runs) > 1 else []
-    tables += [*attribution_tables(benchmarks), run_table(runs)]
+    tables += [*attribution_tables(benchmarks), *intervention_tables(runs, interventions), run_table(runs)]
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

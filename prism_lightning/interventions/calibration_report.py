@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,10 +140,10 @@ def details(
     }
 
 
-def plot(found: Calibration, path: Path) -> None:
-    """Gains with their intervals, task by task, and of fits to random labels, as PNG and SVG."""
-    figure = Figure(figsize=(7, 2 + 0.9 * len(found.gains)), layout="constrained")
-    axes = figure.add_subplot()
+def figure(found: Calibration) -> Figure:
+    """Gains with their intervals, task by task, and of fits to random labels."""
+    drawn = Figure(figsize=(7, 2 + 0.9 * len(found.gains)), layout="constrained")
+    axes = drawn.add_subplot()
     axes.axvline(0, color="0.8", lw=1)
     for place, gains in enumerate(found.gains.values()):
         for offset, gain in enumerate(gains[1:]):
@@ -171,5 +170,4 @@ def plot(found: Calibration, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("gain in accuracy on held-out items, points")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    for suffix in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{suffix}"), dpi=150)
+    return drawn

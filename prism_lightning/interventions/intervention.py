@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from prism_lightning.attribution.files import write_json
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.errors import UserError
-from prism_lightning.exported import load_exported
+from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
 
 FORMAT = 1
@@ -74,18 +74,34 @@ def composed(interventions: list[dict[int, float]]) -> dict[int, float]:
     return {p: math.prod(factors.get(p, 1.0) for factors in interventions) for p in sorted(prototypes)}
 
 
-def apply(model: PrismForCausalLM, paths: list[Path]) -> None:
+def folder_of(run: Path) -> Path:
+    """RUN/interventions, where `suppress` and `calibrate` write."""
+    return run_directory(run) / "interventions"
+
+
+def located(run: Path, name: str) -> Path:
+    """The file of an intervention, given by its path or by its name in RUN/interventions."""
+    named = folder_of(run) / f"{name}.json"
+    return named if named.is_file() and not Path(name).is_file() else Path(name)
+
+
+def apply(model: PrismForCausalLM, run: Path, names: list[str]) -> None:
     """Apply interventions, on top of the model's own if it was exported with some.
+
+    Args:
+        model: of the run.
+        run: where names are looked up.
+        names: or paths.
 
     Raises:
         UserError: as `Intervention.read` and `PrismForCausalLM.intervene`, or one that was made for other weights.
     """
-    if not paths:
+    if not names:
         return
     if model.prototypes is None:
-        raise UserError(f"{paths[0]} scales prototypes, and this model is dense: give the PRISM model it was made for")
+        raise UserError(f"{names[0]} scales prototypes, and {run} is dense: give the PRISM model it was made for")
     fingerprint, factors = model_fingerprint(model), [model.factors]
-    for path in paths:
+    for path in (located(run, name) for name in names):
         found = Intervention.read(path)
         if found.model != fingerprint:
             raise UserError(
@@ -96,8 +112,8 @@ def apply(model: PrismForCausalLM, paths: list[Path]) -> None:
     model.intervene(composed(factors))
 
 
-def load_with(path: Path, interventions: list[Path]) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
+def load_with(run: Path, interventions: list[str]) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
     """A model as `load_exported` gives it, with interventions applied; raises as it and `apply` do."""
-    model, tokenizer = load_exported(path)
-    apply(model, interventions)
+    model, tokenizer = load_exported(run)
+    apply(model, run, interventions)
     return model, tokenizer

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -144,10 +142,10 @@ def markdown(found: Suppression, cards: list[PrototypeCard], command: str, plot:
     return "\n".join(lines)
 
 
-def plot(found: Suppression, path: Path) -> None:
-    """Rate of the behaviour against the rise of perplexity elsewhere, as PNG and SVG."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.add_subplot()
+def figure(found: Suppression) -> Figure:
+    """Rate of the behaviour against the rise of perplexity elsewhere."""
+    drawn = Figure(figsize=(7, 5), layout="constrained")
+    axes = drawn.add_subplot()
     plain, suppressed, biased, *draws = found.fresh
     if draws:
         axes.scatter(
@@ -184,5 +182,4 @@ def plot(found: Suppression, path: Path) -> None:
     )
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    for suffix in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{suffix}"), dpi=150)
+    return drawn

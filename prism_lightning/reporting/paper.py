@@ -11,24 +11,29 @@ import yaml
 
 from prism_lightning.evaluation.results import average
 from prism_lightning.reporting.attribution import COMMAND, speed_up
+from prism_lightning.reporting.interventions import Found, best_gain, met_goals
 from prism_lightning.reporting.runs import Run, twins
 from prism_lightning.reporting.tables import Suites, Table, accuracies, difference, points, speed_ratio
 
 REPORTED = Path(__file__).with_name("paper.yaml")
 
 
-def paper_table(runs: list[Run], suites: Suites, benchmarks: list[dict[str, Any]]) -> Table:
+def paper_table(
+    runs: list[Run], suites: Suites, benchmarks: list[dict[str, Any]], interventions: dict[str, Found]
+) -> Table:
     """One row for each figure that the paper reports."""
     facts = yaml.safe_load(REPORTED.read_text())
     ours: dict[str, Callable[[], str | None]] = {
         "downstream": lambda: _downstream(runs, suites),
         "throughput": lambda: _throughput(runs),
         "attribution": lambda: speed_up(benchmarks),
+        "controllers": lambda: best_gain(interventions),
+        "suppression": lambda: met_goals(interventions),
     }
     missing = {"attribution": COMMAND.format("quickstart")}
     rows, commands = [], []
     for one in facts["reported"]:
-        found = ours[one["key"]]() if one["key"] in ours else None
+        found = ours[one["key"]]()
         rows.append([one["what"], one["reported"], found or "not measured"])
         if not found and one["key"] in missing:
             commands.append(missing[one["key"]])

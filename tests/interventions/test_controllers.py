@@ -126,15 +126,15 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path,
     suite = tmp_path / "suite.yaml"
     suite.write_text("tasks: {piqa: {metric: acc_norm, chance: 0.5}}")
     command = ("calibrate", "--ckpt_path", run, "--suite", suite, "--data_dir", tmp_path / "data")
-    out = tmp_path / "controllers.json"
-    shown = cli(*command, "--out", out, "--permutations", "2", "--traced", "3", check=0).stdout
+    shown = cli(*command, "--name", "controllers", "--permutations", "2", "--traced", "3", check=0).stdout
     assert "random labels" in shown and "wrote" in shown
-    details = json.loads((tmp_path / "controllers.details.json").read_text())
+    folder = run / "interventions"
+    details = json.loads((folder / "controllers.details.json").read_text())
     assert len(details["fitted_to"]) == 100 and len(details["judged_on"]) == 60 and len(details["permuted"]) == 2
-    factors = json.loads(out.read_text())["factors"]
+    factors = json.loads((folder / "controllers.json").read_text())["factors"]
     assert factors == {i: pytest.approx(1 + t) for i, t in details["controllers"]["theta"].items()}
-    report = (tmp_path / "controllers.md").read_text()
-    assert "100 items, judged on 60 others" in report and (tmp_path / "controllers.png").stat().st_size > 10_000
+    report = (folder / "controllers.md").read_text()
+    assert "100 items, judged on 60 others" in report and (folder / "controllers.png").stat().st_size > 10_000
     if factors:
         assert f"### Prototype {details['cards'][0]['prototype']}" in report
 
@@ -143,15 +143,15 @@ def test_what_cannot_be_calibrated_is_refused(run, cli, tmp_path):
     def refused(suite, *more):
         path = tmp_path / "suite.yaml"
         path.write_text(suite)
-        result = cli("calibrate", "--ckpt_path", run, "--suite", path, "--out", tmp_path / "x.json", *more)
+        result = cli("calibrate", "--ckpt_path", run, "--suite", path, "--name", "x", *more)
         assert result.returncode == 2 and "Traceback" not in result.stderr
         return result.stderr
 
     assert "multiple choice" in refused("tasks: {validation: {kind: validation, metric: bits_per_byte}}")
     few = refused(SUITE.replace("context: 12", "documents: 20, context: 12"))
     assert "40 of each are needed" in few or "are needed" in few
-    assert "NAME.json" in refused(SUITE, "--out", tmp_path / "x")
-    assert not (tmp_path / "x.json").exists()
+    assert "letters" in refused(SUITE, "--name", "../x")
+    assert not (run / "interventions" / "x.json").exists()
 
 
 def test_z_alone_is_kept_of_an_answer(answers):

@@ -14,7 +14,7 @@ from prism_lightning.interventions.intervention import Intervention, apply, comp
 
 @pytest.fixture
 def removal(run, tmp_path):
-    """An intervention that removes every second prototype of the run's model."""
+    """An intervention that removes every second prototype of the run's model, by its path."""
     path = tmp_path / "half.json"
     Intervention(model_fingerprint(load_exported(run)[0]), dict.fromkeys(range(0, 64, 2), 0.0), {"by": "hand"}).write(
         path
@@ -39,7 +39,7 @@ def test_interventions_compose_with_each_other_and_with_what_the_model_was_expor
     Intervention(model_fingerprint(model), {0: 3.0, 1: 3.0}).write(other)
     both, _ = load_with(run, [removal, other])
     assert both.factors[0] == 0.0 and both.factors[1] == 3.0 and both.factors[2] == 0.0
-    apply(model, [other])
+    apply(model, run, [other])
     assert model.factors == both.factors
 
 
@@ -101,6 +101,14 @@ def test_evaluation_keeps_results_with_and_without_it_apart(run, removal, cli, t
     assert json.loads(cli(*command, check=0).stdout)["results"][0][0] == plain
 
 
+def test_an_intervention_of_the_run_goes_by_its_name(run, removal, cli):
+    folder = run / "interventions"
+    folder.mkdir(exist_ok=True)
+    (folder / "every_second.json").write_bytes(removal.read_bytes())
+    command = ("generate", "--ckpt_path", run, "--prompt", "import", "--json", "--intervention")
+    assert cli(*command, "every_second", check=0).stdout == cli(*command, removal, check=0).stdout
+
+
 def test_what_is_no_intervention_is_refused(run, removal, cli, tmp_path, make_model):
     def said(content):
         path = tmp_path / "wrong.json"
@@ -117,4 +125,4 @@ def test_what_is_no_intervention_is_refused(run, removal, cli, tmp_path, make_mo
     result = cli("generate", "--ckpt_path", run, "--prompt", "x", "--intervention", tmp_path / "none.json")
     assert result.returncode == 2 and "no such file" in result.stderr
     with pytest.raises(UserError, match="dense"):
-        apply(make_model(), [removal])
+        apply(make_model(), run, [removal])

@@ -70,8 +70,8 @@ def test_continuations_are_those_of_the_seed(loaded):
 
 
 def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path):
-    out = tmp_path / "plain" / "no_self.json"
-    shown = cli("suppress", "--ckpt_path", run, "--words", "self", "def", "--out", out, *SMALL, check=0).stdout
+    out = run / "interventions" / "no_self.json"
+    shown = cli("suppress", "--ckpt_path", run, "--words", "self", "def", "--name", "no_self", *SMALL, check=0).stdout
     assert "suppressing self, def" in shown and "goal " in shown
     details = json.loads((out.parent / "no_self.details.json").read_text())
     written = json.loads(out.read_text())
@@ -84,14 +84,16 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path)
     report = (out.parent / "no_self.md").read_text()
     assert all(f"### Prototype {number}:" in report for number in written["factors"])
     assert "no_self.png" in report and (out.parent / "no_self.png").stat().st_size > 10_000
-    said = cli("generate", "--ckpt_path", run, "--prompt", "class A", "--intervention", out, "--json", check=0).stdout
+    said = cli(
+        "generate", "--ckpt_path", run, "--prompt", "class A", "--intervention", "no_self", "--json", check=0
+    ).stdout
     assert json.loads(said)["continuation"]
 
 
 def test_given_prototypes_are_suppressed_without_a_search(run, cli, tmp_path):
     details = json.loads(cli("prototypes", "--ckpt_path", run, "--json", check=0).stdout)
     ids = [card["prototype"] for card in details[:2]]
-    out = tmp_path / "two.json"
+    out = run / "interventions" / "two.json"
     cli(
         "suppress",
         "--ckpt_path",
@@ -116,16 +118,20 @@ def test_examples_tell_a_behaviour(run, cli, tmp_path):
             "".join(json.dumps({"text": f"{line} # {n}"}) + "\n" for n in range(30))
         )
     given = ("--with_texts", tmp_path / "shown.jsonl", "--without_texts", tmp_path / "other.jsonl")
-    result = cli("suppress", "--ckpt_path", run, *given, "--out", tmp_path / "x.json", *SMALL)
+    result = cli("suppress", "--ckpt_path", run, *given, "--name", "examples", *SMALL)
     assert result.returncode in (0, 2) and "Traceback" not in result.stderr  # so small a model may not show it
     if result.returncode == 0:
-        assert "right of held-out examples" in (tmp_path / "x.md").read_text()
+        assert "right of held-out examples" in (run / "interventions" / "examples.md").read_text()
 
 
 def test_what_cannot_be_suppressed_is_refused(run, cli, tmp_path):
     def refused(*arguments):
-        result = cli("suppress", "--ckpt_path", run, "--out", tmp_path / "x.json", *SMALL, *arguments)
-        assert result.returncode == 2 and "Traceback" not in result.stderr and not (tmp_path / "x.json").exists()
+        result = cli("suppress", "--ckpt_path", run, "--name", "x", *SMALL, *arguments)
+        assert (
+            result.returncode == 2
+            and "Traceback" not in result.stderr
+            and not (run / "interventions" / "x.json").exists()
+        )
         return result.stderr
 
     assert "say what to suppress" in refused()
@@ -149,5 +155,5 @@ def test_a_dead_prototype_is_refused(run, loaded, cli, tmp_path):
     if not len(dead):
         pytest.skip("every prototype is used in these texts")
     few = (*SMALL, "--documents", "2")
-    result = cli("suppress", "--ckpt_path", run, "--out", tmp_path / "x.json", *few, "--id", dead[0], "--words", "self")
+    result = cli("suppress", "--ckpt_path", run, "--name", "x", *few, "--id", dead[0], "--words", "self")
     assert result.returncode == 2 and f"prototype {dead[0]} is dead" in result.stderr
