@@ -44,7 +44,7 @@ def test_the_first_command_and_what_follows_it(cli, place, monkeypatch):
     out = cli(*fit, *where, *SMALLER, check=0).stdout
     assert "Which prototypes made each token likely" in out
     for command in commands():
-        if command[0] in ("generate", "explain"):
+        if command[0] in ("generate", "explain") and "--intervention" not in command:
             cli(*moved(command, place), check=0)
         elif command[0] in ("validate", "predict"):
             cli(*command, *where, *SMALLER, check=0)
@@ -55,6 +55,11 @@ def test_the_first_command_and_what_follows_it(cli, place, monkeypatch):
     assert {command[0] for command in asked} == {"index", "attribute", "prototypes", "curvature"}
     for command in asked:
         cli(*moved(command, place), *smaller.get(command[0], []), check=0)
+    few = ["--documents", "20", "--prompts", "40", "--draws", "1"]
+    acted = [command for command in commands() if command[0] == "suppress" or "--intervention" in command]
+    assert [command[0] for command in acted] == ["suppress", "generate"]
+    for command in acted:
+        cli(*moved(command, place), *(few if command[0] == "suppress" else []), check=0)
     compared = [command for command in commands() if command[0] in ("evaluate", "sweep", "report")]
     assert {command[0] for command in compared} == {"evaluate", "sweep", "report"}
     for command in compared:

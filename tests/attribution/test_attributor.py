@@ -184,10 +184,16 @@ def test_many_queries_are_answered_in_order_and_one_bad_one_spoils_nothing(cli, 
 def test_prototypes_shows_usage_and_neighbours(cli, run):
     cards = json.loads(cli("prototypes", "--ckpt_path", run[0], "--top", "3", "--json", check=0).stdout)
     assert [c["usage"] for c in cards] == sorted((c["usage"] for c in cards), reverse=True) and cards[0]["usage"] > 0
-    cosines = [token["influence"] for token in cards[0]["nearest"]]
-    assert len(cosines) == 3 and cosines == sorted(cosines, reverse=True) and cosines[0] <= 1.001
-    assert "promotes" in cli("prototypes", "--ckpt_path", run[0], check=0).stdout
-    refused(cli("prototypes", "--ckpt_path", run[0], "--id", "128"), "prototype 128 is not in the index")
+    groups = {group: [token["influence"] for token in tokens] for group, tokens in cards[0]["examples"].items()}
+    assert all(len(found) == 3 and found == sorted(found, reverse=True) for found in groups.values())
+    assert 1.001 >= groups["top"][0] >= groups["middle"][0] > 0 and groups["top"][2] >= max(groups["random"][1:])
+    label = cards[0]["label"]
+    assert label["text"] in cli("prototypes", "--ckpt_path", run[0], "--top", "3", check=0).stdout.replace("\n", "")
+    refused(cli("prototypes", "--ckpt_path", run[0], "--id", "64"), "its prototypes are 0 to 63")
+    fitted = ("--index", run[0] / "index", "--id", "127")
+    assert (
+        json.loads(cli("prototypes", "--ckpt_path", run[0], *fitted, "--json", check=0).stdout)[0]["prototype"] == 127
+    )
     refused(cli("prototypes", "--ckpt_path", run[0], "--top", "0"), "--top must be")
 
 
@@ -201,7 +207,7 @@ def test_an_unused_prototype_is_said_to_be_unused(capsys, run, monkeypatch):
         monkeypatch.setitem(shard, "lists", shard["lists"][:left])
         monkeypatch.setitem(shard, "offsets", shard["offsets"][: left + 1])
     card = inspect_prototypes(attributor, [127], 3)[0]
-    assert card.usage == 0 and card.nearest == []
+    assert card.dead and card.usage == 0 and card.examples == {"top": [], "middle": [], "random": []}
     print_cards([card])
     assert "never active" in " ".join(capsys.readouterr().out.split())
 
