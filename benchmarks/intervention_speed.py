@@ -31,9 +31,7 @@ def main() -> None:
     model, _ = load_exported(options.ckpt_path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]
-    factors = dict.fromkeys(
-        range(0, model.config.num_prototypes, model.config.num_prototypes // options.prototypes), 0.0
-    )
+    factors = dict.fromkeys(range(min(options.prototypes, model.config.num_prototypes)), 0.0)
     rows, results = [], {}
     for batch in options.batches:
         generator = torch.Generator().manual_seed(0)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prism_lightning.model_verbs import steered_parser
 
 if TYPE_CHECKING:
     from prism_lightning.evaluation.results import Difference, TaskResult
+    from prism_lightning.evaluation.suites import SuiteTask
 
 EXAMPLES = """examples:
   evaluate --ckpt_path runs/quickstart --suite evals/continuation.yaml
@@ -52,7 +54,11 @@ def evaluate(arguments: list[str]) -> None:
 
     suite = load_suites(options.suite, options.tasks)
     runs = [(options.ckpt_path, options.intervention), *([(options.against, [])] if options.against else [])]
-    found = [_evaluated(run, interventions, suite, options) for run, interventions in runs]
+    _say_what_was_fitted(*runs[0], suite)
+    found = [
+        evaluated(run, names, suite, options.data_dir, options.limit, options.batch_tokens, options.json)
+        for run, names in runs
+    ]
     differences = []
     if options.against:
         one, other = (results_folder(*run) for run in runs)
@@ -67,6 +73,19 @@ def evaluate(arguments: list[str]) -> None:
     _print(names, found, differences)
 
 
+def _say_what_was_fitted(run: Path, interventions: list[str], suite: dict[str, SuiteTask]) -> None:
+    from prism_lightning.interventions.intervention import Intervention, located
+
+    for name in interventions:
+        tasks = set(Intervention.read(located(run, name)).origin.get("tasks", [])) & set(suite)
+        if tasks:
+            print(
+                f"note: {name} was fitted to items of {', '.join(sorted(tasks))}, which may be among these; its report"
+                " has what it gains on others",
+                file=sys.stderr,
+            )
+
+
 def results_folder(run: Path, interventions: list[str]) -> Path:
     """Where a run keeps what evaluations found, without or with interventions."""
     from prism_lightning.exported import run_directory
@@ -78,9 +97,16 @@ def _name(run: Path, interventions: list[str]) -> str:
     return " + ".join([str(run), *(Path(name).stem for name in interventions)])
 
 
-def _evaluated(
-    run: Path, interventions: list[str], suite: dict[str, Any], options: argparse.Namespace
+def evaluated(
+    run: Path,
+    interventions: list[str],
+    suite: dict[str, SuiteTask],
+    data_dir: Path | None,
+    limit: int | None,
+    batch_tokens: int,
+    quiet: bool,
 ) -> list[TaskResult]:
+    """Results of a suite on a run with interventions, with a progress bar on a terminal, a line a task elsewhere."""
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.evaluation.evaluator import run_suite
     from prism_lightning.evaluation.harness import PrismHarnessModel
@@ -97,9 +123,9 @@ def _evaluated(
         return data_of(run_directory(run)).validation.texts()
 
     model, tokenizer = load_with(run, interventions)
-    identity = {"model": model_fingerprint(model), "data_dir": str(options.data_dir) if options.data_dir else None}
+    identity = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}
     identity |= {"factors": model.config.factors} if model.factors else {}
-    tasks = build_tasks(suite, options.data_dir, texts)
+    tasks = build_tasks(suite, data_dir, texts)
     progress = Progressing()
 
     def report(what: str, done: int, total: int) -> None:
@@ -107,13 +133,13 @@ def _evaluated(
             progress(what, done, total)
 
     def finished(result: TaskResult) -> None:
-        if not console.is_terminal and not options.json:
+        if not console.is_terminal and not quiet:
             scored = f"{result.metric} {result.value:.4f}, {result.seconds:.1f} s"
             print(f"{_name(run, interventions)} {result.task}: {scored}", flush=True)
 
     with progress.bar:
-        bridge = PrismHarnessModel(model=model, tokenizer=tokenizer, batch_tokens=options.batch_tokens, report=report)
-        return run_suite(bridge, suite, tasks, results_folder(run, interventions), identity, options.limit, finished)
+        bridge = PrismHarnessModel(model=model, tokenizer=tokenizer, batch_tokens=batch_tokens, report=report)
+        return run_suite(bridge, suite, tasks, results_folder(run, interventions), identity, limit, finished)
 
 
 def _print(names: list[str], found: list[list[TaskResult]], differences: list[Difference]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from prism_lightning.attribution.attributor import default_index
 from prism_lightning.attribution.build import Builder
-from prism_lightning.attribution.identity import check_tokenizer
+from prism_lightning.attribution.files import read_json
+from prism_lightning.attribution.identity import check_tokenizer, model_fingerprint
 from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.spaces import open_index
@@ -83,14 +85,18 @@ def own_index(run: Path, model: PrismForCausalLM) -> Path:
         UserError: a dense model, or as `data_of` and `Builder`.
     """
     folder = run_directory(run) / "prototypes"
+    manifest = read_json(folder / "manifest.json")
+    if manifest is not None and manifest["model"] == model_fingerprint(model):
+        return folder
+    if manifest is not None:  # of a model that was trained anew since
+        shutil.rmtree(folder)
     settings, progress = IndexSettings(dictionary="model"), Progressing()
 
     def report(what: str, done: int, total: int) -> None:
         if console.is_terminal:  # elsewhere stdout is for the answer
             progress(what, done, total)
 
-    if not (folder / "manifest.json").is_file():
-        print(f"looking once through the training data for the model's own prototypes: {folder}", file=sys.stderr)
+    print(f"looking once through the training data for the model's own prototypes: {folder}", file=sys.stderr)
     with progress.bar:
         Builder(model, data_of(run_directory(run)).train, settings, folder, report).build()
     return folder

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerFast
 
+    from prism_lightning.evaluation.suites import SuiteTask
     from prism_lightning.interventions.behaviours import Behaviour
-    from prism_lightning.interventions.intervention import Intervention
+
+EXAMPLES = 3  # training tokens of each group on a card
 
 SUPPRESS = """examples:
   suppress --ckpt_path runs/tinystories_prism --words sad cry cried crying --name calm
@@ -59,39 +61,43 @@ def suppress(arguments: list[str]) -> None:
     parser.add_argument("--new_tokens", type=int, default=96, help="tokens of a continuation (default 96)")
     parser.add_argument("--draws", type=int, default=20, help="of random prototypes, for comparison (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of continuations and draws (default 0)")
+    parser.add_argument("--suite", nargs="+", type=Path, help="also score these suites, as it is and suppressed")
+    parser.add_argument("--data_dir", type=Path, help="of the suites: folder with TASK/SPLIT.jsonl (default: the hub)")
     options = parser.parse_args(arguments)
-    by_example = options.with_texts is not None or options.without_texts is not None
-    if by_example and (options.with_texts is None or options.without_texts is None):
-        parser.error("examples need --with_texts and --without_texts together")
-    if sum([by_example, options.words is not None and not (options.id or options.label)]) != 1 and not (
-        options.id or options.label
-    ):
-        parser.error("say what to suppress: --words, --with_texts and --without_texts, --id or --label")
-    if (options.id or options.label) and not options.words:
-        parser.error("--id and --label need --words: what to look for in the continuations")
+    by_example, by_hand = bool(options.with_texts or options.without_texts), bool(options.id or options.label)
+    if by_example and (by_hand or options.words or not (options.with_texts and options.without_texts)):
+        parser.error("--with_texts and --without_texts go together, and without --words, --id and --label")
+    if not (by_example or options.words):
+        parser.error(
+            "--id and --label need --words: what to look for in the continuations"
+            if by_hand
+            else "say what to suppress: --words, --with_texts and --without_texts, --id or --label"
+        )
     for name in ("documents", "prompts", "new_tokens"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be a positive number")
     _check_name(parser, options.name)
 
     from prism_lightning.attribution.identity import model_fingerprint
+    from prism_lightning.attribution.inspection import inspect_prototypes
+    from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.explaining import console
     from prism_lightning.exported import load_exported, run_directory
     from prism_lightning.indexing import data_of
     from prism_lightning.interventions.continuing import Sampling
-    from prism_lightning.interventions.intervention import Intervention
+    from prism_lightning.interventions.intervention import Intervention, folder_of
     from prism_lightning.interventions.suppressing import Plan, suppress
     from prism_lightning.interventions.suppression import Goal
     from prism_lightning.interventions.suppression_report import comparison_table, figure, markdown, verdict
-    from prism_lightning.interventions.tracing import cards_of, own_attributor, prototypes_labelled
+    from prism_lightning.interventions.tracing import own_attributor, prototypes_labelled
     from prism_lightning.progress import Progressing
 
     model, tokenizer = load_exported(options.ckpt_path)
+    suite = load_suites(options.suite) if options.suite else {}
     data = data_of(run_directory(options.ckpt_path))
-    behaviour, examples = _behaviour(options, tokenizer)
-    given = options.id
-    if options.label:
-        given = prototypes_labelled(own_attributor(options.ckpt_path), options.label)
+    behaviour, examples, labels = _behaviour(options, tokenizer)
+    attributor = own_attributor(options.ckpt_path) if model.prototypes is not None else None
+    given = [*(options.id or []), *(prototypes_labelled(attributor, options.label) if options.label else [])]
     sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
     plan = Plan(Goal(options.fall, options.rise), options.factor, options.prompts, options.draws, sampling)
     progress = Progressing()
@@ -100,25 +106,31 @@ def suppress(arguments: list[str]) -> None:
             model,
             tokenizer,
             behaviour,
-            examples or data.train.texts()[: options.documents],
+            examples or data.train.texts(options.documents),
             data.validation.texts(),
-            given,
             plan,
+            given or None,
+            labels,
             progress,
             lambda m: console.print(f"{m.name}: rate {m.counts.rate:.1%}, perplexity elsewhere {m.rise:+.2%}"),
         )
-    cards = cards_of(own_attributor(options.ckpt_path), list(found.factors))
+    cards = inspect_prototypes(attributor, list(found.factors), EXAMPLES)
     command = "python -m prism_lightning suppress " + shlex.join(arguments)
     origin = {"verb": "suppress", "behaviour": behaviour.name, "command": command, "result": verdict(found)}
-    intervention = Intervention(model_fingerprint(model), found.factors, origin)
-    details = found.as_dict() | {"verb": "suppress", "cards": [card.as_dict() for card in cards]}
-    report = markdown(found, cards, command, f"{options.name}.png")
-    out = _write(options.ckpt_path, options.name, intervention, details, report, figure(found))
+    path = folder_of(options.ckpt_path) / f"{options.name}.json"
+    Intervention(model_fingerprint(model), found.factors, origin).write(path)
+    scores = _scores(options, suite) if suite else []
+    details = found.as_dict() | {"verb": "suppress", "cards": [card.as_dict() for card in cards], "suites": scores}
+    _write(path, details, markdown(found, cards, scores, command, f"{options.name}.png"), figure(found))
     for note in behaviour.notes:
         console.print(f"note: {note}", markup=False, style="yellow")
     console.print(comparison_table(found))
+    for score in scores:
+        console.print(
+            f"{score['task']}: {score['plain']:.4f} as it is, {score['suppressed']:.4f} suppressed", markup=False
+        )
     console.print(verdict(found), markup=False)
-    console.print(f"wrote {out}.json, {out}.md, {out}.png", markup=False)
+    console.print(f"wrote {path} and, beside it, {options.name}.md and {options.name}.png", markup=False)
 
 
 def _name_option(parser: argparse.ArgumentParser) -> None:
@@ -130,36 +142,53 @@ def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
         parser.error(f"--name {name}: give a name of letters, digits, - and _")
 
 
-def _write(
-    run: Path, name: str, intervention: Intervention, details: dict[str, Any], report: str, figure: Figure
-) -> Path:
-    """Everything that is known of an intervention, its own file last; returns the path without a suffix."""
+def _write(path: Path, details: dict[str, Any], report: str, figure: Figure) -> None:
+    """Everything that is known of an intervention, beside its file."""
     from prism_lightning.attribution.files import write_json, write_whole
-    from prism_lightning.interventions.intervention import folder_of
     from prism_lightning.tracking import environment
 
-    folder = folder_of(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.details.json", details | {"environment": environment()})
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    write_whole(folder / f"{name}.md", report.encode())
-    intervention.write(folder / f"{name}.json")
-    return folder / name
+    write_json(path.with_suffix(".details.json"), details | {"environment": environment()})
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=150)
+    write_whole(path.with_suffix(".md"), report.encode())
 
 
-def _behaviour(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[Behaviour, list[str] | None]:
-    """The behaviour, and the texts that show what it is, where it is told by example."""
+def _scores(options: argparse.Namespace, suite: dict[str, SuiteTask]) -> list[dict[str, Any]]:
+    """The suites' metrics without the intervention and with it, and the paired difference where there is one."""
+    from prism_lightning.evaluation.results import paired
+    from prism_lightning.evaluation_verbs import evaluated, results_folder
+
+    ways = {"plain": [], "suppressed": [options.name]}
+    found = {
+        way: evaluated(options.ckpt_path, names, suite, options.data_dir, limit=None, batch_tokens=8192, quiet=False)
+        for way, names in ways.items()
+    }
+    plain, suppressed = (results_folder(options.ckpt_path, names) for names in ways.values())
+    rows = []
+    for one, other in zip(found["plain"], found["suppressed"], strict=True):
+        row: dict[str, Any] = {"task": one.task, "metric": one.metric, "plain": one.value, "suppressed": other.value}
+        if one.chance is not None:
+            difference = paired(suppressed, plain, one.task, one.metric)
+            row |= {"difference": difference.value, "interval": difference.interval}
+        rows.append(row)
+    return rows
+
+
+def _behaviour(
+    options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast
+) -> tuple[Behaviour, list[str], list[bool] | None]:
+    """The behaviour and, where it is told by example, the examples and which of them show it."""
     from prism_lightning.data.sources import local_files
     from prism_lightning.interventions.behaviours import ExampleBehaviour, WordBehaviour
 
     if options.words:
-        return WordBehaviour(options.words, tokenizer), None
+        return WordBehaviour(options.words, tokenizer), [], None
     shown, other = (
         [document.text for document in local_files(str(path), "text").documents()]
         for path in (options.with_texts, options.without_texts)
     )
-    return ExampleBehaviour(options.with_texts.stem, shown, other), [*shown, *other]
+    behaviour = ExampleBehaviour(options.with_texts.stem, shown, other)
+    return behaviour, [*shown, *other], [True] * len(shown) + [False] * len(other)
 
 
 def calibrate(arguments: list[str]) -> None:
@@ -176,7 +205,9 @@ def calibrate(arguments: list[str]) -> None:
     _name_option(parser)
     parser.add_argument("--items", type=int, default=2000, help="of each task to fit to, at most (default 2000)")
     parser.add_argument("--permutations", type=int, default=20, help="fits to random labels (default 20)")
-    parser.add_argument("--traced", type=int, default=10, help="prototypes that the report traces (default 10)")
+    parser.add_argument(
+        "--traced", type=int, default=10, help="cards in the report; all are in NAME.details.json (default 10)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of splits, folds and random labels (default 0)")
     options = parser.parse_args(arguments)
     for name in ("items", "traced"):
@@ -185,6 +216,7 @@ def calibrate(arguments: list[str]) -> None:
     _check_name(parser, options.name)
 
     from prism_lightning.attribution.identity import model_fingerprint
+    from prism_lightning.attribution.inspection import inspect_prototypes
     from prism_lightning.errors import UserError
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.explaining import console
@@ -192,15 +224,16 @@ def calibrate(arguments: list[str]) -> None:
     from prism_lightning.indexing import data_of
     from prism_lightning.interventions.calibration_report import details, figure, gain_table, markdown, traces
     from prism_lightning.interventions.controllers import calibrate
-    from prism_lightning.interventions.intervention import Intervention
+    from prism_lightning.interventions.intervention import Intervention, folder_of
     from prism_lightning.interventions.items import split_items
-    from prism_lightning.interventions.tracing import cards_of, own_attributor
+    from prism_lightning.interventions.tracing import own_attributor
     from prism_lightning.progress import Progressing
 
     model, tokenizer = load_exported(options.ckpt_path)
     if model.prototypes is None:
         raise UserError(f"{options.ckpt_path} is dense: it has no prototypes to control; give a PRISM model")
     suite = load_suites(options.suite, options.tasks)
+    attributor = own_attributor(options.ckpt_path)
     progress = Progressing()
     with progress.bar:
         calibration, held_out = split_items(
@@ -214,13 +247,14 @@ def calibrate(arguments: list[str]) -> None:
             progress,
         )
         found = calibrate(model, calibration, held_out, options.seed, options.permutations, progress)
-    traced = traces(model, held_out, found, options.traced)
-    cards = cards_of(own_attributor(options.ckpt_path), list(traced))
+    traced = traces(model, held_out, found)
+    cards = inspect_prototypes(attributor, list(traced), EXAMPLES)
     command = "python -m prism_lightning calibrate " + shlex.join(arguments)
     origin = {"verb": "calibrate", "tasks": list(suite), "command": command, "penalty": list(found.controllers.penalty)}
-    intervention = Intervention(model_fingerprint(model), found.controllers.factors, origin)
+    path = folder_of(options.ckpt_path) / f"{options.name}.json"
+    Intervention(model_fingerprint(model), found.controllers.factors, origin).write(path)
     facts = details(found, calibration, held_out, traced, cards) | {"verb": "calibrate"}
-    report = markdown(found, calibration, held_out, traced, cards, command, f"{options.name}.png")
-    out = _write(options.ckpt_path, options.name, intervention, facts, report, figure(found))
+    report = markdown(found, calibration, held_out, traced, cards[: options.traced], command, f"{options.name}.png")
+    _write(path, facts, report, figure(found))
     console.print(gain_table(found))
-    console.print(f"wrote {out}.json, {out}.md, {out}.png", markup=False)
+    console.print(f"wrote {path} and, beside it, {options.name}.md and {options.name}.png", markup=False)

@@ -253,7 +253,7 @@ class Attributor:
             scored_by="head K-FAC" if self.rerank else "prototypes",
             touched=len(hits.tokens),
             influence=float(hits.influence.sum(dtype=np.float64)),
-            prototypes=[] if kind == "sequence" else [pair for pair in active if pair[1] > 0],
+            prototypes=[] if kind == "sequence" else [pair for pair in active if pair[1] != 0],
             tokens=self.describe.tokens(self._strongest(hits), query, carried=not self.rerank),
             passages=self.describe.passages(self._strongest(passages)),
             documents=self.describe.documents(self._strongest(documents)),

@@ -13,6 +13,7 @@ import numpy as np
 from prism_lightning.data.store import TokenStore
 
 NAMED = 3  # tokens in either half of a label
+COUNTED = 2**24  # tokens at a time: counting widens them to eight bytes
 
 
 @dataclass
@@ -56,7 +57,9 @@ class Labeller:
     @cached_property
     def counts_V(self) -> np.ndarray:
         """How often each token stands in the corpus."""
-        return np.bincount(self.store.tokens)
+        tokens, size = self.store.tokens, self.store.manifest["tokenizer_size"]
+        parts = (tokens[start : start + COUNTED] for start in range(0, len(tokens), COUNTED))
+        return np.sum([np.bincount(part, minlength=size) for part in parts], axis=0)
 
     def label(self, rows_n: np.ndarray) -> Label:
         """The label of a neighbourhood.
@@ -82,10 +85,6 @@ class Labeller:
             says_share_middle=float(said_n[middle : middle + tenth].mean()),
             says_share_random=float(said_n[drawn].mean()),
         )
-
-    def of_postings(self, rows_n: np.ndarray, activations_n: np.ndarray) -> Label:
-        """The label of a prototype's list, in any order."""
-        return self.label(rows_n[np.argsort(-activations_n, kind="stable")])
 
     def _telling(self, tokens_n: np.ndarray) -> list[int]:
         """Tokens whose count here, times the logarithm of how much more often they stand here, is largest."""

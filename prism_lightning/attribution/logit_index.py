@@ -66,6 +66,7 @@ class LogitIndex(Index):
         weights_Qkc = activations_Qk[:, :, None] * residuals_Qc[:, None]
         lists_U, which = np.unique(lists_Qkc.ravel(), return_inverse=True)
         weights_U = np.bincount(which, weights_Qkc.ravel(), len(lists_U))
+        lists_U, weights_U = lists_U[weights_U != 0], weights_U[weights_U != 0]  # prototypes that were removed
         curvature_U = self._curvature(lists_U)
         weights_U = np.divide(weights_U, curvature_U, out=np.zeros_like(weights_U), where=curvature_U > 0)
         return Query(lists_U, weights_U[:, None].astype(np.float32))

@@ -126,9 +126,9 @@ class TokenStore(torch.utils.data.Dataset):
         end = self.starts[document + 1] if document + 1 < len(self.starts) else self.counts["tokens"]
         return self.tokens[self.starts[document] : end]
 
-    def texts(self) -> list[str]:
-        """The text of every document, without special tokens."""
-        ids = (self.document_tokens(number).tolist() for number in range(len(self.documents)))
+    def texts(self, count: int | None = None) -> list[str]:
+        """The text of every document, or of the first ones, without special tokens."""
+        ids = (self.document_tokens(number).tolist() for number in range(len(self.documents))[:count])
         return [str(text) for text in self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)]
 
     def text_around(self, position: int, before: int = 20, after: int = 20) -> tuple[str, str, str]:

@@ -111,8 +111,8 @@ class PrismHarnessModel(HFLM):
         self, batch: list[tuple[int, ...]], asked: list[tuple[int, int]], requests: list[Request]
     ) -> list[Any]:
         """For each row and number of a request in `asked`, what `loglikelihood` returns of it."""
-        started = time.perf_counter()
         z_nD, targets_n, lengths = self.states(batch, asked, requests)
+        started = time.perf_counter()
         scores_n, greedy_n = self._scored(z_nD, targets_n)
         self.model_seconds += time.perf_counter() - started
         sums = [part.sum().item() for part in scores_n.split(lengths)]
@@ -137,7 +137,9 @@ class PrismHarnessModel(HFLM):
             positions += range(end - len(continuation), end)
             targets += continuation
             lengths.append(len(continuation))
+        started = time.perf_counter()
         z_nD = self.prism.hidden_states(ids_BT)[rows, positions]
+        self.model_seconds += time.perf_counter() - started
         return z_nD, torch.tensor(targets, device=self.device), lengths
 
     @torch.inference_mode()

@@ -134,7 +134,7 @@ def record(
         requests += list(islice(asked, len(choices)))  # a task may ask for unconditional ones too
         item += [number] * len(choices)
         right += [_is_right(task, doc, choice, len(choices)) for choice in range(len(choices))]
-        length += [float(len(choice)) if NORMALISED[metric] else 1.0 for choice in choices]
+        length += [max(1.0, len(choice)) if NORMALISED[metric] else 1.0 for choice in choices]
         questions.append(context if isinstance(context, str) else context[0])
         texts += choices
     states = bridge.loglikelihood(requests) if requests else []

@@ -21,6 +21,7 @@ from prism_lightning.errors import UserError
 LEAST_EXAMPLES = 10
 TOP_WORDS = 20  # that tell examples apart, for the rival that biases words
 FOLDS = 5
+LEAST_ACCURACY = 0.6  # of telling examples apart
 Span = tuple[int, int]  # characters of a text, from and to
 
 
@@ -99,11 +100,19 @@ class ExampleBehaviour(Behaviour):
         labels = np.repeat([1, 0], [len(shown), len(other)])
         counts = CountVectorizer(binary=True, token_pattern=r"\w+|[^\w\s]", min_df=2)
         self.classifier = make_pipeline(counts, LogisticRegression(C=0.3, class_weight="balanced", max_iter=1000))
-        scores = cross_val_score(self.classifier, texts, labels, cv=FOLDS, scoring="balanced_accuracy")
-        self.classifier.fit(texts, labels)
+        try:
+            scores = cross_val_score(self.classifier, texts, labels, cv=FOLDS, scoring="balanced_accuracy")
+            self.classifier.fit(texts, labels)
+        except ValueError as error:  # no word stands in two texts
+            raise UserError(f"the examples have no words in common: {str(error).splitlines()[0]}") from error
         weights = self.classifier[-1].coef_[0]
         order = np.argsort(-weights)[:TOP_WORDS]
         self.words = [str(counts.get_feature_names_out()[at]) for at in order if weights[at] > 0]
+        if scores.mean() < LEAST_ACCURACY or not self.words:
+            raise UserError(
+                f"the examples cannot be told apart by their words ({scores.mean():.0%} right, a guess has 50 %): give"
+                " more of them, or --words"
+            )
         self.notes = [
             f"texts are told apart by their words, {scores.mean():.1%} right of held-out examples (a guess: 50 %);"
             f" first of them: {', '.join(self.words[:8])}"

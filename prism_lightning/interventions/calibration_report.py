@@ -28,10 +28,10 @@ class Traced:
     broken: list[int]
 
 
-def traces(model: PrismForCausalLM, held_out: Answers, found: Calibration, count: int) -> dict[int, Traced]:
-    """The prototypes with the largest changes, each with the items that it fixed and broke."""
+def traces(model: PrismForCausalLM, held_out: Answers, found: Calibration) -> dict[int, Traced]:
+    """Every changed prototype, largest change first, with the items that it fixed and broke."""
     theta = found.controllers.theta
-    largest = sorted(theta, key=lambda prototype: -abs(theta[prototype]))[:count]
+    largest = sorted(theta, key=lambda prototype: -abs(theta[prototype]))
     by_kind = [
         responsible(model, held_out, items, found.controllers.factors, largest) for items in (found.fixed, found.broken)
     ]

@@ -6,6 +6,7 @@ Shapes: B prompts of equal length, T tokens.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast, SequenceBiasLogitsProcessor
 
 from prism_lightning.interventions.behaviours import Behaviour, Passage
-from prism_lightning.interventions.states import text_losses
+from prism_lightning.interventions.states import batches, text_losses
 from prism_lightning.models import PrismForCausalLM
 
 BATCH = 128  # prompts continued at once
@@ -35,7 +36,7 @@ class Sampling:
 
 def prompts(texts: list[str], tokenizer: PreTrainedTokenizerFast, sampling: Sampling) -> list[list[int]]:
     """Beginnings of those texts that are longer."""
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return [ids[: sampling.prompt_tokens] for ids in encoded if len(ids) > sampling.prompt_tokens]
 
 
@@ -79,9 +80,17 @@ class WordBias:
 
     @classmethod
     def of(cls, words: list[str], tokenizer: PreTrainedTokenizerFast, bias: float) -> WordBias:
-        """Spellings: as given and capitalised, with and without a blank before."""
-        spellings = {before + form for word in words for form in (word, word.capitalize()) for before in ("", " ")}
+        """Spellings: in lower case, upper case and capitalised, with and without a blank before.
+
+        Of a sign, every token of the vocabulary that has it: quotation marks stick to full stops and commas.
+        """
+        signs = [word for word in words if not re.search(r"\w", word)]
+        forms = {form for word in words if word not in signs for form in (word, word.capitalize(), word.upper())}
+        spellings = {before + form for form in forms for before in ("", " ")}
         sequences = {tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in spellings}
+        if signs:
+            tokens = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+            sequences |= {(token,) for token, text in enumerate(tokens) if any(sign in text for sign in signs)}
         return cls(sorted(sequences), bias)
 
     def processor(self) -> SequenceBiasLogitsProcessor:
@@ -118,7 +127,7 @@ class Counted:
         count, rate = len(self.shown), self.rate
         centre = (rate + Z95**2 / (2 * count)) / (1 + Z95**2 / count)
         half = Z95 / (1 + Z95**2 / count) * math.sqrt(rate * (1 - rate) / count + Z95**2 / (4 * count**2))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -150,7 +159,7 @@ def counted(
         for number, (start, ids) in enumerate(zip(starts, new, strict=True))
     ]
     # Of prompt and continuation; the prompts are the same in all conditions.
-    losses, tokens = text_losses(plain, whole, len(whole))
+    losses, tokens = text_losses(plain, batches(plain, whole), len(whole))
     return Counted(
         shown=[behaviour.present(text) for text in texts],
         distinct={size: len(set(found)) / max(1, len(found)) for size, found in runs.items()},

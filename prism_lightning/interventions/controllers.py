@@ -1,7 +1,8 @@
 """Controllers: factors 1 + theta_i on prototypes, fitted to multiple-choice items (method, section 5).
 
 The log-likelihood of an answer is linear in theta to first order, with the slope -sum_t a_ti delta_t . p_i, so that a
-conditional logit over answers is convex in theta. What the fit finds is judged exactly, on other items.
+conditional logit over answers, its temperature fitted before, is convex in theta. What the fit finds is judged exactly,
+on other items.
 
 Shapes: n answer tokens, A answers, K prototypes, D hidden size, k active.
 """
@@ -16,15 +17,16 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from prism_lightning.attribution.records import head_chunks, loss_gradient
+from prism_lightning.attribution.records import chunk_size, head_chunks, loss_gradient
 from prism_lightning.interventions.answers import Answers
-from prism_lightning.interventions.choice_model import Choices, cross_validated, fit
+from prism_lightning.interventions.choice_model import Choices, cross_validated, fit, temperature
 from prism_lightning.interventions.suppression import Z95, scaled
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.prototypes import selected_dots
 from prism_lightning.models.steering import ScaledTerms
 
-STEPS = (1.0, 0.5, 0.25, 0.0)  # of theta; the first order holds near 0 alone
+LARGEST = 1.0  # theta: from removing a prototype's term to doubling it, since the first order holds near 0 alone
+STEPS = (1.0, 0.5, 0.25, 0.1, 0.0)  # of the fitted theta
 LEAST_CHANGE = 1e-3  # of a factor that is kept
 
 
@@ -65,20 +67,26 @@ def target_of(answers: Answers) -> np.ndarray:
 
 @torch.no_grad()
 def slopes(model: PrismForCausalLM, answers: Answers) -> csr_matrix:
-    """Derivatives [A, K] of every answer's score with respect to every theta, at 0."""
+    """Derivatives [A, K] of every answer's score with respect to every theta, at 0, under the model's own factors."""
     assert model.prototypes is not None
-    size, head_VD = model.config.num_prototypes, model.lm_head.weight
-    terms = ScaledTerms(model.prototypes, torch.ones(size, device=head_VD.device))
-    z_nD, targets_n = answers.z_nD.to(head_VD.device), answers.targets_n.to(head_VD.device)
-    indices_nk, activations_nk = terms.assign(z_nD)
-    delta_nD = torch.cat(
-        [loss_gradient(head_VD, chunk.mean_CD, targets_n[chunk.rows]) for chunk in head_chunks(head_VD, z_nD)]
-    )
-    values_nk = -(activations_nk * selected_dots(delta_nD, model.prototypes.weight, indices_nk)).double().cpu().numpy()
-    rows_nk = np.repeat(answers.answer_n[:, None], indices_nk.shape[1], 1)
-    values_nk /= answers.length_A[rows_nk]
-    places = (rows_nk.ravel(), indices_nk.cpu().numpy().ravel())
-    return csr_matrix((values_nk.ravel(), places), shape=(len(answers.item_A), size))
+    head_VD, factors_K = model.lm_head.weight, model.factors_K()
+    terms = ScaledTerms(model.prototypes, factors_K)
+    rows, columns, values = [], [], []
+    size = chunk_size(head_VD)
+    answer_n = torch.from_numpy(answers.answer_n)
+    parts = [tensor.split(size) for tensor in (answers.z_nD, answers.targets_n, answer_n)]
+    for z_CD, targets_C, answer_C in zip(*parts, strict=True):
+        z_CD, targets_C = z_CD.to(model.device), targets_C.to(model.device)
+        indices_Ck, activations_Ck = terms.assign(z_CD)
+        (chunk,) = head_chunks(head_VD, model.steered(z_CD))
+        delta_CD = loss_gradient(head_VD, chunk.mean_CD, targets_C)
+        dots_Ck = selected_dots(delta_CD, model.prototypes.weight, indices_Ck)
+        values.append((-factors_K[indices_Ck] * activations_Ck * dots_Ck).double().cpu().numpy())
+        columns.append(indices_Ck.cpu().numpy())
+        rows.append(np.repeat(answer_C.numpy()[:, None], terms.active, 1))
+    row_n, column_n, value_n = (np.concatenate(part).ravel() for part in (rows, columns, values))
+    value_n /= answers.length_A[row_n]
+    return csr_matrix((value_n, (row_n, column_n)), shape=(len(answers.item_A), len(factors_K)))
 
 
 @dataclass
@@ -86,7 +94,7 @@ class Controllers:
     """A fitted theta.
 
     Attributes:
-        theta: of the prototypes that it changes.
+        theta: of the prototypes that it changes, between -1 and 1.
         penalty: kind and strength that cross-validation chose.
         weight: b, of the model's own log-likelihoods.
         step: the share of the fitted theta that was kept.
@@ -103,29 +111,54 @@ class Controllers:
         return {prototype: 1 + value for prototype, value in self.theta.items()}
 
 
-def fit_controllers(model: PrismForCausalLM, answers: Answers, target_A: np.ndarray, seed: int) -> Controllers:
-    """Fit theta to items.
+class Calibrator:
+    """What every fit to the same items needs, whatever their labels.
 
     Args:
         model: a PRISM model.
         answers: of the calibration items.
-        target_A: which answers are to be chosen.
         seed: of the folds.
     """
-    scores_A = answers.log_likelihoods(model)
-    choices = Choices(scores_A, slopes(model, answers), answers.item_A, target_A)
-    penalty = cross_validated(choices, seed)
-    weight, eta_K = fit(choices, *penalty)
-    theta_K = eta_K / max(weight, 1e-6)
-    # Where the first order leads astray, half of it may still help: the loss under the factors decides, b fitted anew.
-    losses = []
-    for step in STEPS:
-        with scaled(model, _factors(step * theta_K)):
-            exact = Choices(answers.log_likelihoods(model), np.zeros((len(scores_A), 0)), answers.item_A, target_A)
-        losses.append(exact.loss(*fit(exact, "l2", 0.0))[0])
-    step = STEPS[int(np.argmin(losses))]
-    theta = {prototype: factor - 1 for prototype, factor in _factors(step * theta_K).items()}
-    return Controllers(theta, penalty, weight, step)
+
+    def __init__(self, model: PrismForCausalLM, answers: Answers, seed: int) -> None:
+        self.model, self.answers, self.seed = model, answers, seed
+        self.scores_A, self.slopes_AK = answers.log_likelihoods(model), slopes(model, answers)
+
+    def controllers(self, target_A: np.ndarray) -> Controllers:
+        """Fit theta.
+
+        Where the first order leads astray, a part of it may still help: the exact loss decides, b fitted anew.
+        """
+        weight = temperature(self.scores_A, self.answers.item_A, target_A)
+        choices = Choices(weight * self.scores_A, weight * self.slopes_AK, self.answers.item_A, target_A)
+        penalty = cross_validated(choices, self.seed, LARGEST)
+        theta_K = fit(choices, *penalty, bound=LARGEST)
+        losses = [self._exact_loss(_factors(step * theta_K), target_A) for step in STEPS]
+        step = STEPS[int(np.argmin(losses))]
+        theta = {prototype: factor - 1 for prototype, factor in _factors(step * theta_K).items()}
+        return Controllers(theta, penalty, weight, step)
+
+    def _exact_loss(self, factors: dict[int, float], target_A: np.ndarray) -> float:
+        with scaled(self.model, factors):
+            scores_A = self.answers.log_likelihoods(self.model)
+        weight = temperature(scores_A, self.answers.item_A, target_A)
+        empty_A0 = np.zeros((len(scores_A), 0))
+        return Choices(weight * scores_A, empty_A0, self.answers.item_A, target_A).loss(np.zeros(0))[0]
+
+    def rivals(self, held_out: Answers) -> dict[str, np.ndarray]:
+        """Which held-out items are right after cheaper calibrations with the same items.
+
+        Temperature and bias: p(c) ~ exp(b s_c + the bias of place c). Logistic regression on z: p(c) ~ exp(b s_c + w .
+        the mean hidden state of the answer's tokens).
+        """
+        found, scores_A, target_A = {}, held_out.log_likelihoods(self.model), target_of(self.answers)
+        weight = temperature(self.scores_A, self.answers.item_A, target_A)
+        for name, features in (("temperature and bias", _places), ("logistic regression on z", _means)):
+            x_AF, held_out_AF = _scaled(features(self.answers), features(held_out))
+            choices = Choices(weight * self.scores_A, x_AF, self.answers.item_A, target_A)
+            eta_F = fit(choices, *cross_validated(choices, self.seed))
+            found[name] = held_out.correct(weight * scores_A + held_out_AF @ eta_F)
+        return found
 
 
 def _factors(theta_K: np.ndarray) -> dict[int, float]:
@@ -136,22 +169,6 @@ def correct_with(model: PrismForCausalLM, answers: Answers, factors: dict[int, f
     """Which items are right with these factors on top of the model's own."""
     with scaled(model, factors):
         return answers.correct(answers.log_likelihoods(model))
-
-
-def rivals(model: PrismForCausalLM, calibration: Answers, held_out: Answers, seed: int) -> dict[str, np.ndarray]:
-    """Which held-out items are right after cheaper calibrations with the same items.
-
-    Temperature and bias: p(c) ~ exp(b s_c + the bias of place c). Logistic regression on z: p(c) ~ exp(b s_c + w . the
-    mean hidden state of the answer's tokens).
-    """
-    found = {}
-    for name, features in (("temperature and bias", _places), ("logistic regression on z", _means)):
-        scores = [answers.log_likelihoods(model) for answers in (calibration, held_out)]
-        x, x_held_out = _scaled(features(calibration), features(held_out))
-        choices = Choices(scores[0], x, calibration.item_A, target_of(calibration))
-        weight, eta_F = fit(choices, *cross_validated(choices, seed))
-        found[name] = held_out.correct(weight * scores[1] + x_held_out @ eta_F)
-    return found
 
 
 def _places(answers: Answers) -> np.ndarray:
@@ -211,14 +228,15 @@ def calibrate(
     """
     plain = correct_with(model, held_out, {})
     report("fitting", 0, 2 + permutations)
-    controllers = fit_controllers(model, calibration, target_of(calibration), seed)
+    calibrator = Calibrator(model, calibration, seed)
+    controllers = calibrator.controllers(target_of(calibration))
     ways = {"as it is": plain, "controllers": correct_with(model, held_out, controllers.factors)}
     report("fitting", 1, 2 + permutations)
-    ways |= rivals(model, calibration, held_out, seed)
+    ways |= calibrator.rivals(held_out)
     report("fitting", 2, 2 + permutations)
     generator, permuted = np.random.default_rng(seed), []
     for number in range(permutations):
-        found = fit_controllers(model, calibration, _permuted(calibration, generator), seed)
+        found = calibrator.controllers(_permuted(calibration, generator))
         permuted.append(float((correct_with(model, held_out, found.factors).astype(float) - plain).mean()))
         report("fitting", 3 + number, 2 + permutations)
     tasks = np.array([name.rsplit(" ", 1)[0] for name in held_out.names])

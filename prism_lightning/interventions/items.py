@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def split_items(
         UserError: as `build_tasks` and `record`, or too few items.
     """
     bridge = AnswerRecorder(model=model, tokenizer=tokenizer, report=report)
-    own = {name: settings for name, settings in suite.items() if settings.kind != "harness"}
+    # As many as there are documents for, not as many as the suite evaluates.
+    own = {name: replace(settings, documents=items) for name, settings in suite.items() if settings.kind != "harness"}
     tasks = build_tasks({n: s for n, s in suite.items() if n not in own}, data_dir, texts)
     halves: list[dict[str, ConfigurableTask]] = []
     if own:
@@ -55,22 +57,24 @@ def split_items(
         for part in (order[: len(order) // 2], order[len(order) // 2 :]):
             chosen = [documents[number] for number in sorted(part.tolist())]
             halves.append(build_tasks(own, data_dir, lambda chosen=chosen: chosen))  # type: ignore[misc]
-    sides: list[list[Answers]] = [[], []]
-    for name, settings in suite.items():
+    sides: list[list[tuple[str, ConfigurableTask, list[dict[str, Any]]]]] = [[], []]
+    for name in suite:
         if name in own:
-            docs = [list(half[name].eval_docs) for half in halves]
-            both = [(half[name], found) for half, found in zip(halves, docs, strict=True)]
+            both = [(half[name], list(half[name].eval_docs)) for half in halves]
         else:
-            both = [(tasks[name], found) for found in _divided(tasks[name], seed)]
+            both = [(tasks[name], docs) for docs in _divided(tasks[name], seed)]
         both[0] = (both[0][0], both[0][1][:items])
-        for side, (task, found) in zip(sides, both, strict=True):
-            side.append(record(bridge, name, task, found, settings.metric))
-    fit, judged = joined(sides[0]), joined(sides[1])
-    if min(fit.items, judged.items) < LEAST_ITEMS:
+        for side, (task, docs) in zip(sides, both, strict=True):
+            side += [(name, task, docs)] if docs else []
+    counts = [sum(len(docs) for _, _, docs in side) for side in sides]
+    if min(counts) < LEAST_ITEMS:
         raise UserError(
-            f"{fit.items} items to fit controllers to and {judged.items} to judge them on: {LEAST_ITEMS} of each are"
+            f"{counts[0]} items to fit controllers to and {counts[1]} to judge them on: {LEAST_ITEMS} of each are"
             " needed; give tasks with more documents"
         )
+    fit, judged = (
+        joined([record(bridge, name, task, docs, suite[name].metric) for name, task, docs in side]) for side in sides
+    )
     return fit, judged
 
 

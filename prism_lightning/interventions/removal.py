@@ -9,11 +9,13 @@ Shapes: N tokens of a batch, D hidden size, V vocabulary, k active, K prototypes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import norm
 from torch import Tensor
 
 from prism_lightning.attribution.records import chunk_size
@@ -21,9 +23,8 @@ from prism_lightning.interventions.behaviours import Passage
 from prism_lightning.interventions.states import States, batches
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.steering import ScaledTerms
-from prism_lightning.progress import Progressing
 
-LEAST_ERRORS = 2.0  # standard errors that a prototype's work for the behaviour must exceed
+FALSE_ALARMS = 0.05  # chance that any prototype without work is taken for one that works
 
 
 @dataclass
@@ -47,20 +48,23 @@ class Effects:
     others: int
 
     def ranked(self) -> list[int]:
-        """Prototypes that work for the behaviour beyond doubt, by what they do for it over what their removal costs.
+        """Prototypes that work for the behaviour, by what they surely do for it over what their removal may cost.
 
-        Of the cost its upper end counts, one standard error up, and at least a thousandth of the largest, so that
+        Surely: so many standard errors down that of K prototypes without any work one would pass by chance once in
+        twenty times. Of the cost one standard error more counts, and at least a thousandth of the largest, so that
         those never met elsewhere go by their work.
         """
+        errors = norm.isf(FALSE_ALARMS / len(self.work_K))
+        sure_K = self.work_K - errors * self.work_error_K
         cost_K = self.cost_K + self.cost_error_K
-        cost_K = np.maximum(cost_K, cost_K.max() / 1000)
-        order = np.argsort(-self.work_K / cost_K, kind="stable")
-        return [int(i) for i in order if self.work_K[i] > LEAST_ERRORS * self.work_error_K[i]]
+        cost_K = np.maximum(cost_K, max(cost_K.max() / 1000, 1e-9))
+        order = np.argsort(-sure_K / cost_K, kind="stable")
+        return [int(i) for i in order if sure_K[i] > 0]
 
 
 @torch.no_grad()
 def removal_effects(
-    model: PrismForCausalLM, passages: list[Passage], shown: np.ndarray, progress: Progressing
+    model: PrismForCausalLM, passages: list[Passage], shown: np.ndarray, report: Callable[[str, int, int], None]
 ) -> Effects:
     """Remove every prototype, one at a time, from every token.
 
@@ -68,10 +72,10 @@ def removal_effects(
         model: a PRISM model.
         passages: of G texts, with the behaviour's tokens marked.
         shown: [G], whether each text shows the behaviour. Unmarked tokens of those that do count for neither side.
-        progress: hears of it.
+        report: hears of it.
     """
     assert model.prototypes is not None
-    terms = ScaledTerms(model.prototypes, torch.ones(model.config.num_prototypes))
+    terms = ScaledTerms(model.prototypes, model.factors_K())
     size = model.config.num_prototypes
     work, cost = _Sums(len(shown), size), _Sums(len(shown), size)
     usage_K = np.zeros(size, np.int64)
@@ -84,21 +88,23 @@ def removal_effects(
         for sums, counted_N in ((work, states.marked_N), (cost, ~shown[states.text_N])):
             sums.add(states.text_N[counted_N], indices_Nk[counted_N], rises_Nk[counted_N])
         done += len(states.text_N)
-        progress("removing prototypes one by one", done, total)
+        report("removing prototypes one by one", done, total)
     return Effects(*work.means(), *cost.means(), usage_K, int(work.tokens_G.sum()), int(cost.tokens_G.sum()))
 
 
 def _rises(model: PrismForCausalLM, states: States, indices_Nk: Tensor, activations_Nk: Tensor) -> np.ndarray:
     """By how much the loss of every token rises without each of its prototypes [N, k]."""
     assert model.prototypes is not None
-    weight_KD, rises = model.prototypes.weight, []
+    weight_KD, factors_K, rises = model.prototypes.weight, model.factors_K(), []
     size = chunk_size(model.lm_head.weight)
     parts = [tensor.split(size) for tensor in (states.z_ND, states.targets_N, indices_Nk, activations_Nk)]
     for z_CD, targets_C, indices_Ck, activations_Ck in zip(*parts, strict=True):
-        whole_C = F.cross_entropy(model.lm_head(z_CD).float(), targets_C, reduction="none")
+        steered_CD = model.steered(z_CD)
+        whole_C = F.cross_entropy(model.lm_head(steered_CD).float(), targets_C, reduction="none")
         columns = []
         for index_C, activation_C in zip(indices_Ck.unbind(-1), activations_Ck.unbind(-1), strict=True):
-            without_CV = model.lm_head(z_CD - activation_C[:, None] * weight_KD[index_C]).float()
+            term_CD = (factors_K[index_C] * activation_C)[:, None] * weight_KD[index_C]
+            without_CV = model.lm_head(steered_CD - term_CD).float()
             columns.append(F.cross_entropy(without_CV, targets_C, reduction="none") - whole_C)
         rises.append(torch.stack(columns, -1).cpu().numpy())
     return np.concatenate(rises)
@@ -128,5 +134,5 @@ class _Sums:
         # Sum over texts of (s_g - mean n_g)^2; of texts without the prototype s_g is 0.
         squares_K = np.bincount(prototype, sums**2, self.prototypes)
         cross_K = np.bincount(prototype, sums * self.tokens_G[text], self.prototypes)
-        squares_K += mean_K**2 * (self.tokens_G.astype(float) ** 2).sum() - 2 * mean_K * cross_K
+        squares_K = squares_K + mean_K**2 * (self.tokens_G.astype(float) ** 2).sum() - 2 * mean_K * cross_K
         return mean_K, np.sqrt(np.maximum(squares_K, 0)) / total

@@ -5,7 +5,7 @@ Shapes: N tokens of a batch, D hidden size, V vocabulary, G texts, c tokens of c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -57,15 +57,15 @@ def batches(model: PrismForCausalLM, passages: list[Passage]) -> Iterator[States
 
 @torch.no_grad()
 def text_losses(
-    model: PrismForCausalLM, passages: list[Passage], texts: int, bias: LogitsProcessor | None = None
+    model: PrismForCausalLM, parts: Iterable[States], texts: int, bias: LogitsProcessor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed loss in nats [G] and number of targets [G] of every text, under the model's interventions and a bias."""
     losses_G, tokens_G = np.zeros(texts), np.zeros(texts)
     size = chunk_size(model.lm_head.weight)
-    for states in batches(model, passages):
-        parts = [tensor.split(size) for tensor in (states.z_ND, states.targets_N, states.context_Nc)]
+    for states in parts:
+        tensors = [tensor.split(size) for tensor in (states.z_ND, states.targets_N, states.context_Nc)]
         found = []
-        for z_CD, targets_C, context_Cc in zip(*parts, strict=True):
+        for z_CD, targets_C, context_Cc in zip(*tensors, strict=True):
             logits_CV = model.lm_head(model.steered(z_CD)).float()
             if bias is not None:
                 logits_CV = bias(context_Cc, logits_CV)

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.errors import UserError
+from prism_lightning.explaining import check_length
 from prism_lightning.interventions.behaviours import Behaviour, passages
 from prism_lightning.interventions.continuing import Sampling, WordBias
 from prism_lightning.interventions.intervention import composed
@@ -24,7 +25,6 @@ from prism_lightning.interventions.suppression import (
     prototype_path,
 )
 from prism_lightning.models import PrismForCausalLM
-from prism_lightning.progress import Progressing
 
 LEAST_MARKED = 20  # tokens of the behaviour, for a ranking
 
@@ -89,15 +89,48 @@ class Suppression:
         }
 
 
+def rank(
+    model: PrismForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    behaviour: Behaviour,
+    texts: list[str],
+    labels: list[bool] | None,
+    given: list[int] | None,
+    report: Callable[[str, int, int], None],
+) -> tuple[Effects, list[int]]:
+    """What removing each prototype does on texts, and the candidates, best first; arguments as for `suppress`."""
+    model.intervene(composed([model.factors, dict.fromkeys(given or [], 1.0)]))  # refuses ids it does not have
+    shown = np.array([behaviour.present(text) for text in texts] if labels is None else labels)
+    spans = [behaviour.spans(text) if present else [] for text, present in zip(texts, shown, strict=True)]
+    pieces = passages(texts, spans, tokenizer, model.config.context_length)
+    marked = sum(int(piece.marked_T.sum()) for piece in pieces)
+    if marked < LEAST_MARKED:
+        raise UserError(
+            f"{behaviour.name!r} is {marked} tokens of {len(texts)} texts, {LEAST_MARKED} are needed to see what"
+            " prototypes do for it: give other words, or more texts by --documents"
+        )
+    if shown.all():
+        raise UserError(f"all {len(texts)} texts show {behaviour.name!r}: there is none to keep; choose narrower words")
+    effects = removal_effects(model, pieces, shown, report)
+    ranked = effects.ranked() if given is None else list(dict.fromkeys(given))
+    dead = [number for number in ranked if not effects.usage_K[number]]
+    if dead:
+        raise UserError(f"prototype {dead[0]} is dead: no token of {len(texts)} texts uses it; leave it out")
+    if not ranked:
+        raise UserError(f"no prototype surely works for {behaviour.name!r}: give more texts by --documents")
+    return effects, ranked
+
+
 def suppress(
     model: PrismForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     behaviour: Behaviour,
-    examples: list[str],
+    texts: list[str],
     held_out: list[str],
-    given: list[int] | None,
     plan: Plan,
-    progress: Progressing,
+    given: list[int] | None = None,
+    labels: list[bool] | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
     report: Callable[[Measured], None] = lambda _: None,
 ) -> Suppression:
     """Find, choose, compare.
@@ -105,10 +138,11 @@ def suppress(
     Args:
         model, tokenizer: as exported.
         behaviour: to be suppressed.
-        examples: texts that prototypes are ranked on.
-        held_out: other texts; the first half chooses how many, the second is for the comparison.
-        given: prototypes in place of a ranking.
+        texts: that prototypes are ranked on.
+        held_out: other texts; one half chooses how many prototypes, the other is for the comparison.
         plan: see there.
+        given: prototypes in place of a ranking.
+        labels: which of the texts show the behaviour, where that is known.
         progress, report: hear of the ranking and of everything measured.
 
     Raises:
@@ -116,49 +150,30 @@ def suppress(
     """
     if model.prototypes is None:
         raise UserError("this model is dense: it has no prototypes to suppress; give a PRISM model")
-    model.intervene(composed([model.factors, dict.fromkeys(given or [], 1.0)]))  # refuses ids it does not have
-    shown = np.array([behaviour.present(text) for text in examples])
-    spans = [behaviour.spans(text) if present else [] for text, present in zip(examples, shown, strict=True)]
-    pieces = passages(examples, spans, tokenizer, model.config.context_length)
-    marked = sum(int(piece.marked_T.sum()) for piece in pieces)
-    if marked < LEAST_MARKED and given is None:
-        raise UserError(
-            f"{behaviour.name!r} is {marked} tokens of {len(examples)} texts, {LEAST_MARKED} are needed to find its"
-            " prototypes: give other words, or more texts by --documents"
-        )
-    if shown.all():
-        raise UserError(
-            f"all {len(examples)} texts show {behaviour.name!r}: there is none to keep; choose narrower words"
-        )
-    effects = removal_effects(model, pieces, shown, progress)
-    ranked = effects.ranked() if given is None else given
-    dead = [number for number in ranked if not effects.usage_K[number]]
-    if dead:
-        raise UserError(
-            f"prototype {dead[0]} is dead: it is active in none of {effects.usage_K.sum():,} places; leave it out"
-        )
-    if not ranked:
-        raise UserError(f"no prototype works for {behaviour.name!r} beyond doubt: give more texts by --documents")
-    half = len(held_out) // 2
+    check_length(model, plan.sampling.prompt_tokens + plan.sampling.new_tokens)
+    if len(held_out) < 2:
+        raise UserError(f"{len(held_out)} validation documents: at least two are needed, to choose on and to judge on")
+    effects, ranked = rank(model, tokenizer, behaviour, texts, labels, given, progress)
+    order = np.random.default_rng(plan.sampling.seed).permutation(len(held_out)).tolist()
     first, second = (
-        Trial(model, tokenizer, behaviour, texts, plan.count, plan.sampling)
-        for texts in (held_out[:half], held_out[half:])
+        Trial(model, tokenizer, behaviour, [held_out[number] for number in half], plan.count, plan.sampling)
+        for half in (order[: len(order) // 2], order[len(order) // 2 :])
     )
     if given is None:
         path = prototype_path(first, ranked, plan.factor, plan.goal, report)
-        best = chosen(path, plan.goal)
-        factors = dict.fromkeys(ranked[: best.prototypes], plan.factor)
+        ranked_first = ranked[: chosen(path, plan.goal).prototypes]
     else:
-        factors = dict.fromkeys(given, plan.factor)
-        path = [first.scaled(f"{len(given)} prototypes", factors)]
+        ranked_first = ranked
+        path = [first.scaled(f"{len(ranked)} prototypes", dict.fromkeys(ranked, plan.factor))]
         report(path[0])
+    factors = dict.fromkeys(ranked_first, plan.factor)
     biases = bias_path(first, plan.goal, report)
-    fresh = [second.plain, second.scaled("suppressed", factors)]
     bias = chosen(biases, plan.goal).settings["bias"]
+    fresh = [second.plain, second.scaled("suppressed", factors)]
     fresh.append(second.biased(f"words biased by {bias:g}", WordBias.of(behaviour.words, tokenizer, bias)))
     generator = np.random.default_rng(plan.sampling.seed)
     for number in range(plan.draws):
-        others = of_equal_usage(list(factors), effects.usage_K, generator)
+        others = of_equal_usage(ranked_first, effects.usage_K, generator)
         fresh.append(second.scaled(f"random {number + 1}", dict.fromkeys(others, plan.factor)))
         report(fresh[-1])
     return Suppression(behaviour.name, behaviour.notes, effects, ranked, path, biases, factors, fresh, plan)

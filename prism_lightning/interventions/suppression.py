@@ -27,13 +27,14 @@ from prism_lightning.interventions.continuing import (
     prompts,
 )
 from prism_lightning.interventions.intervention import composed
-from prism_lightning.interventions.states import text_losses
+from prism_lightning.interventions.states import batches, text_losses
 from prism_lightning.models import PrismForCausalLM
 
 LADDER = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
 BIASES = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 100.0]
 NEIGHBOURS = 20  # prototypes of nearest usage that a random one is drawn from
 DRAWS = 2000  # of the bootstrap
+CLEAN_TEXTS = 500  # whose perplexity is measured, at most
 
 
 @dataclass
@@ -112,14 +113,15 @@ class Trial:
     ) -> None:
         self.model, self.tokenizer, self.behaviour, self.sampling = model, tokenizer, behaviour, sampling
         self.prompts = prompts(texts, tokenizer, sampling)[:count]
-        clean = [text for text in texts if not behaviour.present(text)]
+        clean = [text for text in texts if not behaviour.present(text)][:CLEAN_TEXTS]
         if not self.prompts or not clean:
             what = f"longer than {sampling.prompt_tokens} tokens" if clean else "without the behaviour"
             raise UserError(
                 f"none of {len(texts)} held-out texts is {what}: nothing to measure on; choose narrower words"
             )
         self.texts = len(clean)
-        self.clean = passages(clean, [[] for _ in clean], tokenizer, model.config.context_length)
+        pieces = passages(clean, [[] for _ in clean], tokenizer, model.config.context_length)
+        self.clean = list(batches(model, pieces))  # hidden states: they are the same whatever is scaled
         self.losses_G, self.tokens_G = text_losses(model, self.clean, self.texts)
         self.plain = self._measured("as it is", self._counted(self._continued()), self.losses_G, 0, {})
         if not self.plain.counts.rate:
@@ -155,6 +157,8 @@ class Trial:
         draws = np.random.default_rng(0).integers(0, len(shown), (DRAWS, len(shown)))
         rates, plain_rates = shown[draws].mean(1), np.maximum(plain[draws].mean(1), 1 / len(shown))
         low, high = np.quantile(1 - rates / plain_rates, [0.025, 0.975])
+        if not shown.any():  # then every draw falls by everything: what the rate may be bounds it
+            low = min(low, 1 - counts.interval[1] / max(plain.mean(), 1 / len(plain)))
         total = self.tokens_G.sum()
         per_token = (losses_G - self.losses_G).sum() / total
         error = math.sqrt(((losses_G - self.losses_G - per_token * self.tokens_G) ** 2).sum()) / total
@@ -164,9 +168,9 @@ class Trial:
             counts=counts,
             fall=float(1 - shown.mean() / max(plain.mean(), 1 / len(plain))),
             fall_interval=(float(low), float(high)),
-            rise=math.expm1(per_token),
-            rise_interval=(math.expm1(per_token - Z95 * error), math.expm1(per_token + Z95 * error)),
-            perplexity=math.exp(losses_G.sum() / total),
+            rise=float(np.expm1(per_token)),
+            rise_interval=(float(np.expm1(per_token - Z95 * error)), float(np.expm1(per_token + Z95 * error))),
+            perplexity=float(np.exp(losses_G.sum() / total)),
             settings=settings,
         )
 
@@ -204,7 +208,7 @@ def bias_path(trial: Trial, goal: Goal, report: Callable[[Measured], None]) -> l
 
 
 def of_equal_usage(prototypes: list[int], usage_K: np.ndarray, generator: np.random.Generator) -> list[int]:
-    """Random other prototypes, each used about as often as the one it stands for."""
+    """Random other prototypes, each used about as often as the one it stands for; fewer where there are no more."""
     order = np.argsort(usage_K, kind="stable")
     place_K = np.argsort(order)
     taken, drawn = set(prototypes), []
@@ -212,7 +216,7 @@ def of_equal_usage(prototypes: list[int], usage_K: np.ndarray, generator: np.ran
         free = [int(other) for other in order if int(other) not in taken]
         near = sorted(free, key=lambda other: abs(place_K[other] - place_K[prototype]))[:NEIGHBOURS]
         if not near:
-            break  # fewer others than there are to stand for
+            break
         drawn.append(int(generator.choice(near)))
         taken.add(drawn[-1])
     return drawn

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
 from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.interventions.suppressing import Suppression
@@ -87,13 +90,15 @@ def verdict(found: Suppression) -> str:
 def comparison_table(found: Suppression) -> Table:
     """The comparison, for a terminal: the columns that matter most."""
     kept = (0, 1, 2, 3, 4, 5, 7, 8, 10)
-    table = Table(*(HEADERS[column] for column in kept), title=f"suppressing {found.behaviour}", show_edge=False)
+    table = Table(*(HEADERS[column] for column in kept), title=Text(f"suppressing {found.behaviour}"), show_edge=False)
     for row in compared(found):
         table.add_row(*(row[column] for column in kept))
     return table
 
 
-def markdown(found: Suppression, cards: list[PrototypeCard], command: str, plot: str) -> str:
+def markdown(
+    found: Suppression, cards: list[PrototypeCard], scores: list[dict[str, Any]], command: str, plot: str
+) -> str:
     """The whole report."""
     place = {prototype: number for number, prototype in enumerate(found.ranked)}
     sampling = found.plan.sampling
@@ -112,6 +117,7 @@ def markdown(found: Suppression, cards: list[PrototypeCard], command: str, plot:
         "",
         f"![rate against perplexity]({plot})",
         "",
+        *_suites(scores),
         "## How many prototypes",
         "",
         "On the other half of the held-out texts; the first that meets the goal is taken, or else the one that falls"
@@ -140,6 +146,21 @@ def markdown(found: Suppression, cards: list[PrototypeCard], command: str, plot:
         )
         lines.append(as_markdown(card, [fact]))
     return "\n".join(lines)
+
+
+def _suites(scores: list[dict[str, Any]]) -> list[str]:
+    if not scores:
+        return []
+    rows = []
+    for score in scores:
+        paired = ""
+        if "difference" in score:
+            low, high = score["interval"]
+            paired = f"{score['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+        plain, suppressed = f"{score['plain']:.4f}", f"{score['suppressed']:.4f}"
+        rows.append(f"| {score['task']} | {score['metric']} | {plain} | {suppressed} | {paired} |")
+    head = ["| task | metric | as it is | suppressed | difference, item by item, 95 % |", "|---|---|---|---|---|"]
+    return ["## Suites", "", *head, *rows, ""]
 
 
 def figure(found: Suppression) -> Figure:
@@ -178,7 +199,7 @@ def figure(found: Suppression) -> Figure:
     axes.set(
         xlabel="rise of perplexity of texts without it, %",
         ylabel="continuations that show it, %",
-        title=f"Suppressing {found.behaviour}"[:70],
+        title=f"Suppressing {found.behaviour}"[:70].replace("$", r"\$"),
     )
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prism_lightning.attribution.attributor import Attributor
-from prism_lightning.attribution.inspection import PrototypeCard, inspect_prototypes
+from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.attribution.labels import Labeller
 from prism_lightning.attribution.results import TrainingToken
 from prism_lightning.errors import UserError
@@ -29,24 +29,17 @@ def own_attributor(run: Path, index: Path | None = None, verify: bool = True) ->
     return Attributor.open(run, index, verify=verify)
 
 
-def cards_of(attributor: Attributor, prototypes: list[int], examples: int = 3) -> list[PrototypeCard]:
-    """Cards of prototypes, with so many training tokens of each group."""
-    return inspect_prototypes(attributor, prototypes, examples)
-
-
 def prototypes_labelled(attributor: Attributor, text: str) -> list[int]:
     """Prototypes whose label has a text.
 
     Raises:
         UserError: none has.
     """
-    store, index = attributor.describe.store, attributor.index
-    labeller = Labeller(store)
-    found = [
-        number
-        for number in np.flatnonzero(index.usage_K()).tolist()
-        if text.lower() in str(labeller.of_postings(*index.postings(number))).lower()
-    ]
+    index, labeller, found = attributor.index, Labeller(attributor.describe.store), []
+    for number in np.flatnonzero(index.usage_K()).tolist():
+        rows_n, activations_n = index.postings(number)
+        if text.lower() in str(labeller.label(rows_n[np.argsort(-activations_n, kind="stable")])).lower():
+            found.append(number)
     if not found:
         raise UserError(f"no prototype's label has {text!r}: `prototypes` shows labels")
     return found

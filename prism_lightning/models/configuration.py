@@ -40,7 +40,7 @@ class PrismConfig(PreTrainedConfig):
     token_to_prototype_weight: float = 0.1
     commitment: float = 0.1
     cross_entropy_to_prototypes: bool = False
-    factors: dict[str, float] | None = None
+    factors: dict[str, float | int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.backbone_config, PreTrainedConfig):
@@ -74,7 +74,7 @@ class PrismConfig(PreTrainedConfig):
                 raise UserError(f"prototype {prototype} is not in the model: its prototypes are {known}")
             if not math.isfinite(factor):
                 raise UserError(f"prototype {prototype} has the factor {factor}: give a finite number; 0 removes it")
-        self.factors = {str(prototype): factor for prototype, factor in factors.items() if factor != 1} or None
+        self.factors = {str(prototype): float(factor) for prototype, factor in factors.items() if factor != 1} or None
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's configuration: what `generate` sizes its key-value cache by."""

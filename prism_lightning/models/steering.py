@@ -30,9 +30,9 @@ class ScaledTerms:
         cosines_Nk, indices_Nk = (F.normalize(z_ND.float(), dim=-1) @ self.unit_KD.T).topk(self.active)
         return indices_Nk, cosines_Nk.clamp_min(0)
 
-    @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
         """z + sum_i (f_i - 1) a_i p_i [..., D]; z itself, bit for bit, where no scaled prototype is active."""
-        indices_Nk, activations_Nk = self.assign(z.reshape(-1, z.shape[-1]))
-        added_ND = mix(indices_Nk, activations_Nk * self.change_K[indices_Nk], self.weight_KD)
+        with torch.no_grad():  # gradients reach z as if nothing were scaled
+            indices_Nk, activations_Nk = self.assign(z.reshape(-1, z.shape[-1]))
+            added_ND = mix(indices_Nk, activations_Nk * self.change_K[indices_Nk], self.weight_KD)
         return z + added_ND.view_as(z).to(z.dtype)

@@ -1,11 +1,47 @@
-"""A finished tiny run whose prototypes were polished, for all tests of interventions."""
+"""A finished tiny run on many short documents, for all tests of interventions."""
+
+import json
 
 import pytest
 from conftest import fit, tiny_arguments
 
+PIECE = 300  # characters of a document
+
 
 @pytest.fixture(scope="session")
-def run(corpus, cache, tmp_path_factory):
+def pieces(corpus, tmp_path_factory):
+    """The standard library's modules in pieces, words separated by single blanks: hundreds of documents."""
+    path = tmp_path_factory.mktemp("pieces") / "pieces.jsonl"
+    with path.open("w") as file:
+        for source in sorted(corpus.glob("*.txt")):
+            text = " ".join(source.read_bytes().decode("utf-8", "replace").split())
+            for start in range(0, min(len(text), 6000) - PIECE, PIECE):
+                file.write(json.dumps({"text": text[start : start + PIECE]}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(pieces, corpus, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("intervened") / "run"
-    fit([*tiny_arguments(folder, corpus, cache), "--trainer.max_steps", "60", "--model.learning_rate", "1e-2"])
+    arguments = tiny_arguments(folder, corpus, cache)
+    arguments[arguments.index("--data.path") + 1] = str(pieces)
+    fit(
+        [
+            *arguments,
+            "--trainer.max_steps",
+            "150",
+            "--trainer.val_check_interval",
+            "150",
+            "--model.learning_rate",
+            "1e-2",
+        ]
+    )
     return folder
+
+
+@pytest.fixture(scope="session")
+def index_arguments(run, pieces, corpus, cache):
+    """What `index` is given for this run."""
+    arguments = tiny_arguments(run, corpus, cache)
+    arguments[arguments.index("--data.path") + 1] = str(pieces)
+    return arguments

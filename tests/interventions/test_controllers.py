@@ -1,6 +1,7 @@
 """Recorded answers against the harness, slopes against finite differences, and controllers end to end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,9 +24,7 @@ SUITE = "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, c
 
 @pytest.fixture(scope="module")
 def texts(run):
-    """Stretches of the run's training documents: its validation split has too few for four choices."""
-    words = [text.split(" ") for text in data_of(run).train.texts()]
-    return [" ".join(document[at : at + 20]) for document in words for at in range(0, len(document) - 20, 400)][:160]
+    return data_of(run).train.texts(240)
 
 
 @pytest.fixture(scope="module")
@@ -92,34 +91,41 @@ def test_the_two_sides_share_no_item(loaded, texts):
     model, tokenizer = loaded
     sides = split_items(model, tokenizer, {"continuation": SETTINGS}, None, lambda: texts, 1000, 0, lambda *_: None)
     questions, choices = ([set(side.questions) for side in sides], [set(side.texts) for side in sides])
-    assert not questions[0] & questions[1] and len(choices[0] & choices[1]) <= 2  # a licence's words may recur
+    assert not questions[0] & questions[1] and len(choices[0] & choices[1]) <= 2  # the same words may recur
     assert min(side.items for side in sides) >= 40
 
 
-def test_controllers_find_a_planted_fault(loaded, texts):
-    """A model whose commonest prototype pushes the wrong way gains by controllers, not by labels drawn at random."""
+def test_controllers_find_what_was_planted(loaded, texts):
+    """Right is what a model with other factors finds best: controllers learn it, random labels teach nothing."""
     model, tokenizer = loaded
     sides = split_items(model, tokenizer, {"continuation": SETTINGS}, None, lambda: texts, 1000, 0, lambda *_: None)
-    before = [correct_with(model, side, {}).mean() for side in sides]
-    slopes_AK = slopes(model, sides[0]).toarray()
-    worst = int(np.argmax(np.abs(slopes_AK).sum(0)))
-    with scaled(model, {worst: -6.0}):
-        faulty = correct_with(model, sides[1], {}).mean()
-        found = calibrate(model, *sides, seed=0, permutations=3)
-    assert faulty < before[1] - 0.05
+    used = np.argsort(-np.abs(slopes(model, sides[0]).toarray()).sum(0))[:6].tolist()
+    hidden = dict.fromkeys(used[:3], 0.0) | dict.fromkeys(used[3:], 2.0)
+    planted = []
+    for side in sides:
+        with scaled(model, hidden):
+            scores_A = side.log_likelihoods(model)
+        best = np.zeros(len(scores_A), dtype=bool)
+        for item in range(side.items):
+            of = np.flatnonzero(side.item_A == item)
+            best[of[scores_A[of].argmax()]] = True
+        planted.append(replace(side, right_A=best))
+    found = calibrate(model, *planted, seed=0, permutations=3)
     plain, controllers, *_ = found.gains["continuation"]
-    assert plain.accuracy == faulty and controllers.gain > 0.03 and found.controllers.theta[worst] != 0
-    assert np.mean(found.permuted) < controllers.gain
+    assert plain.accuracy < 0.95 and controllers.gain > 0.3 * (1 - plain.accuracy)
+    assert all(np.sign(found.controllers.theta.get(i, 0)) == np.sign(hidden[i] - 1) for i in used[:2])
+    assert max(found.permuted) < controllers.gain / 2
     assert len(found.fixed) - len(found.broken) == round(controllers.gain * controllers.items)
     assert {gain.name for gain in found.gains["continuation"]} >= {"temperature and bias", "logistic regression on z"}
+    assert all(-1 <= theta <= 1 for theta in found.controllers.theta.values())
 
 
 def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path, texts):
     data = tmp_path / "data" / "piqa"
     data.mkdir(parents=True)
     rows = [
-        {"goal": text[:40], "sol1": text[40:70], "sol2": texts[number - 1][40:70], "label": number % 2}
-        for number, text in enumerate(texts)
+        {"goal": text[:80], "sol1": text[80:140], "sol2": texts[number - 1][80:140], "label": number % 2}
+        for number, text in enumerate(texts[:160])
     ]
     for split, part in (("train", rows[:100]), ("validation", rows[100:])):
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -132,9 +138,12 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path,
     details = json.loads((folder / "controllers.details.json").read_text())
     assert len(details["fitted_to"]) == 100 and len(details["judged_on"]) == 60 and len(details["permuted"]) == 2
     factors = json.loads((folder / "controllers.json").read_text())["factors"]
+    assert np.isfinite(details["controllers"]["weight"])
     assert factors == {i: pytest.approx(1 + t) for i, t in details["controllers"]["theta"].items()}
     report = (folder / "controllers.md").read_text()
     assert "100 items, judged on 60 others" in report and (folder / "controllers.png").stat().st_size > 10_000
+    again = ("evaluate", "--ckpt_path", run, "--suite", suite, "--data_dir", tmp_path / "data", "--intervention")
+    assert "fitted to items of piqa" in cli(*again, "controllers", check=0).stderr
     if factors:
         assert f"### Prototype {details['cards'][0]['prototype']}" in report
 
@@ -147,9 +156,14 @@ def test_what_cannot_be_calibrated_is_refused(run, cli, tmp_path):
         assert result.returncode == 2 and "Traceback" not in result.stderr
         return result.stderr
 
+    data = tmp_path / "data" / "piqa"
+    data.mkdir(parents=True)
+    row = json.dumps({"goal": "a", "sol1": "b", "sol2": "c", "label": 0}) + "\n"
+    for split in ("train", "validation"):
+        (data / f"{split}.jsonl").write_text(row * 20)
+    few = refused("tasks: {piqa: {metric: acc, chance: 0.5}}", "--data_dir", tmp_path / "data")
+    assert "20 items to fit controllers to and 20 to judge them on: 40 of each" in few
     assert "multiple choice" in refused("tasks: {validation: {kind: validation, metric: bits_per_byte}}")
-    few = refused(SUITE.replace("context: 12", "documents: 20, context: 12"))
-    assert "40 of each are needed" in few or "are needed" in few
     assert "letters" in refused(SUITE, "--name", "../x")
     assert not (run / "interventions" / "x.json").exists()
 

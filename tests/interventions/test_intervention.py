@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_arguments
 
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.errors import UserError
@@ -70,10 +69,8 @@ def test_every_verb_applies_it_alike(run, removal, cli, tmp_path):
     assert refused.returncode == 2 and "exists" in refused.stderr
 
 
-def test_attribution_asks_about_the_steered_model(run, removal, corpus, cache, cli):
-    cli(
-        "index", *tiny_arguments(run, corpus, cache), "--index.dictionary", "model", "--index.dir", run / "own", check=0
-    )
+def test_attribution_asks_about_the_steered_model(run, removal, index_arguments, cli):
+    cli("index", *index_arguments, "--index.dictionary", "model", "--index.dir", run / "own", check=0)
     command = ("attribute", "--ckpt_path", run, "--index", run / "own", "--text", "import os", "--json")
     plain, steered = (json.loads(cli(*command, *more, check=0).stdout)[0] for more in ((), ("--intervention", removal)))
     model, tokenizer = load_with(run, [removal])

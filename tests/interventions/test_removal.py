@@ -6,8 +6,8 @@ import pytest
 from prism_lightning.exported import load_exported
 from prism_lightning.interventions.behaviours import WordBehaviour, passages
 from prism_lightning.interventions.continuing import WordBias
-from prism_lightning.interventions.removal import removal_effects
-from prism_lightning.interventions.states import text_losses
+from prism_lightning.interventions.removal import Effects, removal_effects
+from prism_lightning.interventions.states import batches, text_losses
 from prism_lightning.interventions.suppression import of_equal_usage, scaled
 
 TEXTS = [
@@ -38,10 +38,11 @@ def test_work_and_cost_are_what_removing_the_prototype_from_the_model_does(loade
     pieces, shown, found = effects
     marked = sum(p.marked_T.sum() for p in pieces)
     assert found.marked == marked > 0 and found.others == sum(len(p.marked_T) for p in pieces if not shown[p.text])
-    plain_G, tokens_G = text_losses(model, pieces, len(TEXTS))
+    states = list(batches(model, pieces))
+    plain_G, tokens_G = text_losses(model, states, len(TEXTS))
     for prototype in np.argsort(-found.usage_K)[:8].tolist():
         with scaled(model, {prototype: 0.0}):
-            losses_G, _ = text_losses(model, pieces, len(TEXTS))
+            losses_G, _ = text_losses(model, states, len(TEXTS))
         rise = (losses_G - plain_G)[~shown].sum() / tokens_G[~shown].sum()
         assert found.cost_K[prototype] == pytest.approx(rise, abs=2e-5)
     assert np.abs(found.cost_K).max() > 1e-3 and np.abs(found.work_K).max() > 1e-3
@@ -52,9 +53,10 @@ def test_errors_are_those_of_a_ratio_over_texts(loaded, effects):
     model, _ = loaded
     pieces, shown, found = effects
     prototype = int(np.argmax(np.abs(found.cost_K)))
-    plain_G, tokens_G = text_losses(model, pieces, len(TEXTS))
+    states = list(batches(model, pieces))
+    plain_G, tokens_G = text_losses(model, states, len(TEXTS))
     with scaled(model, {prototype: 0.0}):
-        losses_G, _ = text_losses(model, pieces, len(TEXTS))
+        losses_G, _ = text_losses(model, states, len(TEXTS))
     rise, tokens = (losses_G - plain_G)[~shown], tokens_G[~shown]
     mean = rise.sum() / tokens.sum()
     expected = np.sqrt(((rise - mean * tokens) ** 2).sum()) / tokens.sum()
@@ -64,15 +66,26 @@ def test_errors_are_those_of_a_ratio_over_texts(loaded, effects):
 def test_only_prototypes_that_work_beyond_doubt_are_ranked(effects):
     _, _, found = effects
     ranked = found.ranked()
-    assert all(found.work_K[i] > 2 * found.work_error_K[i] for i in ranked)
+    assert all(found.work_K[i] > 3 * found.work_error_K[i] for i in ranked)
     assert len(set(ranked)) == len(ranked) < len(found.work_K)
+
+
+def test_noise_is_not_ranked_and_work_is():
+    generator, size = np.random.default_rng(0), 5000
+    errors = np.full(size, 0.1)
+    work = generator.normal(0, 0.1, size)
+    work[[3, 7]] = 1.0, 2.0
+    cost = np.full(size, 0.01)
+    found = Effects(work, errors, cost, np.zeros(size), np.ones(size, np.int64), 100, 100).ranked()
+    assert found[:2] == [7, 3] and len(found) <= 3
 
 
 def test_a_bias_on_words_raises_their_loss_and_that_of_no_other_text(loaded):
     model, tokenizer = loaded
     pieces = passages(TEXTS, [[] for _ in TEXTS], tokenizer, model.config.context_length)
-    plain_G, _ = text_losses(model, pieces, len(TEXTS))
-    biased_G, _ = text_losses(model, pieces, len(TEXTS), WordBias.of(["self"], tokenizer, -8.0).processor())
+    states = list(batches(model, pieces))
+    plain_G, _ = text_losses(model, states, len(TEXTS))
+    biased_G, _ = text_losses(model, states, len(TEXTS), WordBias.of(["self"], tokenizer, -8.0).processor())
     assert all(biased > plain + 4 for biased, plain, t in zip(biased_G, plain_G, TEXTS, strict=True) if "self" in t)
     assert all(
         biased < plain + 1e-3 for biased, plain, t in zip(biased_G, plain_G, TEXTS, strict=True) if "self" not in t

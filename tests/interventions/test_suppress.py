@@ -2,16 +2,18 @@
 
 import json
 
-import numpy as np
 import pytest
+import torch
 
+from prism_lightning.errors import UserError
 from prism_lightning.exported import load_exported
 from prism_lightning.indexing import data_of
 from prism_lightning.interventions.behaviours import WordBehaviour
 from prism_lightning.interventions.continuing import Sampling, continuations_of, prompts, repetitions
+from prism_lightning.interventions.suppressing import Plan, suppress
 from prism_lightning.interventions.suppression import Goal, Trial, chosen
 
-SMALL = ("--documents", "30", "--prompts", "24", "--new_tokens", "12", "--draws", "2")
+SMALL = ("--documents", "300", "--prompts", "40", "--new_tokens", "16", "--draws", "2")
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +24,8 @@ def loaded(run):
 @pytest.fixture(scope="module")
 def trial(loaded, run):
     model, tokenizer = loaded
-    texts = [text[at : at + 300] for text in data_of(run).train.texts() for at in range(0, 3000, 300)]
-    return Trial(model, tokenizer, WordBehaviour(["self"], tokenizer), texts, 32, Sampling(new_tokens=12))
+    texts = data_of(run).train.texts(200)
+    return Trial(model, tokenizer, WordBehaviour(["("], tokenizer), texts, 40, Sampling(new_tokens=16))
 
 
 def test_factor_one_falls_by_nothing_and_costs_nothing(trial):
@@ -35,8 +37,9 @@ def test_factor_one_falls_by_nothing_and_costs_nothing(trial):
 def test_a_strong_bias_ends_the_behaviour(trial):
     from prism_lightning.interventions.continuing import WordBias
 
-    found = trial.biased("words", WordBias.of(["self"], trial.tokenizer, -100.0))
-    assert trial.plain.counts.rate > 0 and found.counts.rate <= trial.plain.counts.rate / 4 and found.fall >= 0.75
+    found = trial.biased("words", WordBias.of(["("], trial.tokenizer, -100.0))
+    assert trial.plain.counts.rate > 0.1 and found.counts.rate == 0 and found.fall == 1
+    assert found.fall_interval[0] < 1  # forty continuations without it do not prove that there is none
     assert found.rise == pytest.approx(found.perplexity / trial.plain.perplexity - 1)
 
 
@@ -70,10 +73,10 @@ def test_continuations_are_those_of_the_seed(loaded):
 
 
 def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path):
-    out = run / "interventions" / "no_self.json"
-    shown = cli("suppress", "--ckpt_path", run, "--words", "self", "def", "--name", "no_self", *SMALL, check=0).stdout
-    assert "suppressing self, def" in shown and "goal " in shown
-    details = json.loads((out.parent / "no_self.details.json").read_text())
+    out = run / "interventions" / "no_calls.json"
+    shown = cli("suppress", "--ckpt_path", run, "--words", "(", "--name", "no_calls", *SMALL, check=0).stdout
+    assert "suppressing (" in shown and "goal " in shown
+    details = json.loads((out.parent / "no_calls.details.json").read_text())
     written = json.loads(out.read_text())
     assert written["factors"] == details["factors"] and set(written["factors"].values()) == {0.0}
     assert len(details["fresh"]) == 5 and details["fresh"][0]["name"] == "as it is"
@@ -81,11 +84,11 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path)
     assert sorted(map(int, written["factors"])) == sorted(chosen_here)
     for draw in details["fresh"][3:]:
         assert not set(draw["settings"]["factors"]) & set(written["factors"])
-    report = (out.parent / "no_self.md").read_text()
+    report = (out.parent / "no_calls.md").read_text()
     assert all(f"### Prototype {number}:" in report for number in written["factors"])
-    assert "no_self.png" in report and (out.parent / "no_self.png").stat().st_size > 10_000
+    assert "no_calls.png" in report and (out.parent / "no_calls.png").stat().st_size > 10_000
     said = cli(
-        "generate", "--ckpt_path", run, "--prompt", "class A", "--intervention", "no_self", "--json", check=0
+        "generate", "--ckpt_path", run, "--prompt", "class A", "--intervention", "no_calls", "--json", check=0
     ).stdout
     assert json.loads(said)["continuation"]
 
@@ -113,15 +116,15 @@ def test_given_prototypes_are_suppressed_without_a_search(run, cli, tmp_path):
 
 
 def test_examples_tell_a_behaviour(run, cli, tmp_path):
-    for name, line in (("shown", "import os, sys, re"), ("other", "return self.x + 1")):
-        (tmp_path / f"{name}.jsonl").write_text(
-            "".join(json.dumps({"text": f"{line} # {n}"}) + "\n" for n in range(30))
-        )
-    given = ("--with_texts", tmp_path / "shown.jsonl", "--without_texts", tmp_path / "other.jsonl")
-    result = cli("suppress", "--ckpt_path", run, *given, "--name", "examples", *SMALL)
-    assert result.returncode in (0, 2) and "Traceback" not in result.stderr  # so small a model may not show it
-    if result.returncode == 0:
-        assert "right of held-out examples" in (run / "interventions" / "examples.md").read_text()
+    texts = data_of(run).train.texts(300)
+    for name, with_it in (("calls", True), ("others", False)):
+        chosen = [text for text in texts if ("(" in text) == with_it]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
+    given = ("--with_texts", tmp_path / "calls.jsonl", "--without_texts", tmp_path / "others.jsonl")
+    cli("suppress", "--ckpt_path", run, *given, "--name", "examples", *SMALL, check=0)
+    assert "right of held-out examples" in (run / "interventions" / "examples.md").read_text()
+    refused = cli("suppress", "--ckpt_path", run, *given, "--words", "x", "--name", "examples")
+    assert refused.returncode == 2 and "without --words" in refused.stderr
 
 
 def test_what_cannot_be_suppressed_is_refused(run, cli, tmp_path):
@@ -143,17 +146,28 @@ def test_what_cannot_be_suppressed_is_refused(run, cli, tmp_path):
     assert "empty word" in refused("--words", " ")
 
 
-def test_a_dead_prototype_is_refused(run, loaded, cli, tmp_path):
+def test_a_dead_prototype_is_refused(loaded, run):
     model, tokenizer = loaded
-    from prism_lightning.interventions.behaviours import passages
-    from prism_lightning.interventions.removal import removal_effects
+    behaviour, texts = WordBehaviour(["("], tokenizer), data_of(run).train.texts(60)
+    kept = model.prototypes.weight[5].clone()
+    with torch.no_grad():  # as far from every token as from any
+        model.prototypes.weight[5] = -model.prototypes.weight.sum(0)
+    try:
+        with pytest.raises(UserError, match="prototype 5 is dead"):
+            suppress(model, tokenizer, behaviour, texts, texts, Plan(sampling=Sampling(new_tokens=8)), given=[5])
+    finally:
+        with torch.no_grad():
+            model.prototypes.weight[5] = kept
 
-    texts = data_of(run).train.texts()[:2]
-    pieces = passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
-    usage_K = removal_effects(model, pieces, np.zeros(2, dtype=bool), lambda *_: None).usage_K
-    dead = np.flatnonzero(usage_K == 0)
-    if not len(dead):
-        pytest.skip("every prototype is used in these texts")
-    few = (*SMALL, "--documents", "2")
-    result = cli("suppress", "--ckpt_path", run, "--name", "x", *few, "--id", dead[0], "--words", "self")
-    assert result.returncode == 2 and f"prototype {dead[0]} is dead" in result.stderr
+
+def test_suites_are_scored_beside_it(run, cli, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, context: 12, continuation: 4}}"
+    )
+    ids = [c["prototype"] for c in json.loads(cli("prototypes", "--ckpt_path", run, "--json", check=0).stdout)]
+    given = ("--id", *ids, "--words", "(", "--suite", suite, "--name", "scored")
+    assert "suppressed" in cli("suppress", "--ckpt_path", run, *given, *SMALL, check=0).stdout
+    (score,) = json.loads((run / "interventions" / "scored.details.json").read_text())["suites"]
+    assert score["suppressed"] - score["plain"] == pytest.approx(score["difference"])
+    assert "## Suites" in (run / "interventions" / "scored.md").read_text()

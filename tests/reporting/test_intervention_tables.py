@@ -1,0 +1,84 @@
+"""Tables of suppression and controllers from details whose numbers are known."""
+
+import json
+
+from conftest import ROOT
+
+from prism_lightning.reporting.interventions import best_gain, intervention_tables, met_goals, read_interventions
+from prism_lightning.reporting.runs import find_runs
+
+from test_report import make_run
+
+
+def measured(rate, fall, rise, prototypes=0):
+    counts = {"rate": rate, "interval": [rate - 0.01, rate + 0.01]}
+    facts = {"fall": fall, "fall_interval": [fall - 0.02, fall], "rise": rise, "rise_interval": [rise, rise + 0.001]}
+    return facts | {"counts": counts, "prototypes": prototypes}
+
+
+def write(run, name, details):
+    (run / "interventions").mkdir(exist_ok=True)
+    (run / "interventions" / f"{name}.details.json").write_text(json.dumps(details))
+
+
+def suppressed(fall, rise):
+    fresh = [measured(0.5, 0, 0), measured(0.5 * (1 - fall), fall, rise, 7), measured(0.02, 0.96, 0.0)]
+    fresh += [measured(0.49, 0.02, 0.004, 7), measured(0.51, -0.04, 0.004, 7)]
+    return {"verb": "suppress", "behaviour": "sad", "plan": {"goal": {"fall": 0.8, "rise": 0.02}}, "fresh": fresh}
+
+
+def test_rows_are_what_was_found(tmp_path):
+    run = make_run(tmp_path, "prism", "PrismLM")
+    write(run, "calm", suppressed(0.9, 0.01))
+    write(run, "costly", suppressed(0.9, 0.05))
+    gains = [
+        {"name": n, "accuracy": a, "gain": g, "error": 0.01, "items": 300}
+        for n, a, g in (("as it is", 0.4, 0), ("c", 0.45, 0.05), ("t", 0.4, 0), ("z", 0.42, 0.02))
+    ]
+    write(
+        run,
+        "steered",
+        {
+            "verb": "calibrate",
+            "gains": {"piqa": gains},
+            "permuted": [-0.01, 0.02],
+            "controllers": {"theta": {"3": 0.5}},
+        },
+    )
+    (run / "interventions" / "broken.details.json").write_text("{")
+    runs, _ = find_runs([tmp_path])
+    found = read_interventions(runs)
+    suppression, controllers = intervention_tables(runs, found)
+    assert [row[1] for row in suppression.rows] == ["calm", "costly"] and not suppression.missing
+    assert suppression.rows[0][3:8] == [
+        "7",
+        "50.0 (49.0 to 51.0)",
+        "5.0 (4.0 to 6.0)",
+        "90.0 (88.0 to 90.0)",
+        "+1.0 (+1.0 to +1.1)",
+    ]
+    assert suppression.rows[0][-1] == "-1.0"
+    assert controllers.rows[0][3:] == [
+        "300",
+        "1",
+        "40.0",
+        "+5.0 (+3.0 to +7.0)",
+        "+0.0 (-2.0 to +2.0)",
+        "+2.0 (+0.0 to +4.0)",
+        "+0.5 (-1.0 to +2.0)",
+    ]
+    assert met_goals(found).startswith("1 of 2 behaviours fell by 80 % or more with at most 2 %")
+    assert best_gain(found) == "+5.0 (+3.0 to +7.0) on piqa; the largest of 1"
+
+
+def test_what_is_missing_has_its_command(tmp_path):
+    make_run(tmp_path, "prism", "PrismLM")
+    make_run(tmp_path, "dense", "DenseLM")
+    runs, _ = find_runs([tmp_path])
+    found = read_interventions(runs)
+    tables = intervention_tables(runs, found)
+    assert [table.rows for table in tables] == [[], []]
+    assert all(f"--ckpt_path {tmp_path / 'prism'}" in table.missing[0] for table in tables)
+    assert met_goals(found) is None and best_gain(found) is None
+    assert intervention_tables([run for run in runs if not run.prototypes], found) == []
+    assert (ROOT / "evals" / "continuation.yaml").is_file() and "evals/continuation.yaml" in tables[1].missing[0]
