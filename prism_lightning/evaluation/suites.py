@@ -35,14 +35,6 @@ class SuiteTask:
     continuation: int = 20
     seed: int = 0
 
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger value of the metric is better."""
-        return self.metric not in LOWER_IS_BETTER
-
-
-LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
-
 
 def load_suites(paths: list[Path], only: list[str] | None = None) -> dict[str, SuiteTask]:
     """The tasks of several suites, or some of them.

@@ -3,11 +3,10 @@
 import json
 
 from conftest import ROOT
+from test_report import make_run
 
 from prism_lightning.reporting.interventions import best_gain, intervention_tables, met_goals, read_interventions
 from prism_lightning.reporting.runs import find_runs
-
-from test_report import make_run
 
 
 def measured(rate, fall, rise, prototypes=0):
