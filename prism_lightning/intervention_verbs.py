@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from prism_lightning.evaluation.suites import SuiteTask
     from prism_lightning.interventions.behaviours import Behaviour
+    from prism_lightning.models import PrismForCausalLM
 
 EXAMPLES = 3  # training tokens of each group on a card
 
@@ -82,7 +83,7 @@ def suppress(arguments: list[str]) -> None:
     from prism_lightning.attribution.inspection import inspect_prototypes
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.explaining import console
-    from prism_lightning.exported import load_exported, run_directory
+    from prism_lightning.exported import run_directory
     from prism_lightning.indexing import data_of
     from prism_lightning.interventions.continuing import Sampling
     from prism_lightning.interventions.intervention import Intervention, folder_of
@@ -92,11 +93,11 @@ def suppress(arguments: list[str]) -> None:
     from prism_lightning.interventions.tracing import own_attributor, prototypes_labelled
     from prism_lightning.progress import Progressing
 
-    model, tokenizer = load_exported(options.ckpt_path)
+    model, tokenizer = _prism(options.ckpt_path)
     suite = load_suites(options.suite) if options.suite else {}
     data = data_of(run_directory(options.ckpt_path))
     behaviour, examples, labels = _behaviour(options, tokenizer)
-    attributor = own_attributor(options.ckpt_path) if model.prototypes is not None else None
+    attributor = own_attributor(options.ckpt_path)
     given = [*(options.id or []), *(prototypes_labelled(attributor, options.label) if options.label else [])]
     sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
     plan = Plan(Goal(options.fall, options.rise), options.factor, options.prompts, options.draws, sampling)
@@ -131,6 +132,16 @@ def suppress(arguments: list[str]) -> None:
         )
     console.print(verdict(found), markup=False)
     console.print(f"wrote {path} and, beside it, {options.name}.md and {options.name}.png", markup=False)
+
+
+def _prism(run: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
+    from prism_lightning.errors import UserError
+    from prism_lightning.exported import load_exported
+
+    model, tokenizer = load_exported(run)
+    if model.prototypes is None:
+        raise UserError(f"{run} is dense: it has no prototypes to turn; give a PRISM model")
+    return model, tokenizer
 
 
 def _name_option(parser: argparse.ArgumentParser) -> None:
@@ -217,10 +228,9 @@ def calibrate(arguments: list[str]) -> None:
 
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.attribution.inspection import inspect_prototypes
-    from prism_lightning.errors import UserError
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.explaining import console
-    from prism_lightning.exported import load_exported, run_directory
+    from prism_lightning.exported import run_directory
     from prism_lightning.indexing import data_of
     from prism_lightning.interventions.calibration_report import details, figure, gain_table, markdown, traces
     from prism_lightning.interventions.controllers import calibrate
@@ -229,9 +239,7 @@ def calibrate(arguments: list[str]) -> None:
     from prism_lightning.interventions.tracing import own_attributor
     from prism_lightning.progress import Progressing
 
-    model, tokenizer = load_exported(options.ckpt_path)
-    if model.prototypes is None:
-        raise UserError(f"{options.ckpt_path} is dense: it has no prototypes to control; give a PRISM model")
+    model, tokenizer = _prism(options.ckpt_path)
     suite = load_suites(options.suite, options.tasks)
     attributor = own_attributor(options.ckpt_path)
     progress = Progressing()

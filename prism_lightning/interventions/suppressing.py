@@ -136,7 +136,7 @@ def suppress(
     """Find, choose, compare.
 
     Args:
-        model, tokenizer: as exported.
+        model, tokenizer: of a PRISM run.
         behaviour: to be suppressed.
         texts: that prototypes are ranked on.
         held_out: other texts; one half chooses how many prototypes, the other is for the comparison.
@@ -146,10 +146,8 @@ def suppress(
         progress, report: hear of the ranking and of everything measured.
 
     Raises:
-        UserError: a dense model, the behaviour absent from the texts, nothing to measure on, or dead prototypes.
+        UserError: the behaviour absent from the texts, nothing to measure on, or dead prototypes.
     """
-    if model.prototypes is None:
-        raise UserError("this model is dense: it has no prototypes to suppress; give a PRISM model")
     check_length(model, plan.sampling.prompt_tokens + plan.sampling.new_tokens)
     if len(held_out) < 2:
         raise UserError(f"{len(held_out)} validation documents: at least two are needed, to choose on and to judge on")
