@@ -123,7 +123,7 @@ def evaluated(
         return data_of(run_directory(run)).validation.texts()
 
     model, tokenizer = load_with(run, interventions)
-    identity = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}
+    identity: dict[str, object] = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}
     identity |= {"factors": model.config.factors} if model.factors else {}
     tasks = build_tasks(suite, data_dir, texts)
     progress = Progressing()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from torch import Tensor
 
@@ -126,7 +127,12 @@ def record(
         raise UserError(
             f"task {name} is {task.OUTPUT_TYPE}, scored by {metric}: controllers need multiple choice, acc or acc_norm"
         )
-    requests, item, right, length, questions, texts = [], [], [], [], [], []
+    requests: list[Instance] = []
+    item: list[int] = []
+    right: list[bool] = []
+    length: list[float] = []
+    questions: list[str] = []
+    texts: list[str] = []
     for number, doc in enumerate(docs):
         context = task.fewshot_context(doc, 0)
         choices = [str(choice) for choice in task.doc_to_choice(doc)]
@@ -137,7 +143,7 @@ def record(
         length += [max(1.0, len(choice)) if NORMALISED[metric] else 1.0 for choice in choices]
         questions.append(context if isinstance(context, str) else context[0])
         texts += choices
-    states = bridge.loglikelihood(requests) if requests else []
+    states: list[Any] = bridge.loglikelihood(requests)  # pairs of z and targets: see AnswerRecorder
     return Answers(
         z_nD=torch.cat([z for z, _ in states]),
         targets_n=torch.cat([targets for _, targets in states]),

@@ -35,7 +35,7 @@ class Choices:
     def __post_init__(self) -> None:
         self.starts = np.flatnonzero(np.diff(self.item_A, prepend=-1))
         self.which_A = np.cumsum(np.isin(np.arange(len(self.item_A)), self.starts)) - 1
-        self.transposed_FA = self.features_AF.T.tocsr() if issparse(self.features_AF) else self.features_AF.T
+        self.transposed_FA = csr_matrix(self.features_AF.T) if issparse(self.features_AF) else self.features_AF.T
 
     def of(self, chosen_A: np.ndarray) -> Choices:
         """The answers of some items."""

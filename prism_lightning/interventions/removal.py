@@ -83,10 +83,10 @@ def removal_effects(
     for states in batches(model, passages):
         indices_Nk, activations_Nk = terms.assign(states.z_ND)
         rises_Nk = _rises(model, states, indices_Nk, activations_Nk)
-        indices_Nk = indices_Nk.cpu().numpy()
-        usage_K += np.bincount(indices_Nk[activations_Nk.cpu().numpy() > 0], minlength=size)
+        places_Nk = indices_Nk.cpu().numpy()
+        usage_K += np.bincount(places_Nk[activations_Nk.cpu().numpy() > 0], minlength=size)
         for sums, counted_N in ((work, states.marked_N), (cost, ~shown[states.text_N])):
-            sums.add(states.text_N[counted_N], indices_Nk[counted_N], rises_Nk[counted_N])
+            sums.add(states.text_N[counted_N], places_Nk[counted_N], rises_Nk[counted_N])
         done += len(states.text_N)
         report("removing prototypes one by one", done, total)
     return Effects(*work.means(), *cost.means(), usage_K, int(work.tokens_G.sum()), int(cost.tokens_G.sum()))

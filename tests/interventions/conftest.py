@@ -29,11 +29,11 @@ def run(pieces, corpus, cache, tmp_path_factory):
         [
             *arguments,
             "--trainer.max_steps",
-            "150",
+            "400",
             "--trainer.val_check_interval",
-            "150",
+            "400",
             "--model.learning_rate",
-            "1e-2",
+            "5e-3",
         ]
     )
     return folder

@@ -51,7 +51,10 @@ def test_every_verb_applies_it_alike(run, removal, cli, tmp_path):
     )
     given = ("--ckpt_path", run, "--intervention", removal)
     for verb, more in (
-        ("generate", ("--prompt", "import os", "--temperature", "0", "--max_new_tokens", "8", "--json")),
+        (
+            "generate",
+            ("--prompt", "import os", "--temperature", "1", "--top_k", "0", "--max_new_tokens", "16", "--json"),
+        ),
         ("explain", ("--text", "import os, sys", "--json")),
     ):
         with_file = json.loads(cli(verb, *given, *more, check=0).stdout)
@@ -102,7 +105,17 @@ def test_an_intervention_of_the_run_goes_by_its_name(run, removal, cli):
     folder = run / "interventions"
     folder.mkdir(exist_ok=True)
     (folder / "every_second.json").write_bytes(removal.read_bytes())
-    command = ("generate", "--ckpt_path", run, "--prompt", "import", "--json", "--intervention")
+    command = (
+        "generate",
+        "--ckpt_path",
+        run,
+        "--prompt",
+        "import",
+        "--max_new_tokens",
+        "16",
+        "--json",
+        "--intervention",
+    )
     assert cli(*command, "every_second", check=0).stdout == cli(*command, removal, check=0).stdout
 
 

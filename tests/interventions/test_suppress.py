@@ -88,7 +88,17 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path)
     assert all(f"### Prototype {number}:" in report for number in written["factors"])
     assert "no_calls.png" in report and (out.parent / "no_calls.png").stat().st_size > 10_000
     said = cli(
-        "generate", "--ckpt_path", run, "--prompt", "class A", "--intervention", "no_calls", "--json", check=0
+        "generate",
+        "--ckpt_path",
+        run,
+        "--prompt",
+        "class A",
+        "--max_new_tokens",
+        "16",
+        "--intervention",
+        "no_calls",
+        "--json",
+        check=0,
     ).stdout
     assert json.loads(said)["continuation"]
 
@@ -104,11 +114,11 @@ def test_given_prototypes_are_suppressed_without_a_search(run, cli, tmp_path):
         "--id",
         *ids,
         "--words",
-        "self",
+        "(",
         "--factor",
         "0.5",
-        "--out",
-        out,
+        "--name",
+        "two",
         *SMALL,
         check=0,
     )
