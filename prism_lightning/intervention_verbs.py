@@ -57,7 +57,9 @@ def suppress(arguments: list[str]) -> None:
     parser.add_argument("--fall", type=float, default=0.8, help="by which the behaviour is to fall (default 0.8)")
     parser.add_argument("--rise", type=float, default=0.02, help="of perplexity elsewhere, at most (default 0.02)")
     parser.add_argument("--factor", type=float, default=0.0, help="on the prototypes' terms (default 0, remove them)")
-    parser.add_argument("--documents", type=int, default=2000, help="of the training split, to rank on (default 2000)")
+    parser.add_argument(
+        "--tokens", type=int, default=200_000, help="of training documents, to rank prototypes on (default 200,000)"
+    )
     parser.add_argument("--prompts", type=int, default=200, help="continued in each comparison (default 200)")
     parser.add_argument("--new_tokens", type=int, default=96, help="tokens of a continuation (default 96)")
     parser.add_argument("--draws", type=int, default=20, help="of random prototypes, for comparison (default 20)")
@@ -74,7 +76,7 @@ def suppress(arguments: list[str]) -> None:
             if by_hand
             else "say what to suppress: --words, --with_texts and --without_texts, --id or --label"
         )
-    for name in ("documents", "prompts", "new_tokens"):
+    for name in ("tokens", "prompts", "new_tokens"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be a positive number")
     _check_name(parser, options.name)
@@ -107,7 +109,7 @@ def suppress(arguments: list[str]) -> None:
             model,
             tokenizer,
             behaviour,
-            examples or data.train.texts(options.documents),
+            examples or data.train.texts(data.train.sample(options.tokens)),
             data.validation.texts(),
             plan,
             given or None,

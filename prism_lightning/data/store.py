@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,10 +127,17 @@ class TokenStore(torch.utils.data.Dataset):
         end = self.starts[document + 1] if document + 1 < len(self.starts) else self.counts["tokens"]
         return self.tokens[self.starts[document] : end]
 
-    def texts(self, count: int | None = None) -> list[str]:
-        """The text of every document, or of the first ones, without special tokens."""
-        ids = (self.document_tokens(number).tolist() for number in range(len(self.documents))[:count])
+    def texts(self, documents: Iterable[int] | None = None) -> list[str]:
+        """The text of every document, or of some by number, without special tokens."""
+        chosen = range(len(self.documents)) if documents is None else documents
+        ids = (self.document_tokens(number).tolist() for number in chosen)
         return [str(text) for text in self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)]
+
+    def sample(self, tokens: int, seed: int = 0) -> list[int]:
+        """Documents drawn at random that hold so many tokens together, or a little more; ascending."""
+        order = np.random.default_rng(seed).permutation(len(self.starts))
+        lengths = np.diff(np.append(self.starts, self.counts["tokens"]))[order]
+        return sorted(order[: 1 + np.searchsorted(np.cumsum(lengths), tokens)].tolist())
 
     def text_around(self, position: int, before: int = 20, after: int = 20) -> tuple[str, str, str]:
         """The text of a token and of up to `before` and `after` tokens beside it in the same document."""

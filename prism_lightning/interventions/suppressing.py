@@ -107,7 +107,7 @@ def rank(
     if marked < LEAST_MARKED:
         raise UserError(
             f"{behaviour.name!r} is {marked} tokens of {len(texts)} texts, {LEAST_MARKED} are needed to see what"
-            " prototypes do for it: give other words, or more texts by --documents"
+            " prototypes do for it: give other words, or more texts by --tokens"
         )
     if shown.all():
         raise UserError(f"all {len(texts)} texts show {behaviour.name!r}: there is none to keep; choose narrower words")
@@ -117,7 +117,7 @@ def rank(
     if dead:
         raise UserError(f"prototype {dead[0]} is dead: no token of {len(texts)} texts uses it; leave it out")
     if not ranked:
-        raise UserError(f"no prototype surely works for {behaviour.name!r}: give more texts by --documents")
+        raise UserError(f"no prototype surely works for {behaviour.name!r}: give more texts by --tokens")
     return effects, ranked
 
 

@@ -18,12 +18,8 @@ HEADERS = (
     "",
     "prototypes",
     "rate",
-    "95 %",
     "falls by",
-    "95 %",
-    "perplexity without it",
-    "rises by",
-    "95 %",
+    "perplexity elsewhere",
     "distinct 1 / 2 / 3",
     "repeated",
     "loss of its text",
@@ -35,20 +31,14 @@ def compared(found: Suppression) -> list[list[str]]:
     plain, suppressed, biased, *draws = found.fresh
     rows = [_row(measured) for measured in (plain, suppressed, biased)]
     if draws:
-        falls, rises = [d.fall for d in draws], [d.rise for d in draws]
-        rates = [d.counts.rate for d in draws]
         distinct = (float(np.mean([d.counts.distinct[size] for d in draws])) for size in (1, 2, 3))
         rows.append(
             [
-                f"{len(draws)} random draws of equal usage, mean and range",
+                f"{len(draws)} random draws",
                 f"{draws[0].prototypes}",
-                f"{np.mean(rates):.1%}",
-                f"{min(rates):.1%} to {max(rates):.1%}",
-                f"{np.mean(falls):.1%}",
-                f"{min(falls):.1%} to {max(falls):.1%}",
-                f"{np.mean([d.perplexity for d in draws]):.3f}",
-                f"{np.mean(rises):+.2%}",
-                f"{min(rises):+.2%} to {max(rises):+.2%}",
+                _mean_and_range([d.counts.rate for d in draws]),
+                _mean_and_range([d.fall for d in draws]),
+                _mean_and_range([d.rise for d in draws], "+.2f"),
                 " / ".join(f"{value:.3f}" for value in distinct),
                 f"{np.mean([d.counts.repetition for d in draws]):.3f}",
                 f"{np.mean([d.counts.plain_loss for d in draws]):.3f}",
@@ -57,19 +47,23 @@ def compared(found: Suppression) -> list[list[str]]:
     return rows
 
 
+def _mean_and_range(values: list[float], form: str = ".1f") -> str:
+    return _percent(float(np.mean(values)), (min(values), max(values)), form)
+
+
+def _percent(value: float, interval: tuple[float, float], form: str = ".1f") -> str:
+    low, high = interval
+    return f"{100 * value:{form}} % ({100 * low:{form}} to {100 * high:{form}})"
+
+
 def _row(measured: Measured) -> list[str]:
-    counts = measured.counts
-    plain = measured.name == "as it is"
+    counts, plain = measured.counts, measured.name == "as it is"
     return [
         measured.name,
         f"{measured.prototypes}",
-        f"{counts.rate:.1%}",
-        f"{counts.interval[0]:.1%} to {counts.interval[1]:.1%}",
-        "" if plain else f"{measured.fall:.1%}",
-        "" if plain else f"{measured.fall_interval[0]:.1%} to {measured.fall_interval[1]:.1%}",
-        f"{measured.perplexity:.3f}",
-        "" if plain else f"{measured.rise:+.2%}",
-        "" if plain else f"{measured.rise_interval[0]:+.2%} to {measured.rise_interval[1]:+.2%}",
+        _percent(counts.rate, counts.interval),
+        "" if plain else _percent(measured.fall, measured.fall_interval),
+        f"{measured.perplexity:.3f}" if plain else _percent(measured.rise, measured.rise_interval, "+.2f"),
         " / ".join(f"{counts.distinct[size]:.3f}" for size in (1, 2, 3)),
         f"{counts.repetition:.3f}",
         f"{counts.plain_loss:.3f}",
@@ -89,10 +83,9 @@ def verdict(found: Suppression) -> str:
 
 def comparison_table(found: Suppression) -> Table:
     """The comparison, for a terminal: the columns that matter most."""
-    kept = (0, 1, 2, 3, 4, 5, 7, 8, 10)
-    table = Table(*(HEADERS[column] for column in kept), title=Text(f"suppressing {found.behaviour}"), show_edge=False)
+    table = Table(*HEADERS[:5], title=Text(f"suppressing {found.behaviour}"), show_edge=False)
     for row in compared(found):
-        table.add_row(*(row[column] for column in kept))
+        table.add_row(*row[:5])
     return table
 
 
@@ -108,7 +101,8 @@ def markdown(
         f"- {len(found.fresh[0].counts.shown)} prompts of {sampling.prompt_tokens} tokens from held-out texts that"
         f" nothing was chosen on; up to {sampling.new_tokens} tokens each, temperature {sampling.temperature:g}, seed"
         f" {sampling.seed}. Rates: share of continuations that show the behaviour, Wilson's interval; falls: bootstrap"
-        " over prompts. Perplexity of held-out texts without the behaviour. Repeated: runs of four tokens that stood"
+        " over prompts. Perplexity elsewhere: of held-out texts without the behaviour, and its rise. Random draws:"
+        " of other prototypes, used as often; mean and range. Repeated: runs of four tokens that stood"
         " before in the same continuation. Loss of its text: nats a token under the model as it is.",
         "",
         "| " + " | ".join(HEADERS) + " |",

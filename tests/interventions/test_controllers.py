@@ -23,7 +23,7 @@ SUITE = "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, c
 
 @pytest.fixture(scope="module")
 def texts(run):
-    return data_of(run).train.texts(240)
+    return data_of(run).train.texts(range(240))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_controllers_find_what_was_planted(loaded, answers):
     plain, controllers, *_ = found.gains["planted"]
     assert plain.accuracy < 0.98 and controllers.gain > 0.3 * (1 - plain.accuracy), (plain, controllers)
     theta = found.controllers.theta
-    assert all(np.sign(theta.get(i, 0)) == np.sign(hidden[i] - 1) for i in used[:2]), (theta, hidden)
+    assert sum(theta.get(i, 0) * (factor - 1) for i, factor in hidden.items()) > 0.2, (theta, hidden)
     assert max(found.permuted) < controllers.gain
     assert len(found.fixed) - len(found.broken) == round(controllers.gain * controllers.items)
     assert {gain.name for gain in found.gains["planted"]} >= {"temperature and bias", "logistic regression on z"}

@@ -13,7 +13,7 @@ from prism_lightning.interventions.continuing import Sampling, continuations_of,
 from prism_lightning.interventions.suppressing import Plan, suppress
 from prism_lightning.interventions.suppression import Goal, Trial, chosen
 
-SMALL = ("--documents", "300", "--prompts", "40", "--new_tokens", "16", "--draws", "2")
+SMALL = ("--tokens", "30000", "--prompts", "40", "--new_tokens", "16", "--draws", "2")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def loaded(run):
 @pytest.fixture(scope="module")
 def trial(loaded, run):
     model, tokenizer = loaded
-    texts = data_of(run).train.texts(200)
+    texts = data_of(run).train.texts(range(200))
     return Trial(model, tokenizer, WordBehaviour(["("], tokenizer), texts, 40, Sampling(new_tokens=16))
 
 
@@ -126,7 +126,7 @@ def test_given_prototypes_are_suppressed_without_a_search(run, cli, tmp_path):
 
 
 def test_examples_tell_a_behaviour(run, cli, tmp_path):
-    texts = data_of(run).train.texts(300)
+    texts = data_of(run).train.texts(range(300))
     for name, with_it in (("calls", True), ("others", False)):
         chosen = [text for text in texts if ("(" in text) == with_it]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
@@ -158,7 +158,7 @@ def test_what_cannot_be_suppressed_is_refused(run, cli, tmp_path):
 
 def test_a_dead_prototype_is_refused(loaded, run):
     model, tokenizer = loaded
-    behaviour, texts = WordBehaviour(["("], tokenizer), data_of(run).train.texts(60)
+    behaviour, texts = WordBehaviour(["("], tokenizer), data_of(run).train.texts(range(60))
     kept = model.prototypes.weight[5].clone()
     with torch.no_grad():  # as far from every token as from any
         model.prototypes.weight[5] = -model.prototypes.weight.sum(0)
