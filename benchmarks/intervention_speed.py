@@ -16,6 +16,7 @@ import torch
 from benchmarks.report import Spread, finish
 from prism_lightning.exported import load_exported
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.steering import Scaling
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
         times: dict[str, list[float]] = {"without": [], "with": []}
         for repeat in range(options.repeats + 1):
             for name, given in (("without", {}), ("with", factors)):
-                model.intervene(given)
+                model.intervene(Scaling(given))
                 took = milliseconds(model, prompts, options.new_tokens)
                 if repeat:  # the first warms up
                     times[name].append(took)

@@ -124,7 +124,7 @@ def evaluated(
 
     model, tokenizer = load_with(run, interventions)
     identity: dict[str, object] = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}
-    identity |= {"factors": model.config.factors} if model.factors else {}
+    identity |= {"scalings": model.config.scalings} if model.scalings else {}
     tasks = build_tasks(suite, data_dir, texts)
     progress = Progressing()
 

@@ -117,11 +117,11 @@ def suppress(arguments: list[str]) -> None:
             progress,
             lambda m: console.print(f"{m.name}: rate {m.counts.rate:.1%}, perplexity elsewhere {m.rise:+.2%}"),
         )
-    cards = inspect_prototypes(attributor, list(found.factors), EXAMPLES)
+    cards = inspect_prototypes(attributor, list(found.kept.factors), EXAMPLES)
     command = "python -m prism_lightning suppress " + shlex.join(arguments)
     origin = {"verb": "suppress", "behaviour": behaviour.name, "command": command, "result": verdict(found)}
     path = folder_of(options.ckpt_path) / f"{options.name}.json"
-    Intervention(model_fingerprint(model), found.factors, origin).write(path)
+    Intervention(model_fingerprint(model), found.kept.scaling, origin).write(path)
     scores = _scores(options, suite) if suite else []
     details = found.as_dict() | {"verb": "suppress", "cards": [card.as_dict() for card in cards], "suites": scores}
     _write(path, details, markdown(found, cards, scores, command, f"{options.name}.png"), figure(found))
@@ -239,6 +239,7 @@ def calibrate(arguments: list[str]) -> None:
     from prism_lightning.interventions.intervention import Intervention, folder_of
     from prism_lightning.interventions.items import split_items
     from prism_lightning.interventions.tracing import own_attributor
+    from prism_lightning.models.steering import Scaling
     from prism_lightning.progress import Progressing
 
     model, tokenizer = _prism(options.ckpt_path)
@@ -262,7 +263,7 @@ def calibrate(arguments: list[str]) -> None:
     command = "python -m prism_lightning calibrate " + shlex.join(arguments)
     origin = {"verb": "calibrate", "tasks": list(suite), "command": command, "penalty": list(found.controllers.penalty)}
     path = folder_of(options.ckpt_path) / f"{options.name}.json"
-    Intervention(model_fingerprint(model), found.controllers.factors, origin).write(path)
+    Intervention(model_fingerprint(model), Scaling(found.controllers.factors), origin).write(path)
     facts = details(found, calibration, held_out, traced, cards) | {"verb": "calibrate"}
     report = markdown(found, calibration, held_out, traced, cards[: options.traced], command, f"{options.name}.png")
     _write(path, facts, report, figure(found))

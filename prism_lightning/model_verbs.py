@@ -119,4 +119,4 @@ def export(arguments: list[str]) -> None:
     model, tokenizer = load_with(options.ckpt_path, options.intervention)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_exported(model, tokenizer, options.out)
-    print(f"wrote {options.out}: {len(model.factors)} prototypes scaled")
+    print(f"wrote {options.out}: {len({i for s in model.scalings for i in s.factors})} prototypes scaled")

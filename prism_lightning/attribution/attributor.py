@@ -9,6 +9,7 @@ for attribution in attributor.text("import os"):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +26,10 @@ from prism_lightning.attribution.index import Hits, Index, Query
 from prism_lightning.attribution.records import (
     LogitRecords,
     Records,
+    chunk_size,
     contrast_gradient,
-    head_chunks,
     loss_gradient,
     records_of,
-    residuals,
-    token_losses,
 )
 from prism_lightning.attribution.results import Attribution, Describer
 from prism_lightning.attribution.spaces import open_index
@@ -165,59 +164,62 @@ class Attributor:
         positions = list(range(first, len(ids)))
         ids_T = torch.tensor(ids, device=self.model.device)
         z_QD = self.model.hidden_states(ids_T[None, :-1])[0, first - 1 :]
-        head_VD, targets_Q = self.model.lm_head.weight, ids_T[first:]
-        steered_QD = self.model.steered(z_QD)  # what is said follows from these, which prototypes are active from z
-        if other_Q is not None:
-            loss_Q = (steered_QD * contrast_gradient(head_VD, targets_Q, other_Q)).sum(-1)
-        else:
-            loss_Q = token_losses(head_VD, steered_QD, targets_Q)
-        in_space = self._hidden if isinstance(self.index, HiddenIndex) else self._logits
-        records = in_space(self._assigned(z_QD), z_QD, steered_QD, targets_Q, other_Q, loss_Q)
-        return QueryTokens(ids, positions, z_QD, loss_Q, records)
-
-    def _assigned(self, z_QD: Tensor) -> tuple[Tensor, Tensor]:
-        """Prototypes and activations; of the model's own, as the factors of an intervention scale them."""
+        targets_Q = ids_T[first:]
         indices_Qk, activations_Qk = self.dictionary.assign(z_QD)
         if self.index.manifest["settings"]["dictionary"] == "model":
-            activations_Qk = activations_Qk * self.model.factors_K()[indices_Qk]
-        return indices_Qk, activations_Qk
+            # An intervention scales the model's own prototypes, and so what reaches the logits through them.
+            activations_Qk = activations_Qk * self.model.scaled_terms().factors(indices_Qk, targets_Q)
+        in_space = self._hidden if isinstance(self.index, HiddenIndex) else self._logits
+        loss_Q, records = in_space((indices_Qk, activations_Qk), z_QD, targets_Q, other_Q)
+        return QueryTokens(ids, positions, z_QD, loss_Q, records)
+
+    def _predictions(self, z_QD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Log-probabilities [C, V] of a bounded number of rows at a time, interventions applied."""
+        size = chunk_size(self.model.lm_head.weight)
+        for start in range(0, len(z_QD), size):
+            rows = slice(start, start + size)
+            yield rows, self.model.logits(z_QD[rows]).log_softmax(-1)
+
+    def _contrast_loss(self, z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor) -> Tensor:
+        parts = [p.gather(1, other_Q[at, None]) - p.gather(1, targets_Q[at, None]) for at, p in self._predictions(z_QD)]
+        return torch.cat(parts)[:, 0]
 
     def _hidden(
-        self,
-        assigned: tuple[Tensor, Tensor],
-        z_QD: Tensor,
-        steered_QD: Tensor,
-        targets_Q: Tensor,
-        other_Q: Tensor | None,
-        loss_Q: Tensor,
-    ) -> Records:
+        self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
+    ) -> tuple[Tensor, Records]:
         assert isinstance(self.index, HiddenIndex)
         head_VD = self.model.lm_head.weight
         if other_Q is not None:
-            delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
+            delta_QD, loss_Q = (
+                contrast_gradient(head_VD, targets_Q, other_Q),
+                self._contrast_loss(z_QD, targets_Q, other_Q),
+            )
         else:
-            mean_QD = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, steered_QD)])
-            delta_QD = loss_gradient(head_VD, mean_QD, targets_Q)
-        return records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path, assigned=assigned)
+            losses, means = [], []
+            for at, log_p_CV in self._predictions(z_QD):
+                losses.append(-log_p_CV.gather(1, targets_Q[at, None])[:, 0])
+                means.append(log_p_CV.exp() @ head_VD)
+            loss_Q, delta_QD = torch.cat(losses), loss_gradient(head_VD, torch.cat(means), targets_Q)
+        return loss_Q, records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path, assigned=assigned)
 
     def _logits(
-        self,
-        assigned: tuple[Tensor, Tensor],
-        z_QD: Tensor,
-        steered_QD: Tensor,
-        targets_Q: Tensor,
-        other_Q: Tensor | None,
-        loss_Q: Tensor,
-    ) -> LogitRecords:
-        head_VD = self.model.lm_head.weight
+        self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
+    ) -> tuple[Tensor, LogitRecords]:
         if other_Q is not None:
-            targets_Qc = torch.stack([targets_Q, other_Q], 1)
             residuals_Qc = torch.tensor([[1.0, -1.0]], device=z_QD.device).expand(len(z_QD), 2)
-        else:
-            # What opposes a token are tokens that said something else where it was likely.
-            competitors = min(COMPETITORS, len(head_VD) - 1) if self.opposing else 0
-            targets_Qc, residuals_Qc = residuals(head_VD, steered_QD, targets_Q, competitors, loss_Q)
-        return LogitRecords(*assigned, targets_Qc, residuals_Qc)
+            records = LogitRecords(*assigned, torch.stack([targets_Q, other_Q], 1), residuals_Qc)
+            return self._contrast_loss(z_QD, targets_Q, other_Q), records
+        # What opposes a token are tokens that said something else where it was likely.
+        competitors = min(COMPETITORS, len(self.model.lm_head.weight) - 1) if self.opposing else 0
+        losses, tokens, values = [], [], []
+        for at, log_p_CV in self._predictions(z_QD):
+            own_C1 = targets_Q[at, None]
+            losses.append(-log_p_CV.gather(1, own_C1))
+            likely = log_p_CV.exp().scatter(1, own_C1, -1.0).topk(competitors, dim=1)
+            tokens.append(torch.cat([own_C1, likely.indices], 1))
+            values.append(torch.cat([-torch.expm1(-losses[-1]), -likely.values], 1))
+        records = LogitRecords(*assigned, torch.cat(tokens), torch.cat(values))
+        return torch.cat(losses)[:, 0], records
 
     def query(self, asked: QueryTokens, which: slice) -> Query:
         """The index's question about some of the tokens, summed."""

@@ -147,7 +147,7 @@ class PrismHarnessModel(HFLM):
         """Log-probability of each target, and whether it is the likeliest token, interventions applied."""
         scores, greedy = [], []
         for z_CD, targets_C in zip(z_nD.split(HEAD_ROWS), targets_n.split(HEAD_ROWS), strict=True):
-            logits_CV = self.prism.lm_head(self.prism.steered(z_CD)).float()
+            logits_CV = self.prism.logits(z_CD).float()
             own_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
             scores.append(own_C - logits_CV.logsumexp(-1))
             greedy.append(logits_CV.argmax(-1) == targets_C)

@@ -104,7 +104,7 @@ def token_log_likelihoods(model: PrismForCausalLM, z_nD: Tensor, targets_n: Tens
     size, found = chunk_size(model.lm_head.weight), []
     for z_CD, targets_C in zip(z_nD.split(size), targets_n.split(size), strict=True):
         z_CD, targets_C = z_CD.to(model.device), targets_C.to(model.device)
-        logits_CV = model.lm_head(model.steered(z_CD)).float()
+        logits_CV = model.logits(z_CD).float()
         found.append(-F.cross_entropy(logits_CV, targets_C, reduction="none").cpu())
     return torch.cat(found).double().numpy()
 

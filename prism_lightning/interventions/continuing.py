@@ -93,6 +93,10 @@ class WordBias:
             sequences |= {(token,) for token, text in enumerate(tokens) if any(sign in text for sign in signs)}
         return cls(sorted(sequences), bias)
 
+    def first_tokens(self) -> tuple[int, ...]:
+        """The tokens that the words begin with."""
+        return tuple(sorted({ids[0] for ids in self.sequences}))
+
     def processor(self) -> SequenceBiasLogitsProcessor:
         """For `generate` and `text_losses`."""
         return SequenceBiasLogitsProcessor([[list(ids), self.bias] for ids in self.sequences])

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from prism_lightning.attribution.records import chunk_size, head_chunks, loss_gradient
+from prism_lightning.attribution.records import chunk_size, loss_gradient
 from prism_lightning.interventions.answers import Answers
 from prism_lightning.interventions.choice_model import Choices, cross_validated, fit, temperature
 from prism_lightning.interventions.suppression import Z95, scaled
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.prototypes import selected_dots
-from prism_lightning.models.steering import ScaledTerms
+from prism_lightning.models.steering import Scaling
 
 LARGEST = 1.0  # theta: from removing a prototype's term to doubling it, since the first order holds near 0 alone
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.0)  # of the fitted theta
@@ -67,10 +67,9 @@ def target_of(answers: Answers) -> np.ndarray:
 
 @torch.no_grad()
 def slopes(model: PrismForCausalLM, answers: Answers) -> csr_matrix:
-    """Derivatives [A, K] of every answer's score with respect to every theta, at 0, under the model's own factors."""
+    """Derivatives [A, K] of every answer's score with respect to every theta, at 0, interventions applied."""
     assert model.prototypes is not None
-    head_VD, factors_K = model.lm_head.weight, model.factors_K()
-    terms = ScaledTerms(model.prototypes, factors_K)
+    head_VD, terms = model.lm_head.weight, model.scaled_terms()
     rows, columns, values = [], [], []
     size = chunk_size(head_VD)
     answer_n = torch.from_numpy(answers.answer_n)
@@ -78,15 +77,15 @@ def slopes(model: PrismForCausalLM, answers: Answers) -> csr_matrix:
     for z_CD, targets_C, answer_C in zip(*parts, strict=True):
         z_CD, targets_C = z_CD.to(model.device), targets_C.to(model.device)
         indices_Ck, activations_Ck = terms.assign(z_CD)
-        (chunk,) = head_chunks(head_VD, model.steered(z_CD))
-        delta_CD = loss_gradient(head_VD, chunk.mean_CD, targets_C)
+        delta_CD = loss_gradient(head_VD, model.logits(z_CD).softmax(-1) @ head_VD, targets_C)
         dots_Ck = selected_dots(delta_CD, model.prototypes.weight, indices_Ck)
-        values.append((-factors_K[indices_Ck] * activations_Ck * dots_Ck).double().cpu().numpy())
+        factors_Ck = terms.factors(indices_Ck, targets_C)
+        values.append((-factors_Ck * activations_Ck * dots_Ck).double().cpu().numpy())
         columns.append(indices_Ck.cpu().numpy())
         rows.append(np.repeat(answer_C.numpy()[:, None], terms.active, 1))
     row_n, column_n, value_n = (np.concatenate(part).ravel() for part in (rows, columns, values))
     value_n /= answers.length_A[row_n]
-    return csr_matrix((value_n, (row_n, column_n)), shape=(len(answers.item_A), len(factors_K)))
+    return csr_matrix((value_n, (row_n, column_n)), shape=(len(answers.item_A), model.config.num_prototypes))
 
 
 @dataclass
@@ -139,7 +138,7 @@ class Calibrator:
         return Controllers(theta, penalty, weight, step)
 
     def _exact_loss(self, factors: dict[int, float], target_A: np.ndarray) -> float:
-        with scaled(self.model, factors):
+        with scaled(self.model, Scaling(factors)):
             scores_A = self.answers.log_likelihoods(self.model)
         weight = temperature(scores_A, self.answers.item_A, target_A)
         empty_A0 = np.zeros((len(scores_A), 0))
@@ -167,7 +166,7 @@ def _factors(theta_K: np.ndarray) -> dict[int, float]:
 
 def correct_with(model: PrismForCausalLM, answers: Answers, factors: dict[int, float]) -> np.ndarray:
     """Which items are right with these factors on top of the model's own."""
-    with scaled(model, factors):
+    with scaled(model, Scaling(factors)):
         return answers.correct(answers.log_likelihoods(model))
 
 

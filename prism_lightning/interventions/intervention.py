@@ -1,14 +1,14 @@
 """An intervention: factors on prototypes, as a small file that every verb applies alike.
 
-{"format": 1, "model": "0f3a…", "factors": {"318": 0.0}, "origin": {"verb": "suppress", …}}
+{"format": 1, "model": "0f3a…", "factors": {"318": 0.0}, "tokens": null, "origin": {"verb": "suppress", …}}
 
-`model` is the fingerprint of the weights it was made for; `origin` says how it was made, for people.
+`model` is the fingerprint of the weights it was made for, `tokens` lists those whose logits are meant (null: all), and
+`origin` says how it was made, for people.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,31 @@ from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.errors import UserError
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.steering import Scaling
 
 FORMAT = 1
 
 
 @dataclass
 class Intervention:
-    """logits' = W (z + sum_i (f_i - 1) a_i p_i).
+    """Factors on the terms of some prototypes in the logits.
 
     Attributes:
         model: fingerprint of the weights.
-        factors: f_i by prototype; all others have 1.
+        scaling: the factors, and the tokens whose logits are meant.
         origin: how it was made.
     """
 
     model: str
-    factors: dict[int, float]
+    scaling: Scaling
     origin: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        factors = {str(prototype): factor for prototype, factor in sorted(self.factors.items())}
-        write_json(path, {"format": FORMAT, "model": self.model, "factors": factors, "origin": self.origin})
+        factors = {str(prototype): factor for prototype, factor in sorted(self.scaling.factors.items())}
+        content = {"format": FORMAT, "model": self.model, "factors": factors, "tokens": self.scaling.tokens}
+        write_json(path, content | {"origin": self.origin})
 
     @classmethod
     def read(cls, path: Path) -> Intervention:
@@ -56,6 +58,7 @@ class Intervention:
         try:
             found = json.loads(path.read_text())
             factors = {int(prototype): float(factor) for prototype, factor in found["factors"].items()}
+            tokens = None if found.get("tokens") is None else tuple(int(token) for token in found["tokens"])
             model, known = str(found["model"]), found["format"] == FORMAT
             origin = dict(found.get("origin", {}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -65,13 +68,7 @@ class Intervention:
             ) from error
         if not known:
             raise UserError(f"intervention {path} has format {found['format']!r}: this version reads format {FORMAT}")
-        return cls(model, factors, origin)
-
-
-def composed(interventions: list[dict[int, float]]) -> dict[int, float]:
-    """One after the other: factors of the same prototype are multiplied, so that what is removed stays removed."""
-    prototypes = {prototype for factors in interventions for prototype in factors}
-    return {p: math.prod(factors.get(p, 1.0) for factors in interventions) for p in sorted(prototypes)}
+        return cls(model, Scaling(factors, tokens), origin)
 
 
 def folder_of(run: Path) -> Path:
@@ -100,7 +97,7 @@ def apply(model: PrismForCausalLM, run: Path, names: list[str]) -> None:
         return
     if model.prototypes is None:
         raise UserError(f"{names[0]} scales prototypes, and {run} is dense: give the PRISM model it was made for")
-    fingerprint, factors = model_fingerprint(model), [model.factors]
+    fingerprint, scalings = model_fingerprint(model), list(model.scalings)
     for path in (located(run, name) for name in names):
         found = Intervention.read(path)
         if found.model != fingerprint:
@@ -108,8 +105,8 @@ def apply(model: PrismForCausalLM, run: Path, names: list[str]) -> None:
                 f"intervention {path} was made for model {found.model}, this one is {fingerprint}: make it anew with"
                 " `suppress` or `calibrate`"
             )
-        factors.append(found.factors)
-    model.intervene(composed(factors))
+        scalings.append(found.scaling)
+    model.intervene(*scalings)
 
 
 def load_with(run: Path, interventions: list[str]) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:

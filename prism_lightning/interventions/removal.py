@@ -22,7 +22,6 @@ from prism_lightning.attribution.records import chunk_size
 from prism_lightning.interventions.behaviours import Passage
 from prism_lightning.interventions.states import States, batches
 from prism_lightning.models import PrismForCausalLM
-from prism_lightning.models.steering import ScaledTerms
 
 FALSE_ALARMS = 0.05  # chance that any prototype without work is taken for one that works
 
@@ -64,7 +63,11 @@ class Effects:
 
 @torch.no_grad()
 def removal_effects(
-    model: PrismForCausalLM, passages: list[Passage], shown: np.ndarray, report: Callable[[str, int, int], None]
+    model: PrismForCausalLM,
+    passages: list[Passage],
+    shown: np.ndarray,
+    report: Callable[[str, int, int], None],
+    tokens: tuple[int, ...] | None = None,
 ) -> Effects:
     """Remove every prototype, one at a time, from every token.
 
@@ -73,16 +76,17 @@ def removal_effects(
         passages: of G texts, with the behaviour's tokens marked.
         shown: [G], whether each text shows the behaviour. Unmarked tokens of those that do count for neither side.
         report: hears of it.
+        tokens: whose logits the prototypes are removed from; None: all.
     """
     assert model.prototypes is not None
-    terms = ScaledTerms(model.prototypes, model.factors_K())
+    terms = model.scaled_terms()
     size = model.config.num_prototypes
     work, cost = _Sums(len(shown), size), _Sums(len(shown), size)
     usage_K = np.zeros(size, np.int64)
     total, done = sum(len(p.ids) - 1 for p in passages), 0
     for states in batches(model, passages):
         indices_Nk, activations_Nk = terms.assign(states.z_ND)
-        rises_Nk = _rises(model, states, indices_Nk, activations_Nk)
+        rises_Nk = _rises(model, states, indices_Nk, activations_Nk, tokens)
         places_Nk = indices_Nk.cpu().numpy()
         usage_K += np.bincount(places_Nk[activations_Nk.cpu().numpy() > 0], minlength=size)
         for sums, counted_N in ((work, states.marked_N), (cost, ~shown[states.text_N])):
@@ -92,19 +96,28 @@ def removal_effects(
     return Effects(*work.means(), *cost.means(), usage_K, int(work.tokens_G.sum()), int(cost.tokens_G.sum()))
 
 
-def _rises(model: PrismForCausalLM, states: States, indices_Nk: Tensor, activations_Nk: Tensor) -> np.ndarray:
+def _rises(
+    model: PrismForCausalLM,
+    states: States,
+    indices_Nk: Tensor,
+    activations_Nk: Tensor,
+    tokens: tuple[int, ...] | None,
+) -> np.ndarray:
     """By how much the loss of every token rises without each of its prototypes [N, k]."""
     assert model.prototypes is not None
-    weight_KD, factors_K, rises = model.prototypes.weight, model.factors_K(), []
-    size = chunk_size(model.lm_head.weight)
+    weight_KD, head_VD, rises = model.prototypes.weight, model.lm_head.weight, []
+    meant = slice(None) if tokens is None else torch.tensor(tokens, device=head_VD.device)
+    size = chunk_size(head_VD)
     parts = [tensor.split(size) for tensor in (states.z_ND, states.targets_N, indices_Nk, activations_Nk)]
     for z_CD, targets_C, indices_Ck, activations_Ck in zip(*parts, strict=True):
-        steered_CD = model.steered(z_CD)
-        whole_C = F.cross_entropy(model.lm_head(steered_CD).float(), targets_C, reduction="none")
+        logits_CV = model.logits(z_CD).float()
+        whole_C = F.cross_entropy(logits_CV, targets_C, reduction="none")
+        # What the model's own interventions left of a term is what removing it takes away.
+        left_Ck = activations_Ck * model.scaled_terms().factors(indices_Ck, targets_C)
         columns = []
-        for index_C, activation_C in zip(indices_Ck.unbind(-1), activations_Ck.unbind(-1), strict=True):
-            term_CD = (factors_K[index_C] * activation_C)[:, None] * weight_KD[index_C]
-            without_CV = model.lm_head(steered_CD - term_CD).float()
+        for index_C, left_C in zip(indices_Ck.unbind(-1), left_Ck.unbind(-1), strict=True):
+            without_CV = logits_CV.clone()
+            without_CV[:, meant] -= (left_C[:, None] * weight_KD[index_C]) @ head_VD[meant].T
             columns.append(F.cross_entropy(without_CV, targets_C, reduction="none") - whole_C)
         rises.append(torch.stack(columns, -1).cpu().numpy())
     return np.concatenate(rises)

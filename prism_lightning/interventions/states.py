@@ -66,7 +66,7 @@ def text_losses(
         tensors = [tensor.split(size) for tensor in (states.z_ND, states.targets_N, states.context_Nc)]
         found = []
         for z_CD, targets_C, context_Cc in zip(*tensors, strict=True):
-            logits_CV = model.lm_head(model.steered(z_CD)).float()
+            logits_CV = model.logits(z_CD).float()
             if bias is not None:
                 logits_CV = bias(context_Cc, logits_CV)
             found.append(F.cross_entropy(logits_CV, targets_C, reduction="none"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.errors import UserError
 from prism_lightning.explaining import check_length
-from prism_lightning.interventions.behaviours import Behaviour, passages
+from prism_lightning.interventions.behaviours import Behaviour, Passage, passages
 from prism_lightning.interventions.continuing import Sampling, WordBias
-from prism_lightning.interventions.intervention import composed
 from prism_lightning.interventions.removal import Effects, removal_effects
 from prism_lightning.interventions.suppression import (
     Goal,
@@ -21,10 +20,12 @@ from prism_lightning.interventions.suppression import (
     Trial,
     bias_path,
     chosen,
+    counts_up_to,
     of_equal_usage,
     prototype_path,
 )
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.steering import Scaling, check
 
 LEAST_MARKED = 20  # tokens of the behaviour, for a ranking
 
@@ -49,76 +50,126 @@ class Plan:
 
 
 @dataclass
-class Suppression:
-    """What was found.
+class Attempt:
+    """Prototypes removed from the logits of all tokens, or of the behaviour's alone.
 
     Attributes:
+        tokens: whose logits; None: all.
         effects: of removing each prototype alone, on the ranking's texts.
         ranked: candidates, best first; those given by hand, in their order.
-        path, biases: what was tried on the first half of the held-out texts.
-        factors: chosen.
-        fresh: on the second half: the model as it is, suppressed, with the words' bias chosen alike, and every draw of
-            random prototypes.
+        path: what was tried on the first half of the held-out texts.
+        factors: chosen there.
+        met: whether they met the goal there.
+        fresh: what they do on the second half.
     """
 
-    behaviour: str
-    notes: list[str]
+    tokens: tuple[int, ...] | None
     effects: Effects
     ranked: list[int]
     path: list[Measured]
-    biases: list[Measured]
     factors: dict[int, float]
-    fresh: list[Measured]
-    plan: Plan
+    met: bool
+    fresh: Measured
+
+    @property
+    def scaling(self) -> Scaling:
+        """Of the intervention."""
+        return Scaling(self.factors, self.tokens)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; effects of the candidates alone."""
         columns = ("work_K", "work_error_K", "cost_K", "cost_error_K", "usage_K")
         effects = {name.removesuffix("_K"): getattr(self.effects, name)[self.ranked].tolist() for name in columns}
         return {
-            "behaviour": self.behaviour,
-            "notes": self.notes,
-            "plan": asdict(self.plan),
-            "factors": {str(i): factor for i, factor in self.factors.items()},
+            "tokens": self.tokens,
             "candidates": {"prototype": self.ranked} | effects,
             "behaviour_tokens": self.effects.marked,
             "other_tokens": self.effects.others,
             "path": [measured.as_dict() for measured in self.path],
-            "biases": [measured.as_dict() for measured in self.biases],
-            "fresh": [measured.as_dict() for measured in self.fresh],
+            "factors": {str(i): factor for i, factor in self.factors.items()},
+            "fresh": self.fresh.as_dict(),
         }
 
 
-def rank(
-    model: PrismForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    behaviour: Behaviour,
-    texts: list[str],
-    labels: list[bool] | None,
-    given: list[int] | None,
-    report: Callable[[str, int, int], None],
-) -> tuple[Effects, list[int]]:
-    """What removing each prototype does on texts, and the candidates, best first; arguments as for `suppress`."""
-    model.intervene(composed([model.factors, dict.fromkeys(given or [], 1.0)]))  # refuses ids it does not have
-    shown = np.array([behaviour.present(text) for text in texts] if labels is None else labels)
-    spans = [behaviour.spans(text) if present else [] for text, present in zip(texts, shown, strict=True)]
-    pieces = passages(texts, spans, tokenizer, model.config.context_length)
-    marked = sum(int(piece.marked_T.sum()) for piece in pieces)
-    if marked < LEAST_MARKED:
-        raise UserError(
-            f"{behaviour.name!r} is {marked} tokens of {len(texts)} texts, {LEAST_MARKED} are needed to see what"
-            " prototypes do for it: give other words, or more texts by --tokens"
-        )
-    if shown.all():
-        raise UserError(f"all {len(texts)} texts show {behaviour.name!r}: there is none to keep; choose narrower words")
-    effects = removal_effects(model, pieces, shown, report)
-    ranked = effects.ranked() if given is None else list(dict.fromkeys(given))
-    dead = [number for number in ranked if not effects.usage_K[number]]
-    if dead:
-        raise UserError(f"prototype {dead[0]} is dead: no token of {len(texts)} texts uses it; leave it out")
-    if not ranked:
-        raise UserError(f"no prototype surely works for {behaviour.name!r}: give more texts by --tokens")
-    return effects, ranked
+@dataclass
+class Suppression:
+    """What was found.
+
+    Attributes:
+        behaviour, notes: its name, and what the reader should know of it.
+        attempts: the last one tried is not always the one that is kept.
+        kept: the attempt whose scaling is the intervention.
+        biases: strengths of the words' bias tried on the first half of the held-out texts.
+        plain, biased, draws: on the second half, beside the attempts' `fresh`: the model as it is, the words' bias
+            chosen alike, and random prototypes in place of the kept ones.
+        plan: what was asked.
+    """
+
+    behaviour: str
+    notes: list[str]
+    attempts: list[Attempt]
+    kept: Attempt
+    biases: list[Measured]
+    plain: Measured
+    biased: Measured
+    draws: list[Measured]
+    plan: Plan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "behaviour": self.behaviour,
+            "notes": self.notes,
+            "plan": asdict(self.plan),
+            "attempts": [attempt.as_dict() for attempt in self.attempts],
+            "kept": self.attempts.index(self.kept),
+            "biases": [measured.as_dict() for measured in self.biases],
+            "plain": self.plain.as_dict(),
+            "biased": self.biased.as_dict(),
+            "draws": [measured.as_dict() for measured in self.draws],
+        }
+
+
+@dataclass
+class Texts:
+    """Texts to rank on, as passages with the behaviour's tokens marked.
+
+    Attributes:
+        passages: of all texts.
+        shown: [G], whether each text shows the behaviour.
+    """
+
+    passages: list[Passage]
+    shown: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        texts: list[str],
+        labels: list[bool] | None,
+        behaviour: Behaviour,
+        tokenizer: PreTrainedTokenizerFast,
+        length: int,
+    ) -> Texts:
+        """Mark texts.
+
+        Raises:
+            UserError: too few of the behaviour's tokens, or no text without it.
+        """
+        shown = np.array([behaviour.present(text) for text in texts] if labels is None else labels)
+        spans = [behaviour.spans(text) if present else [] for text, present in zip(texts, shown, strict=True)]
+        pieces = passages(texts, spans, tokenizer, length)
+        marked = sum(int(piece.marked_T.sum()) for piece in pieces)
+        if marked < LEAST_MARKED:
+            raise UserError(
+                f"{behaviour.name!r} is {marked} tokens of {len(texts)} texts, {LEAST_MARKED} are needed to see what"
+                " prototypes do for it: give other words, or more texts by --tokens"
+            )
+        if shown.all():
+            raise UserError(
+                f"all {len(texts)} texts show {behaviour.name!r}: there is none to keep; choose narrower words"
+            )
+        return cls(pieces, shown)
 
 
 def suppress(
@@ -135,6 +186,8 @@ def suppress(
 ) -> Suppression:
     """Find, choose, compare.
 
+    Prototypes are removed from all logits; where that misses the goal, from those of the behaviour's words alone.
+
     Args:
         model, tokenizer: of a PRISM run.
         behaviour: to be suppressed.
@@ -148,30 +201,58 @@ def suppress(
     Raises:
         UserError: the behaviour absent from the texts, nothing to measure on, or dead prototypes.
     """
+    check([Scaling(dict.fromkeys(given or [], plan.factor))], model.config.num_prototypes, model.config.vocab_size)
     check_length(model, plan.sampling.prompt_tokens + plan.sampling.new_tokens)
     if len(held_out) < 2:
         raise UserError(f"{len(held_out)} validation documents: at least two are needed, to choose on and to judge on")
-    effects, ranked = rank(model, tokenizer, behaviour, texts, labels, given, progress)
+    marked = Texts.of(texts, labels, behaviour, tokenizer, model.config.context_length)
     order = np.random.default_rng(plan.sampling.seed).permutation(len(held_out)).tolist()
     first, second = (
         Trial(model, tokenizer, behaviour, [held_out[number] for number in half], plan.count, plan.sampling)
         for half in (order[: len(order) // 2], order[len(order) // 2 :])
     )
-    if given is None:
-        path = prototype_path(first, ranked, plan.factor, plan.goal, report)
-        ranked_first = ranked[: chosen(path, plan.goal).prototypes]
-    else:
-        ranked_first = ranked
-        path = [first.scaled(f"{len(ranked)} prototypes", dict.fromkeys(ranked, plan.factor))]
-        report(path[0])
-    factors = dict.fromkeys(ranked_first, plan.factor)
+    words = WordBias.of(behaviour.words, tokenizer, 0.0)
+    attempts: list[Attempt] = []
+    for tokens in (None, words.first_tokens()):
+        attempts.append(_attempt(tokens, marked, first, second, given, plan, progress, report))
+        if attempts[-1].met:
+            break
+    affordable = [attempt for attempt in attempts if attempt.met] or attempts
+    kept = max(affordable, key=lambda attempt: chosen(attempt.path, plan.goal).fall)
     biases = bias_path(first, plan.goal, report)
     bias = chosen(biases, plan.goal).settings["bias"]
-    fresh = [second.plain, second.scaled("suppressed", factors)]
-    fresh.append(second.biased(f"words biased by {bias:g}", WordBias.of(behaviour.words, tokenizer, bias)))
-    generator = np.random.default_rng(plan.sampling.seed)
+    biased = second.biased(f"words biased by {bias:g}", replace(words, bias=bias))
+    generator, draws = np.random.default_rng(plan.sampling.seed), []
     for number in range(plan.draws):
-        others = of_equal_usage(ranked_first, effects.usage_K, generator)
-        fresh.append(second.scaled(f"random {number + 1}", dict.fromkeys(others, plan.factor)))
-        report(fresh[-1])
-    return Suppression(behaviour.name, behaviour.notes, effects, ranked, path, biases, factors, fresh, plan)
+        others = of_equal_usage(list(kept.factors), kept.effects.usage_K, generator)
+        scaling = Scaling(dict.fromkeys(others, plan.factor), kept.tokens)
+        draws.append(second.scaled(f"random {number + 1}", scaling))
+        report(draws[-1])
+    return Suppression(behaviour.name, behaviour.notes, attempts, kept, biases, second.plain, biased, draws, plan)
+
+
+def _attempt(
+    tokens: tuple[int, ...] | None,
+    marked: Texts,
+    first: Trial,
+    second: Trial,
+    given: list[int] | None,
+    plan: Plan,
+    progress: Callable[[str, int, int], None],
+    report: Callable[[Measured], None],
+) -> Attempt:
+    effects = removal_effects(first.model, marked.passages, marked.shown, progress, tokens)
+    ranked = effects.ranked() if given is None else list(dict.fromkeys(given))
+    dead = [number for number in ranked if not effects.usage_K[number]]
+    if dead:
+        raise UserError(f"prototype {dead[0]} is dead: no token of {len(marked.shown)} texts uses it; leave it out")
+    if not ranked:
+        raise UserError(f"no prototype surely works for {first.behaviour.name!r}: give more texts by --tokens")
+    counts = counts_up_to(len(ranked)) if given is None else [len(ranked)]
+    path = prototype_path(first, ranked, counts, plan.factor, tokens, plan.goal, report)
+    best = chosen(path, plan.goal)
+    factors = dict.fromkeys(ranked[: best.prototypes], plan.factor)
+    name = "removed from all logits" if tokens is None else f"removed from {len(tokens)} logits"
+    fresh = second.scaled(name, Scaling(factors, tokens))
+    report(fresh)
+    return Attempt(tokens, effects, ranked, path, factors, best.meets(plan.goal), fresh)

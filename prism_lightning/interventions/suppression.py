@@ -26,9 +26,9 @@ from prism_lightning.interventions.continuing import (
     counted,
     prompts,
 )
-from prism_lightning.interventions.intervention import composed
 from prism_lightning.interventions.states import batches, text_losses
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.steering import Scaling
 
 LADDER = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
 BIASES = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 100.0]
@@ -78,14 +78,14 @@ class Measured:
 
 
 @contextmanager
-def scaled(model: PrismForCausalLM, factors: dict[int, float]) -> Iterator[None]:
-    """The model with these factors on top of its own, and afterwards with its own."""
-    before = model.factors
-    model.intervene(composed([before, factors]))
+def scaled(model: PrismForCausalLM, scaling: Scaling) -> Iterator[None]:
+    """The model with a scaling on top of its own, and afterwards with its own."""
+    before = model.scalings
+    model.intervene(*before, scaling)
     try:
         yield
     finally:
-        model.intervene(before)
+        model.intervene(*before)
 
 
 class Trial:
@@ -130,13 +130,13 @@ class Trial:
                 f" {sampling.new_tokens} tokens: there is nothing to suppress; try other words or --new_tokens"
             )
 
-    def scaled(self, name: str, factors: dict[int, float]) -> Measured:
+    def scaled(self, name: str, scaling: Scaling) -> Measured:
         """With prototypes scaled."""
-        with scaled(self.model, factors):
+        with scaled(self.model, scaling):
             new = self._continued()
             losses_G, _ = text_losses(self.model, self.clean, self.texts)
-        settings = {"factors": {str(prototype): factor for prototype, factor in factors.items()}}
-        return self._measured(name, self._counted(new), losses_G, len(factors), settings)
+        settings = {"factors": {str(i): f for i, f in scaling.factors.items()}, "tokens": scaling.tokens}
+        return self._measured(name, self._counted(new), losses_G, len(scaling.factors), settings)
 
     def biased(self, name: str, bias: WordBias) -> Measured:
         """With the logits of words biased."""
@@ -182,13 +182,26 @@ def chosen(path: list[Measured], goal: Goal) -> Measured:
     return meeting or max(affordable, key=lambda measured: measured.fall)
 
 
+def counts_up_to(candidates: int) -> list[int]:
+    """Numbers of prototypes to try."""
+    return [*takewhile(lambda size: size < candidates, LADDER), candidates]
+
+
 def prototype_path(
-    trial: Trial, ranked: list[int], factor: float, goal: Goal, report: Callable[[Measured], None]
+    trial: Trial,
+    ranked: list[int],
+    counts: list[int],
+    factor: float,
+    tokens: tuple[int, ...] | None,
+    goal: Goal,
+    report: Callable[[Measured], None],
 ) -> list[Measured]:
     """More and more of the ranked prototypes, until the goal is met or the cost is far over it."""
     path: list[Measured] = []
-    for count in [*takewhile(lambda size: size < len(ranked), LADDER), len(ranked)]:
-        path.append(trial.scaled(f"{count} prototypes", dict.fromkeys(ranked[:count], factor)))
+    where = "" if tokens is None else f" in {len(tokens)} logits"
+    for count in counts:
+        scaling = Scaling(dict.fromkeys(ranked[:count], factor), tokens)
+        path.append(trial.scaled(f"{count} prototypes{where}", scaling))
         report(path[-1])
         if path[-1].meets(goal) or path[-1].rise > 3 * goal.rise:
             break

@@ -28,8 +28,8 @@ HEADERS = (
 
 def compared(found: Suppression) -> list[list[str]]:
     """Rows of the comparison on fresh prompts; the random draws as their mean and range."""
-    plain, suppressed, biased, *draws = found.fresh
-    rows = [_row(measured) for measured in (plain, suppressed, biased)]
+    draws = found.draws
+    rows = [_row(measured) for measured in (found.plain, *(a.fresh for a in found.attempts), found.biased)]
     if draws:
         distinct = (float(np.mean([d.counts.distinct[size] for d in draws])) for size in (1, 2, 3))
         rows.append(
@@ -72,12 +72,12 @@ def _row(measured: Measured) -> list[str]:
 
 def verdict(found: Suppression) -> str:
     """One line: whether the goal is met on fresh prompts."""
-    goal, measured = found.plan.goal, found.fresh[1]
+    goal, measured = found.plan.goal, found.kept.fresh
     met = "met" if measured.meets(goal) else "missed"
     return (
         f"goal {met} on fresh prompts: the rate falls by {measured.fall:.1%} (goal {goal.fall:.0%}), perplexity of"
         f" texts without it rises by {measured.rise:+.2%} (goal at most {goal.rise:.1%}), with"
-        f" {measured.prototypes} prototypes"
+        f" {measured.prototypes} prototypes {measured.name}"
     )
 
 
@@ -93,12 +93,13 @@ def markdown(
     found: Suppression, cards: list[PrototypeCard], scores: list[dict[str, Any]], command: str, plot: str
 ) -> str:
     """The whole report."""
-    place = {prototype: number for number, prototype in enumerate(found.ranked)}
+    kept = found.kept
+    place = {prototype: number for number, prototype in enumerate(kept.ranked)}
     sampling = found.plan.sampling
     lines = [f"# Suppressing {found.behaviour}", "", f"`{command}`", "", verdict(found) + ".", ""]
     lines += [f"- {note}" for note in found.notes]
     lines += [
-        f"- {len(found.fresh[0].counts.shown)} prompts of {sampling.prompt_tokens} tokens from held-out texts that"
+        f"- {len(found.plain.counts.shown)} prompts of {sampling.prompt_tokens} tokens from held-out texts that"
         f" nothing was chosen on; up to {sampling.new_tokens} tokens each, temperature {sampling.temperature:g}, seed"
         f" {sampling.seed}. Rates: share of continuations that show the behaviour, Wilson's interval; falls: bootstrap"
         " over prompts. Perplexity elsewhere: of held-out texts without the behaviour, and its rise. Random draws:"
@@ -121,20 +122,20 @@ def markdown(
         "|---|---|---|---|",
         *(
             f"| {tried.name} | {tried.counts.rate:.1%} | {tried.fall:.1%} | {tried.rise:+.2%} |"
-            for tried in [*found.path, *found.biases]
+            for tried in [*(tried for attempt in found.attempts for tried in attempt.path), *found.biases]
         ),
         "",
         "## The prototypes",
         "",
         f"Work: by how much the loss of the behaviour's tokens rises when the prototype alone is removed, in millinats"
-        f" a token, over {found.effects.marked:,} of them; cost: the same over {found.effects.others:,} tokens of texts"
+        f" a token, over {kept.effects.marked:,} of them; cost: the same over {kept.effects.others:,} tokens of texts"
         " without it; ± standard errors over texts.",
         "",
     ]
     for card in cards:
-        number, effects = card.prototype, found.effects
+        number, effects = card.prototype, kept.effects
         fact = (
-            f"factor {found.factors[number]:g}, number {place[number] + 1} of {len(place)} candidates: work"
+            f"factor {kept.factors[number]:g}, number {place[number] + 1} of {len(place)} candidates: work"
             f" {1e3 * effects.work_K[number]:.2f} ± {1e3 * effects.work_error_K[number]:.2f}, cost"
             f" {1e3 * effects.cost_K[number]:.3f} ± {1e3 * effects.cost_error_K[number]:.3f}"
         )
@@ -161,7 +162,7 @@ def figure(found: Suppression) -> Figure:
     """Rate of the behaviour against the rise of perplexity elsewhere."""
     drawn = Figure(figsize=(7, 5), layout="constrained")
     axes = drawn.add_subplot()
-    plain, suppressed, biased, *draws = found.fresh
+    plain, draws = found.plain, found.draws
     if draws:
         axes.scatter(
             [100 * d.rise for d in draws],
@@ -175,8 +176,11 @@ def figure(found: Suppression) -> Figure:
     axes.axvline(100 * goal.rise, color="0.8", lw=1, ls=":")
     for measured, colour, name in (
         (plain, "black", "as it is"),
-        (biased, "tab:orange", biased.name),
-        (suppressed, "tab:blue", f"{suppressed.prototypes} prototypes"),
+        (found.biased, "tab:orange", found.biased.name),
+        *(
+            (a.fresh, colour, f"{a.fresh.prototypes} prototypes {a.fresh.name}")
+            for a, colour in zip(found.attempts, ("tab:blue", "tab:green"), strict=False)
+        ),
     ):
         low, high = measured.counts.interval
         left, right = measured.rise_interval

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from prism_lightning.errors import UserError, nearest
+from prism_lightning.models.steering import Scaling, check, merged
 
 
 class PrismConfig(PreTrainedConfig):
@@ -26,7 +26,7 @@ class PrismConfig(PreTrainedConfig):
         token_to_prototype_weight: w_t2p of L_t2p, which keeps every token near some prototype.
         commitment: how strongly these three losses bend the backbone: 1 symmetric, 0 not at all.
         cross_entropy_to_prototypes: let the cross-entropy reach the prototypes (each receives a_ti * delta_t).
-        factors: of prototypes whose terms in the logits are scaled, by their number: what interventions set.
+        scalings: factors on prototypes' terms in the logits, of all tokens or some: what interventions set.
     """
 
     model_type = "prism"
@@ -40,7 +40,7 @@ class PrismConfig(PreTrainedConfig):
     token_to_prototype_weight: float = 0.1
     commitment: float = 0.1
     cross_entropy_to_prototypes: bool = False
-    factors: dict[str, float | int] | None = None
+    scalings: list[dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.backbone_config, PreTrainedConfig):
@@ -51,7 +51,7 @@ class PrismConfig(PreTrainedConfig):
             kwargs.setdefault(name, getattr(self.backbone_config, name, None))
         super().__post_init__(**kwargs)
         self._check()
-        self.scale({int(prototype): factor for prototype, factor in (self.factors or {}).items()})
+        self.scale(self.scalings_given())
 
     def _check(self) -> None:
         if self.num_prototypes < 0:
@@ -64,17 +64,22 @@ class PrismConfig(PreTrainedConfig):
         if not 0 <= self.commitment <= 1:
             raise UserError(f"commitment is {self.commitment}: give a number from 0 (free backbone) to 1 (symmetric)")
 
-    def scale(self, factors: dict[int, float]) -> None:
-        """Set `factors`; raises as `PrismForCausalLM.intervene` does, and then leaves them as they are."""
-        if factors and not self.num_prototypes:
-            raise UserError("this model is dense: it has no prototypes to scale")
-        for prototype, factor in factors.items():
-            if not 0 <= prototype < self.num_prototypes:
-                known = f"0 to {self.num_prototypes - 1}"
-                raise UserError(f"prototype {prototype} is not in the model: its prototypes are {known}")
-            if not math.isfinite(factor):
-                raise UserError(f"prototype {prototype} has the factor {factor}: give a finite number; 0 removes it")
-        self.factors = {str(prototype): float(factor) for prototype, factor in factors.items() if factor != 1} or None
+    def scale(self, scalings: list[Scaling]) -> None:
+        """Set `scalings`, merged; raises as `steering.check`, and then leaves them as they are."""
+        check(scalings, self.num_prototypes, self.vocab_size)
+        self.scalings = [
+            {"factors": {str(prototype): factor for prototype, factor in s.factors.items()}, "tokens": s.tokens}
+            for s in merged(scalings)
+        ] or None
+
+    def scalings_given(self) -> list[Scaling]:
+        """`scalings` as `scale` takes them."""
+        return [
+            Scaling(
+                {int(i): float(f) for i, f in s["factors"].items()}, None if s["tokens"] is None else tuple(s["tokens"])
+            )
+            for s in self.scalings or []
+        ]
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's configuration: what `generate` sizes its key-value cache by."""

@@ -27,8 +27,8 @@ class Decomposition:
     residual_BT: Tensor  # W_y . r_t
     prototypes_BTk: Tensor  # S_t
     activations_BTk: Tensor  # a_ti
-    factors_BTk: Tensor  # f_i, 1 where no intervention scales it
-    contributions_BTk: Tensor  # f_i a_ti W_y . p_i
+    factors_BTk: Tensor  # f_iy, 1 where no intervention scales it
+    contributions_BTk: Tensor  # f_iy a_ti W_y . p_i
 
     @property
     def total_BT(self) -> Tensor:
@@ -48,13 +48,13 @@ def decompose(model: PrismForCausalLM, input_ids_BT: Tensor, targets_BT: Tensor 
     if model.prototypes is None:
         raise ValueError("this model is dense: it has no prototypes to decompose its logits into")
     z_BTD = model.hidden_states(input_ids_BT)
-    logits_BTV = model.lm_head(model.steered(z_BTD))
+    logits_BTV = model.logits(z_BTD)
     targets_BT = logits_BTV.argmax(-1) if targets_BT is None else targets_BT
     z_ND = z_BTD.flatten(0, 1)
     mixture = model.prototypes(z_ND)[0]
     head_ND = model.lm_head.weight[targets_BT.flatten()]
     dots_Nk = selected_dots(head_ND, model.prototypes.weight, mixture.indices_Nk)
-    factors_Nk = model.factors_K()[mixture.indices_Nk]
+    factors_Nk = model.scaled_terms().factors(mixture.indices_Nk, targets_BT.flatten())
     shape = (*targets_BT.shape, -1)
     chosen = targets_BT[..., None]
     return Decomposition(

@@ -27,7 +27,7 @@ from prism_lightning.models.prototypes import (
     PrototypeTerms,
     route_cross_entropy,
 )
-from prism_lightning.models.steering import ScaledTerms
+from prism_lightning.models.steering import ScaledTerms, Scaling
 
 
 class LanguageModelHead(nn.Linear):
@@ -116,35 +116,30 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         """z [B, T, D]: the decoder's final hidden state, after its final norm."""
         return self.backbone(input_ids=input_ids_BT, use_cache=False, **kwargs).last_hidden_state
 
-    def intervene(self, factors: dict[int, float]) -> None:
-        """Multiply prototypes' terms in all logits by these factors from now on; {} leaves every term as it is.
+    def intervene(self, *scalings: Scaling) -> None:
+        """Scale prototypes' terms in the logits from now on, all scalings one after the other; none: as they are.
 
         Raises:
-            UserError: a dense model, a prototype it does not have, or a factor that is no finite number.
+            UserError: as `steering.check`; then the model keeps what it had.
         """
-        self.config.scale(factors)
+        self.config.scale(list(scalings))
         self._scaled = None
 
     @property
-    def factors(self) -> dict[int, float]:
-        """f_i of the prototypes whose terms are scaled."""
-        return {int(prototype): factor for prototype, factor in (self.config.factors or {}).items()}
+    def scalings(self) -> list[Scaling]:
+        """What `intervene` was given, merged."""
+        return self.config.scalings_given()
 
-    def factors_K(self) -> Tensor:
-        """f of every prototype; 1 where no intervention scales its term."""
+    def scaled_terms(self) -> ScaledTerms:
+        """Assignment to prototypes, and the factors on them."""
         assert self.prototypes is not None
-        factors_K = torch.ones(self.config.num_prototypes, device=self.device)
-        factors_K[list(self.factors)] = torch.tensor(list(self.factors.values()), device=self.device)
-        return factors_K
+        if self._scaled is None or self._scaled.weight_KD.device != self.device:
+            self._scaled = ScaledTerms(self.prototypes, self.scalings)
+        return self._scaled
 
-    def steered(self, z: Tensor) -> Tensor:
-        """What the head is given for hidden states z [..., D]: themselves, or with some prototypes' terms scaled."""
-        if not self.config.factors:
-            return z
-        assert self.prototypes is not None
-        if self._scaled is None or self._scaled.weight_KD.device != z.device:
-            self._scaled = ScaledTerms(self.prototypes, self.factors_K())
-        return self._scaled(z)
+    def logits(self, z: Tensor) -> Tensor:
+        """[..., V] of hidden states z [..., D]: W z, or with some prototypes' terms scaled."""
+        return self.scaled_terms().logits(z, self.lm_head) if self.config.scalings else self.lm_head(z)
 
     def forward(
         self,
@@ -166,7 +161,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits_BTV = self.lm_head(self.steered(outputs.last_hidden_state[:, -logits_to_keep:]))
+        logits_BTV = self.logits(outputs.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size)

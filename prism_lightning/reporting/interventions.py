@@ -88,12 +88,13 @@ def _percent(value: float, interval: list[float] | None = None, sign: str = "") 
 
 
 def _suppressed(run: Run, name: str, details: dict[str, Any]) -> list[str]:
-    plain, ours, biased, *draws = details["fresh"]
+    plain, biased, draws = details["plain"], details["biased"], details["draws"]
+    ours = details["attempts"][details["kept"]]["fresh"]
     return [
         run.size,
         name,
         details["behaviour"],
-        str(ours["prototypes"]),
+        f"{ours['prototypes']} {ours['name']}",
         _percent(plain["counts"]["rate"], plain["counts"]["interval"]),
         _percent(ours["counts"]["rate"], ours["counts"]["interval"]),
         _percent(ours["fall"], ours["fall_interval"]),
@@ -147,7 +148,7 @@ def met_goals(found: dict[str, Found]) -> str | None:
     """How many behaviours fell as far as was asked, at no more than that cost."""
     if not found["suppress"]:
         return None
-    goals = [(d["plan"]["goal"], d["fresh"][1]) for _, _, d in found["suppress"]]
+    goals = [(d["plan"]["goal"], d["attempts"][d["kept"]]["fresh"]) for _, _, d in found["suppress"]]
     met = sum(ours["fall"] >= goal["fall"] and ours["rise"] <= goal["rise"] for goal, ours in goals)
     goal = goals[0][0]
     return (

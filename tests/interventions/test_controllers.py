@@ -16,6 +16,7 @@ from prism_lightning.interventions.answers import AnswerRecorder, Answers, joine
 from prism_lightning.interventions.controllers import _permuted, calibrate, correct_with, slopes
 from prism_lightning.interventions.items import split_items
 from prism_lightning.interventions.suppression import scaled
+from prism_lightning.models.steering import Scaling
 
 SETTINGS = SuiteTask(metric="acc", chance=0.25, kind="continuation", context=12, continuation=4)
 SUITE = "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, context: 12, continuation: 4}}"
@@ -43,14 +44,14 @@ def answers(loaded, texts):
 def test_items_are_scored_as_the_harness_scores_them(loaded, answers, tmp_path, factors):
     model, tokenizer = loaded
     task, found = answers
-    with scaled(model, factors):
+    with scaled(model, Scaling(factors)):
         bridge = PrismHarnessModel(model=model, tokenizer=tokenizer)
         result = run_task(bridge, "continuation", SETTINGS, task, tmp_path, {})
     assert found.items == result.documents > 40
     assert correct_with(model, found, factors).mean() == pytest.approx(result.value)
     samples = [json.loads(line) for line in (tmp_path / "continuation.samples.jsonl").read_text().splitlines()]
     harness = [float(answer[0][0]) for sample in samples for answer in sample["resps"]]
-    with scaled(model, factors):
+    with scaled(model, Scaling(factors)):
         assert found.log_likelihoods(model) == pytest.approx(harness, abs=1e-4)
 
 
@@ -62,7 +63,7 @@ def test_slopes_are_the_derivatives_of_the_scores(loaded, answers):
     for prototype in used.tolist():
         values = []
         for factor in (1.02, 0.98):
-            with scaled(model, {prototype: factor}):
+            with scaled(model, Scaling({prototype: factor})):
                 values.append(found.log_likelihoods(model))
         expected = (values[0] - values[1]) / 0.04
         assert slopes_AK[:, prototype] == pytest.approx(expected, abs=5e-3 * np.abs(expected).max() + 1e-3)
@@ -98,8 +99,8 @@ def likeliest(model, states, hidden):
     """Items that ask for the next token among the model's four likeliest; right is a hidden model's choice."""
     with torch.no_grad():
         top_I4 = model.lm_head(states).topk(4).indices
-        with scaled(model, hidden):
-            best_I = model.lm_head(model.steered(states)).gather(1, top_I4).argmax(1)
+        with scaled(model, Scaling(hidden)):
+            best_I = model.logits(states).gather(1, top_I4).argmax(1)
     items, answers = len(states), 4 * len(states)
     right_I4 = torch.arange(4) == best_I[:, None]
     return Answers(

@@ -8,38 +8,40 @@ import torch
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.errors import UserError
 from prism_lightning.exported import load_exported
-from prism_lightning.interventions.intervention import Intervention, apply, composed, load_with
+from prism_lightning.interventions.intervention import Intervention, apply, load_with
+from prism_lightning.models.steering import Scaling
+
+HALF = dict.fromkeys(range(0, 64, 2), 0.0)
 
 
 @pytest.fixture
 def removal(run, tmp_path):
     """An intervention that removes every second prototype of the run's model, by its path."""
     path = tmp_path / "half.json"
-    Intervention(model_fingerprint(load_exported(run)[0]), dict.fromkeys(range(0, 64, 2), 0.0), {"by": "hand"}).write(
-        path
-    )
+    Intervention(model_fingerprint(load_exported(run)[0]), Scaling(HALF), {"by": "hand"}).write(path)
     return path
 
 
 def test_a_file_is_read_as_it_was_written(removal):
     found = Intervention.read(removal)
-    assert found.factors == dict.fromkeys(range(0, 64, 2), 0.0) and found.origin == {"by": "hand"}
+    assert found.scaling == Scaling(HALF) and found.origin == {"by": "hand"}
     assert json.loads(removal.read_text())["factors"]["2"] == 0.0
 
 
-def test_composed_factors_are_products():
-    assert composed([{1: 0.5, 2: 0.0}, {1: 0.5, 2: 0.0, 3: 2.0}]) == {1: 0.25, 2: 0.0, 3: 2.0}
-    assert composed([]) == {}
+def test_a_file_may_mean_some_logits_alone(run, tmp_path):
+    path = tmp_path / "some.json"
+    Intervention("m", Scaling({3: 0.5}, (7, 9))).write(path)
+    assert Intervention.read(path).scaling == Scaling({3: 0.5}, (7, 9)) and '"tokens": [' in path.read_text()
 
 
 def test_interventions_compose_with_each_other_and_with_what_the_model_was_exported_with(run, removal, tmp_path):
     model, _ = load_with(run, [removal])
     other = tmp_path / "other.json"
-    Intervention(model_fingerprint(model), {0: 3.0, 1: 3.0}).write(other)
+    Intervention(model_fingerprint(model), Scaling({0: 3.0, 1: 3.0})).write(other)
     both, _ = load_with(run, [removal, other])
-    assert both.factors[0] == 0.0 and both.factors[1] == 3.0 and both.factors[2] == 0.0
+    assert both.scalings == [Scaling(HALF | {1: 3.0})]
     apply(model, run, [other])
-    assert model.factors == both.factors
+    assert model.scalings == both.scalings
 
 
 def test_every_verb_applies_it_alike(run, removal, cli, tmp_path):
@@ -94,7 +96,7 @@ def test_evaluation_keeps_results_with_and_without_it_apart(run, removal, cli, t
     command = ("evaluate", "--ckpt_path", run, "--suite", suite, "--json")
     plain = json.loads(cli(*command, check=0).stdout)["results"][0][0]
     steered = json.loads(cli(*command, "--intervention", removal, check=0).stdout)["results"][0][0]
-    assert plain["metrics"] != steered["metrics"] and len(steered["identity"]["factors"]) == 32
+    assert plain["metrics"] != steered["metrics"] and len(steered["identity"]["scalings"][0]["factors"]) == 32
     assert (run / "evaluation" / "validation.json").is_file() and (
         run / "evaluation" / "half" / "validation.json"
     ).is_file()

@@ -9,6 +9,7 @@ from prism_lightning.interventions.continuing import WordBias
 from prism_lightning.interventions.removal import Effects, removal_effects
 from prism_lightning.interventions.states import batches, text_losses
 from prism_lightning.interventions.suppression import of_equal_usage, scaled
+from prism_lightning.models.steering import Scaling
 
 TEXTS = [
     "import os\nimport sys\n",
@@ -41,11 +42,26 @@ def test_work_and_cost_are_what_removing_the_prototype_from_the_model_does(loade
     states = list(batches(model, pieces))
     plain_G, tokens_G = text_losses(model, states, len(TEXTS))
     for prototype in np.argsort(-found.usage_K)[:8].tolist():
-        with scaled(model, {prototype: 0.0}):
+        with scaled(model, Scaling({prototype: 0.0})):
             losses_G, _ = text_losses(model, states, len(TEXTS))
         rise = (losses_G - plain_G)[~shown].sum() / tokens_G[~shown].sum()
         assert found.cost_K[prototype] == pytest.approx(rise, abs=2e-5)
     assert np.abs(found.cost_K).max() > 1e-3 and np.abs(found.work_K).max() > 1e-3
+
+
+def test_removal_from_some_logits_is_that_of_the_model_too(loaded, effects):
+    model, tokenizer = loaded
+    pieces, shown, whole = effects
+    tokens = WordBias.of(["self"], tokenizer, 0.0).first_tokens()
+    found = removal_effects(model, pieces, shown, lambda *_: None, tokens)
+    states = list(batches(model, pieces))
+    plain_G, tokens_G = text_losses(model, states, len(TEXTS))
+    for prototype in np.argsort(-np.abs(found.cost_K))[:4].tolist():
+        with scaled(model, Scaling({prototype: 0.0}, tokens)):
+            losses_G, _ = text_losses(model, states, len(TEXTS))
+        rise = (losses_G - plain_G)[~shown].sum() / tokens_G[~shown].sum()
+        assert found.cost_K[prototype] == pytest.approx(rise, abs=2e-5)
+    assert np.abs(found.cost_K).sum() < np.abs(whole.cost_K).sum() / 2
 
 
 def test_errors_are_those_of_a_ratio_over_texts(loaded, effects):
@@ -55,7 +71,7 @@ def test_errors_are_those_of_a_ratio_over_texts(loaded, effects):
     prototype = int(np.argmax(np.abs(found.cost_K)))
     states = list(batches(model, pieces))
     plain_G, tokens_G = text_losses(model, states, len(TEXTS))
-    with scaled(model, {prototype: 0.0}):
+    with scaled(model, Scaling({prototype: 0.0})):
         losses_G, _ = text_losses(model, states, len(TEXTS))
     rise, tokens = (losses_G - plain_G)[~shown], tokens_G[~shown]
     mean = rise.sum() / tokens.sum()

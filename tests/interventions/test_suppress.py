@@ -12,6 +12,7 @@ from prism_lightning.interventions.behaviours import WordBehaviour
 from prism_lightning.interventions.continuing import Sampling, continuations_of, prompts, repetitions
 from prism_lightning.interventions.suppressing import Plan, suppress
 from prism_lightning.interventions.suppression import Goal, Trial, chosen
+from prism_lightning.models.steering import Scaling
 
 SMALL = ("--tokens", "30000", "--prompts", "40", "--new_tokens", "16", "--draws", "2")
 
@@ -29,7 +30,7 @@ def trial(loaded, run):
 
 
 def test_factor_one_falls_by_nothing_and_costs_nothing(trial):
-    found = trial.scaled("one", {1: 1.0})
+    found = trial.scaled("one", Scaling({1: 1.0}))
     assert found.fall == 0 and found.rise == 0 and found.rise_interval == (0, 0)
     assert found.counts.as_dict() == trial.plain.counts.as_dict()
 
@@ -44,7 +45,7 @@ def test_a_strong_bias_ends_the_behaviour(trial):
 
 
 def test_removing_everything_costs(trial):
-    found = trial.scaled("all", dict.fromkeys(range(64), 0.0))
+    found = trial.scaled("all", Scaling(dict.fromkeys(range(64), 0.0)))
     assert found.rise > 0.2 and found.rise_interval[0] > 0
 
 
@@ -77,13 +78,17 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path)
     shown = cli("suppress", "--ckpt_path", run, "--words", "(", "--name", "no_calls", *SMALL, check=0).stdout
     assert "suppressing (" in shown and "goal " in shown
     details = json.loads((out.parent / "no_calls.details.json").read_text())
-    written = json.loads(out.read_text())
-    assert written["factors"] == details["factors"] and set(written["factors"].values()) == {0.0}
-    assert len(details["fresh"]) == 5 and details["fresh"][0]["name"] == "as it is"
-    chosen_here = details["candidates"]["prototype"][: len(written["factors"])]
-    assert sorted(map(int, written["factors"])) == sorted(chosen_here)
-    for draw in details["fresh"][3:]:
+    written, kept = json.loads(out.read_text()), details["attempts"][details["kept"]]
+    assert written["factors"] == kept["factors"] and set(written["factors"].values()) == {0.0}
+    assert written["tokens"] == kept["tokens"] and details["plain"]["name"] == "as it is"
+    first = kept["candidates"]["prototype"][: len(written["factors"])]
+    assert sorted(map(int, written["factors"])) == sorted(first)
+    assert len(details["draws"]) == 2
+    for draw in details["draws"]:
         assert not set(draw["settings"]["factors"]) & set(written["factors"])
+        assert draw["settings"]["tokens"] == kept["tokens"]
+    for attempt, tokens in zip(details["attempts"], (None, list), strict=False):
+        assert attempt["tokens"] is None if tokens is None else len(attempt["tokens"]) > 0
     report = (out.parent / "no_calls.md").read_text()
     assert all(f"### Prototype {number}:" in report for number in written["factors"])
     assert "no_calls.png" in report and (out.parent / "no_calls.png").stat().st_size > 10_000

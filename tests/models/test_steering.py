@@ -5,6 +5,7 @@ import torch
 
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM, decompose
+from prism_lightning.models.steering import Scaling, merged
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def logits(model, ids):
 
 def test_nothing_and_factor_one_change_no_bit(model, ids):
     before = logits(model, ids)
-    for factors in ({}, {3: 1}, dict.fromkeys(range(24), 1.0)):
-        model.intervene(factors)
-        assert torch.equal(logits(model, ids), before) and model.factors == {}
+    for scalings in ([], [Scaling({3: 1})], [Scaling({3: 1}, (5, 6))], [Scaling(dict.fromkeys(range(24), 1.0))]):
+        model.intervene(*scalings)
+        assert torch.equal(logits(model, ids), before) and model.scalings == []
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 2.0, -1.0])
@@ -42,16 +43,47 @@ def test_a_factor_changes_the_logits_by_exactly_its_prototypes_term(model, ids, 
         a_N = (mixture.activations_Nk * (mixture.indices_Nk == chosen)).sum(-1)
         with torch.no_grad():
             term_NV = a_N[:, None] * (model.lm_head.weight @ model.prototypes.weight[chosen])
-        model.intervene({chosen: factor})
+        model.intervene(Scaling({chosen: factor}))
         change_NV = (logits(model, ids) - before).flatten(0, 1)
         assert a_N[7] > 0 and term_NV[7].abs().max() > 0.01
         torch.testing.assert_close(change_NV, (factor - 1) * term_NV, atol=2e-5, rtol=1e-4)
         assert torch.equal(change_NV[a_N == 0], torch.zeros_like(change_NV[a_N == 0]))  # bit for bit elsewhere
 
 
+def test_some_logits_alone_lose_a_term_and_the_others_keep_every_bit(model, ids):
+    before = logits(model, ids).flatten(0, 1)
+    with torch.no_grad():
+        mixture = model.prototypes(model.hidden_states(ids).flatten(0, 1))[0]
+    chosen, tokens = mixture.indices_Nk[7, 0].item(), (3, 8, 200)
+    a_N = (mixture.activations_Nk * (mixture.indices_Nk == chosen)).sum(-1)
+    model.intervene(Scaling({chosen: 0.0}, tokens))
+    change_NV = logits(model, ids).flatten(0, 1) - before
+    with torch.no_grad():
+        term_NY = a_N[:, None] * (model.lm_head.weight[list(tokens)] @ model.prototypes.weight[chosen])
+    torch.testing.assert_close(change_NV[:, list(tokens)], -term_NY, atol=2e-5, rtol=1e-4)
+    others = [token for token in range(model.config.vocab_size) if token not in tokens]
+    assert term_NY.abs().max() > 0.01 and not change_NV[:, others].any()
+    split = decompose(model, ids, ids)
+    torch.testing.assert_close(split.total_BT, split.logit_BT, atol=2e-5, rtol=1e-4)
+    meant = torch.isin(ids, torch.tensor(tokens))[..., None] & (split.prototypes_BTk == chosen)
+    assert torch.equal(split.factors_BTk == 0, meant)
+
+
+def test_scalings_multiply_logit_by_logit(model, ids):
+    """Whole and partial ones, overlapping, against one that is spelt out."""
+    model.intervene(Scaling({1: 0.5, 2: 3.0}), Scaling({1: 0.5}, (4, 5)), Scaling({1: 4.0, 3: 0.0}, (5, 6)))
+    found, together = logits(model, ids), model.scalings
+    assert together[0] == Scaling({1: 0.5, 2: 3.0})
+    assert Scaling({1: 2.0, 3: 0.0}, (5,)) in together and merged(together) == together
+    for tokens, factors in (((4,), {1: 0.25, 2: 3.0}), ((5,), {2: 3.0, 3: 0.0}), ((6,), {1: 2.0, 2: 3.0, 3: 0.0})):
+        model.intervene(Scaling(factors))
+        torch.testing.assert_close(found[..., tokens], logits(model, ids)[..., tokens], atol=2e-5, rtol=1e-4)
+    assert merged([Scaling({1: 2.0}), Scaling({1: 0.5})]) == [] == merged([Scaling({}, (1, 2))])
+
+
 def test_the_decomposition_adds_up_under_factors(model, ids):
     plain = decompose(model, ids, ids)
-    model.intervene({i: 0.25 for i in range(12)})
+    model.intervene(Scaling({i: 0.25 for i in range(12)}))
     split = decompose(model, ids, ids)
     torch.testing.assert_close(split.total_BT, split.logit_BT, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(split.logit_BT, logits(model, ids).gather(-1, ids[..., None])[..., 0])
@@ -62,52 +94,64 @@ def test_the_decomposition_adds_up_under_factors(model, ids):
 
 
 def test_a_saved_model_keeps_its_factors(model, ids, tmp_path):
-    model.intervene({2: 0.0, 5: 3.0})
+    model.intervene(Scaling({2: 0.0, 5: 3.0}), Scaling({7: 0.5}, (1, 2, 3)))
     expected = logits(model, ids)
     model.save_pretrained(tmp_path)
     loaded = PrismForCausalLM.from_pretrained(tmp_path).eval()
-    assert loaded.factors == {2: 0.0, 5: 3.0}
+    assert (
+        loaded.scalings
+        == model.scalings
+        == [
+            Scaling({2: 0.0, 5: 3.0}),
+            Scaling({7: 0.5}, (1, 2, 3)),
+        ]
+    )
     assert torch.equal(logits(loaded, ids), expected)
-    loaded.intervene({})
-    model.intervene({})
+    loaded.intervene()
+    model.intervene()
     assert torch.equal(logits(loaded, ids), logits(model, ids))
 
 
 def test_generation_with_a_cache_is_that_of_the_whole_text(model, ids):
     """Greedy tokens, one by one from a cache, are the likeliest of the suppressed logits of the whole text."""
-    model.intervene(dict.fromkeys(range(20), 0.0))
+    model.intervene(Scaling(dict.fromkeys(range(20), 0.0)))
     prompt = ids[:, :5]
     out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=False)
     expected = logits(model, out).argmax(-1)[:, 4:-1]
     assert torch.equal(out[:, 5:], expected)
-    model.intervene({})
+    model.intervene()
     plain = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=False)
     assert not torch.equal(out, plain)
 
 
 def test_training_is_not_steered(model, ids):
     before = model.objective(ids[:, :-1], ids[:, 1:]).loss
-    model.intervene({0: 0.0})
+    model.intervene(Scaling({0: 0.0}))
     assert torch.equal(model.objective(ids[:, :-1], ids[:, 1:]).loss, before)
 
 
 def test_gradients_pass_through_a_steered_model(model, ids):
-    model.intervene({0: 0.0})
+    model.intervene(Scaling({0: 0.0}))
     model(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
 
 
 @pytest.mark.parametrize(
     ("factors", "said"),
-    [({24: 0.0}, "prototype 24 is not in the model"), ({-1: 0.0}, "prototype -1"), ({1: float("nan")}, "factor nan")],
+    [
+        (({24: 0.0},), "prototype 24 is not in the model"),
+        (({-1: 0.0},), "prototype -1"),
+        (({1: float("nan")},), "factor nan"),
+        (({1: 0.0}, (9999,)), "token 9999 is not in the vocabulary"),
+    ],
 )
 def test_factors_that_make_no_sense_are_refused_and_leave_the_model_as_it_is(model, factors, said):
-    model.intervene({1: 0.5})
+    model.intervene(Scaling({1: 0.5}))
     with pytest.raises(UserError, match=said):
-        model.intervene(factors)
-    assert model.factors == {1: 0.5}
+        model.intervene(Scaling(*factors))
+    assert model.scalings == [Scaling({1: 0.5})]
 
 
 def test_a_dense_model_has_nothing_to_scale(make_model):
     with pytest.raises(UserError, match="dense"):
-        make_model().intervene({0: 0.0})
+        make_model().intervene(Scaling({0: 0.0}))

@@ -12,7 +12,7 @@ from prism_lightning.reporting.runs import find_runs
 def measured(rate, fall, rise, prototypes=0):
     counts = {"rate": rate, "interval": [rate - 0.01, rate + 0.01]}
     facts = {"fall": fall, "fall_interval": [fall - 0.02, fall], "rise": rise, "rise_interval": [rise, rise + 0.001]}
-    return facts | {"counts": counts, "prototypes": prototypes}
+    return facts | {"counts": counts, "prototypes": prototypes, "name": "removed"}
 
 
 def write(run, name, details):
@@ -21,9 +21,10 @@ def write(run, name, details):
 
 
 def suppressed(fall, rise):
-    fresh = [measured(0.5, 0, 0), measured(0.5 * (1 - fall), fall, rise, 7), measured(0.02, 0.96, 0.0)]
-    fresh += [measured(0.49, 0.02, 0.004, 7), measured(0.51, -0.04, 0.004, 7)]
-    return {"verb": "suppress", "behaviour": "sad", "plan": {"goal": {"fall": 0.8, "rise": 0.02}}, "fresh": fresh}
+    facts = {"plain": measured(0.5, 0, 0), "biased": measured(0.02, 0.96, 0.0)}
+    facts |= {"draws": [measured(0.49, 0.02, 0.004, 7), measured(0.51, -0.04, 0.004, 7)], "kept": 1}
+    facts |= {"attempts": [{"fresh": measured(0.5, 0, 0, 1)}, {"fresh": measured(0.5 * (1 - fall), fall, rise, 7)}]}
+    return facts | {"verb": "suppress", "behaviour": "sad", "plan": {"goal": {"fall": 0.8, "rise": 0.02}}}
 
 
 def test_rows_are_what_was_found(tmp_path):
@@ -50,7 +51,7 @@ def test_rows_are_what_was_found(tmp_path):
     suppression, controllers = intervention_tables(runs, found)
     assert [row[1] for row in suppression.rows] == ["calm", "costly"] and not suppression.missing
     assert suppression.rows[0][3:8] == [
-        "7",
+        "7 removed",
         "50.0 (49.0 to 51.0)",
         "5.0 (4.0 to 6.0)",
         "90.0 (88.0 to 90.0)",
