@@ -46,19 +46,19 @@ class Effects:
     marked: int
     others: int
 
-    def ranked(self) -> list[int]:
-        """Prototypes that work for the behaviour, by what they surely do for it over what their removal may cost.
+    def ranked(self, surely: bool = True) -> list[int]:
+        """Prototypes that work for the behaviour, by what they do for it over what their removal may cost.
 
-        Surely: so many standard errors down that of K prototypes without any work one would pass by chance once in
-        twenty times. Of the cost one standard error more counts, and at least a thousandth of the largest, so that
-        those never met elsewhere go by their work.
+        Surely: what they do counts so many standard errors down that of K prototypes without any work one would pass by
+        chance once in twenty times; otherwise as it was measured. Of the cost one standard error more counts, and at
+        least a thousandth of the largest, so that those never met elsewhere go by their work.
         """
-        errors = norm.isf(FALSE_ALARMS / len(self.work_K))
-        sure_K = self.work_K - errors * self.work_error_K
+        errors = norm.isf(FALSE_ALARMS / len(self.work_K)) if surely else 0.0
+        work_K = self.work_K - errors * self.work_error_K
         cost_K = self.cost_K + self.cost_error_K
         cost_K = np.maximum(cost_K, max(cost_K.max() / 1000, 1e-9))
-        order = np.argsort(-sure_K / cost_K, kind="stable")
-        return [int(i) for i in order if sure_K[i] > 0]
+        order = np.argsort(-work_K / cost_K, kind="stable")
+        return [int(i) for i in order if work_K[i] > 0]
 
 
 @torch.no_grad()

@@ -242,7 +242,8 @@ def _attempt(
     report: Callable[[Measured], None],
 ) -> Attempt:
     effects = removal_effects(first.model, marked.passages, marked.shown, progress, tokens)
-    ranked = effects.ranked() if given is None else list(dict.fromkeys(given))
+    # Taken from some logits alone a prototype that does nothing costs nothing: doubtful ones are welcome there.
+    ranked = effects.ranked(surely=tokens is None) if given is None else list(dict.fromkeys(given))
     dead = [number for number in ranked if not effects.usage_K[number]]
     if dead:
         raise UserError(f"prototype {dead[0]} is dead: no token of {len(marked.shown)} texts uses it; leave it out")
@@ -252,7 +253,7 @@ def _attempt(
     path = prototype_path(first, ranked, counts, plan.factor, tokens, plan.goal, report)
     best = chosen(path, plan.goal)
     factors = dict.fromkeys(ranked[: best.prototypes], plan.factor)
-    name = "removed from all logits" if tokens is None else f"removed from {len(tokens)} logits"
+    name = f"x {plan.factor:g} in {'all' if tokens is None else len(tokens)} logits"
     fresh = second.scaled(name, Scaling(factors, tokens))
     report(fresh)
     return Attempt(tokens, effects, ranked, path, factors, best.meets(plan.goal), fresh)
