@@ -86,10 +86,10 @@ def own_index(run: Path, model: PrismForCausalLM) -> Path:
     """
     folder = run_directory(run) / "prototypes"
     manifest = read_json(folder / "manifest.json")
-    if manifest is not None and manifest["model"] == model_fingerprint(model):
-        return folder
-    if manifest is not None:  # of a model that was trained anew since
-        shutil.rmtree(folder)
+    if manifest is not None:
+        if manifest["model"] == model_fingerprint(model) and Path(manifest["store"]).is_dir():
+            return folder
+        shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
     settings, progress = IndexSettings(dictionary="model"), Progressing()
 
     def report(what: str, done: int, total: int) -> None:
