@@ -35,7 +35,8 @@ CALIBRATE = """examples:
   evaluate --ckpt_path runs/tinystories_prism --intervention controllers --suite evals/language_modeling.yaml
 
 Controllers are factors on prototypes, fitted to multiple-choice items and judged on others: a task's own training
-split serves for the fit where it has one, otherwise one half of its documents. RUN/interventions/NAME.json is the
+split serves for the fit where it has one, otherwise one half of its items; tasks made from the run's documents are
+fitted on training documents and judged on held-out ones. RUN/interventions/NAME.json is the
 intervention; beside it NAME.md has the comparison and what stands behind the largest changes, NAME.png the plot,
 NAME.details.json all numbers."""
 
@@ -245,6 +246,8 @@ def calibrate(arguments: list[str]) -> None:
     model, tokenizer = _prism(options.ckpt_path)
     suite = load_suites(options.suite, options.tasks)
     attributor = own_attributor(options.ckpt_path)
+    data = data_of(run_directory(options.ckpt_path))
+    train, validation = data.train, data.validation
     progress = Progressing()
     with progress.bar:
         calibration, held_out = split_items(
@@ -252,7 +255,9 @@ def calibrate(arguments: list[str]) -> None:
             tokenizer,
             suite,
             options.data_dir,
-            lambda: data_of(run_directory(options.ckpt_path)).validation.texts(),
+            # Twice as many documents as items, since some are too short for one.
+            lambda: train.texts(train.sample_documents(2 * options.items, options.seed)),
+            validation.texts,
             options.items,
             options.seed,
             progress,

@@ -133,6 +133,10 @@ class TokenStore(torch.utils.data.Dataset):
         ids = (self.document_tokens(number).tolist() for number in chosen)
         return [str(text) for text in self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)]
 
+    def sample_documents(self, count: int, seed: int = 0) -> list[int]:
+        """So many documents drawn at random, or all; ascending."""
+        return sorted(np.random.default_rng(seed).permutation(len(self.starts))[:count].tolist())
+
     def sample(self, tokens: int, seed: int = 0) -> list[int]:
         """Documents drawn at random that hold so many tokens together, or a little more; ascending."""
         order = np.random.default_rng(seed).permutation(len(self.starts))

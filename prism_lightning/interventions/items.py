@@ -25,7 +25,8 @@ def split_items(
     tokenizer: PreTrainedTokenizerFast,
     suite: dict[str, SuiteTask],
     data_dir: Path | None,
-    texts: Callable[[], list[str]],
+    training: Callable[[], list[str]],
+    held_out: Callable[[], list[str]],
     items: int,
     seed: int,
     report: Callable[[str, int, int], None],
@@ -33,12 +34,13 @@ def split_items(
     """Items of a suite's tasks for the fit and for the judgement, none in both.
 
     A task of the harness that has a training split gives items of that for the fit, and all of those it is scored on
-    for the judgement; another is divided at random. Tasks made from held-out documents are made from one half of
-    these and from the other, so that not even a wrong answer is in both.
+    for the judgement; another is divided at random. Tasks made from the run's documents are made from training
+    documents for the fit, from held-out ones for the judgement.
 
     Args:
         model, tokenizer: as exported.
-        suite, data_dir, texts: as `build_tasks` takes them.
+        suite, data_dir: as `build_tasks` takes them.
+        training, held_out: documents of the run.
         items: of each task for the fit, at most.
         seed: of the division.
         report: hears of the forward passes.
@@ -46,17 +48,10 @@ def split_items(
     Raises:
         UserError: as `build_tasks` and `record`, or too few items.
     """
-    bridge = AnswerRecorder(model=model, tokenizer=tokenizer, report=report)
     # As many as there are documents for, not as many as the suite evaluates.
     own = {name: replace(settings, documents=items) for name, settings in suite.items() if settings.kind != "harness"}
-    tasks = build_tasks({n: s for n, s in suite.items() if n not in own}, data_dir, texts)
-    halves: list[dict[str, ConfigurableTask]] = []
-    if own:
-        documents = texts()
-        order = np.random.default_rng(seed).permutation(len(documents))
-        for part in (order[: len(order) // 2], order[len(order) // 2 :]):
-            chosen = [documents[number] for number in sorted(part.tolist())]
-            halves.append(build_tasks(own, data_dir, lambda chosen=chosen: chosen))  # type: ignore[misc]
+    tasks = build_tasks({n: s for n, s in suite.items() if n not in own}, data_dir, held_out)
+    halves = [build_tasks(own, data_dir, texts) for texts in (training, held_out)] if own else []
     sides: list[list[tuple[str, ConfigurableTask, list[dict[str, Any]]]]] = [[], []]
     for name in suite:
         if name in own:
@@ -72,6 +67,7 @@ def split_items(
             f"{counts[0]} items to fit controllers to and {counts[1]} to judge them on: {LEAST_ITEMS} of each are"
             " needed; give tasks with more documents"
         )
+    bridge = AnswerRecorder(model=model, tokenizer=tokenizer, report=report)
     fit, judged = (
         joined([record(bridge, name, task, docs, suite[name].metric) for name, task, docs in side]) for side in sides
     )

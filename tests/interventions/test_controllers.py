@@ -24,7 +24,7 @@ SUITE = "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, c
 
 @pytest.fixture(scope="module")
 def texts(run):
-    return data_of(run).train.texts(range(240))
+    return data_of(run).train.texts(range(280))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,9 @@ def test_permuted_labels_are_one_an_item(answers):
 
 def test_the_two_sides_share_no_item(loaded, texts):
     model, tokenizer = loaded
-    sides = split_items(model, tokenizer, {"continuation": SETTINGS}, None, lambda: texts, 1000, 0, lambda *_: None)
+    suite, parts = {"continuation": SETTINGS}, (lambda: texts[:160], lambda: texts[160:])
+    sides = split_items(model, tokenizer, suite, None, *parts, 100, 0, lambda *_: None)
+    assert sides[0].items == 100
     questions, choices = ([set(side.questions) for side in sides], [set(side.texts) for side in sides])
     assert not questions[0] & questions[1] and len(choices[0] & choices[1]) <= 2  # the same words may recur
     assert min(side.items for side in sides) >= 40
