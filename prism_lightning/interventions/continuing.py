@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast, SequenceBiasLogitsProcessor
 
+from prism_lightning.evaluation.results import Z95
 from prism_lightning.interventions.behaviours import Behaviour, Passage
 from prism_lightning.interventions.states import batches, text_losses
 from prism_lightning.models import PrismForCausalLM
 
 BATCH = 128  # prompts continued at once
 REPEATED = 4  # tokens of a repetition
-Z95 = 1.959964
 
 
 @dataclass

@@ -18,9 +18,10 @@ import torch
 from scipy.sparse import csr_matrix
 
 from prism_lightning.attribution.records import chunk_size, loss_gradient
+from prism_lightning.evaluation.results import Z95
 from prism_lightning.interventions.answers import Answers
 from prism_lightning.interventions.choice_model import Choices, cross_validated, fit, temperature
-from prism_lightning.interventions.suppression import Z95, scaled
+from prism_lightning.interventions.suppression import scaled
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.prototypes import selected_dots
 from prism_lightning.models.steering import Scaling

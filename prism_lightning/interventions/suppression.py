@@ -16,9 +16,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.errors import UserError
+from prism_lightning.evaluation.results import Z95
 from prism_lightning.interventions.behaviours import Behaviour, passages
 from prism_lightning.interventions.continuing import (
-    Z95,
     Counted,
     Sampling,
     WordBias,

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from prism_lightning.attribution.files import read_json
+from prism_lightning.evaluation.results import Z95
 from prism_lightning.reporting.runs import Run
 from prism_lightning.reporting.tables import Table
 
@@ -130,7 +131,7 @@ def _controlled(run: Run, name: str, details: dict[str, Any]) -> list[list[str]]
 
 
 def _interval(gain: dict[str, Any]) -> list[float]:
-    return [gain["gain"] - 1.959964 * gain["error"], gain["gain"] + 1.959964 * gain["error"]]
+    return [gain["gain"] - Z95 * gain["error"], gain["gain"] + Z95 * gain["error"]]
 
 
 def best_gain(found: dict[str, Found]) -> str | None:
