@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.model_verbs import model_parser, steered_parser
+from prism_lightning.model_verbs import model_parser, refuse_below, steered_parser
 
 if TYPE_CHECKING:
     from prism_lightning.attribution.attributor import Attributor
@@ -43,7 +43,6 @@ def attribute(arguments: list[str]) -> None:
         "attribute",
         "Name the training data that made the model say something.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _index_options(parser, "RUN/index")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -61,9 +60,7 @@ def attribute(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if (options.why is None) != (options.rather_than is None) or (options.why is not None and options.prompt is None):
         parser.error("a contrast needs --prompt, --why and --rather_than together")
-    for name in ("max_new_tokens", "top"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be a positive number")
+    refuse_below(parser, options, 1, "max_new_tokens", "top")
 
     from prism_lightning.attribution.attributor import Attributor
     from prism_lightning.interventions.intervention import apply
@@ -154,8 +151,7 @@ def prototypes(arguments: list[str]) -> None:
     parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")
     parser.add_argument("--top", type=int, default=3, help="prototypes, and tokens of each group (default 3)")
     options = parser.parse_args(arguments)
-    if options.top < 1:
-        parser.error("--top must be a positive number")
+    refuse_below(parser, options, 1, "top")
 
     from prism_lightning.attribution.inspection import inspect_prototypes
     from prism_lightning.interventions.tracing import own_attributor
@@ -185,9 +181,7 @@ def curvature(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of fits, sample and random prototypes (default 0)")
     parser.add_argument("--out", type=Path, help="folder for curvature.json and curvature.png (default: the first run)")
     options = parser.parse_args(arguments)
-    for name in ("tokens", "sample"):
-        if getattr(options, name) < 2:
-            parser.error(f"--{name} must be at least 2")
+    refuse_below(parser, options, 2, "tokens", "sample")
     fitted = []
     for pair in options.fitted:
         size, _, active = pair.partition(",")

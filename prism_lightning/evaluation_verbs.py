@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -11,11 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prism_lightning.model_verbs import steered_parser
+from prism_lightning.model_verbs import refuse_below, steered_parser, suite_options
 
 if TYPE_CHECKING:
     from prism_lightning.evaluation.results import Difference, TaskResult
     from prism_lightning.evaluation.suites import SuiteTask
+
+BATCH_TOKENS = 8192  # as the bridge has it, which takes seconds to import
 
 EXAMPLES = """examples:
   evaluate --ckpt_path runs/quickstart --suite evals/continuation.yaml
@@ -34,20 +35,16 @@ def evaluate(arguments: list[str]) -> None:
         "evaluate",
         "Evaluate a model on a suite of the LM Evaluation Harness, zero-shot.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--suite", nargs="+", type=Path, required=True, help="YAML files of tasks, see evals/*.yaml")
-    parser.add_argument("--tasks", nargs="+", help="only these tasks of the suites")
+    suite_options(parser)
     parser.add_argument("--against", type=Path, help="another model: print the paired difference to it")
-    parser.add_argument("--data_dir", type=Path, help="folder with TASK/SPLIT.jsonl (default: the hub)")
     parser.add_argument("--limit", type=int, help="documents of each task at most, for a first look")
-    parser.add_argument("--batch_tokens", type=int, default=8192, help="in one forward pass (default 8192)")
+    parser.add_argument(
+        "--batch_tokens", type=int, default=BATCH_TOKENS, help=f"in one forward pass (default {BATCH_TOKENS})"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(arguments)
-    for name in ("limit", "batch_tokens"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} must be a positive number")
+    refuse_below(parser, options, 1, "limit", "batch_tokens")
 
     from prism_lightning.evaluation.results import average, paired
     from prism_lightning.evaluation.suites import load_suites
@@ -102,9 +99,9 @@ def evaluated(
     interventions: list[str],
     suite: dict[str, SuiteTask],
     data_dir: Path | None,
-    limit: int | None,
-    batch_tokens: int,
-    quiet: bool,
+    limit: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    quiet: bool = False,
 ) -> list[TaskResult]:
     """Results of a suite on a run with interventions, with a progress bar on a terminal, a line a task elsewhere."""
     from prism_lightning.attribution.identity import model_fingerprint

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.model_verbs import model_parser
+from prism_lightning.model_verbs import model_parser, refuse_below, suite_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +41,11 @@ intervention; beside it NAME.md has the comparison and what stands behind the la
 NAME.details.json all numbers."""
 
 
-def suppress(arguments: list[str]) -> None:
-    """Find the prototypes behind a behaviour, write an intervention that removes them, and show what that does."""
+def _suppress_options(arguments: list[str]) -> argparse.Namespace:
     parser = model_parser(
         "suppress",
         "Find the prototypes behind a behaviour and suppress them.",
         epilog=SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--words", nargs="+", help="the behaviour: texts that have any of these words")
     parser.add_argument("--with_texts", type=Path, help="the behaviour by example: file of texts that show it ...")
@@ -77,10 +75,15 @@ def suppress(arguments: list[str]) -> None:
             if by_hand
             else "say what to suppress: --words, --with_texts and --without_texts, --id or --label"
         )
-    for name in ("tokens", "prompts", "new_tokens"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be a positive number")
+    refuse_below(parser, options, 1, "tokens", "prompts", "new_tokens")
+    refuse_below(parser, options, 0, "draws")
     _check_name(parser, options.name)
+    return options
+
+
+def suppress(arguments: list[str]) -> None:
+    """Find the prototypes behind a behaviour, write an intervention that removes them, and show what that does."""
+    options = _suppress_options(arguments)
 
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.attribution.inspection import inspect_prototypes
@@ -100,7 +103,7 @@ def suppress(arguments: list[str]) -> None:
     suite = load_suites(options.suite) if options.suite else {}
     data = data_of(run_directory(options.ckpt_path))
     behaviour, examples, labels = _behaviour(options, tokenizer)
-    attributor = own_attributor(options.ckpt_path)
+    attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
     given = [*(options.id or []), *(prototypes_labelled(attributor, options.label) if options.label else [])]
     sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
     plan = Plan(Goal(options.fall, options.rise), options.factor, options.prompts, options.draws, sampling)
@@ -173,10 +176,7 @@ def _scores(options: argparse.Namespace, suite: dict[str, SuiteTask]) -> list[di
     from prism_lightning.evaluation_verbs import evaluated, results_folder
 
     ways = {"plain": [], "suppressed": [options.name]}
-    found = {
-        way: evaluated(options.ckpt_path, names, suite, options.data_dir, limit=None, batch_tokens=8192, quiet=False)
-        for way, names in ways.items()
-    }
+    found = {way: evaluated(options.ckpt_path, names, suite, options.data_dir) for way, names in ways.items()}
     plain, suppressed = (results_folder(options.ckpt_path, names) for names in ways.values())
     rows = []
     for one, other in zip(found["plain"], found["suppressed"], strict=True):
@@ -205,17 +205,13 @@ def _behaviour(
     return behaviour, [*shown, *other], [True] * len(shown) + [False] * len(other)
 
 
-def calibrate(arguments: list[str]) -> None:
-    """Fit controllers to multiple-choice items, write them as an intervention, and show what they gain on others."""
+def _calibrate_options(arguments: list[str]) -> argparse.Namespace:
     parser = model_parser(
         "calibrate",
         "Fit controllers: factors on prototypes that make right answers likelier.",
         epilog=CALIBRATE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--suite", nargs="+", type=Path, required=True, help="YAML files of tasks, see evals/*.yaml")
-    parser.add_argument("--tasks", nargs="+", help="only these tasks of the suites")
-    parser.add_argument("--data_dir", type=Path, help="folder with TASK/SPLIT.jsonl (default: the hub)")
+    suite_options(parser)
     _name_option(parser)
     parser.add_argument("--items", type=int, default=2000, help="of each task to fit to, at most (default 2000)")
     parser.add_argument("--permutations", type=int, default=20, help="fits to random labels (default 20)")
@@ -224,10 +220,15 @@ def calibrate(arguments: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of splits, folds and random labels (default 0)")
     options = parser.parse_args(arguments)
-    for name in ("items", "traced"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be a positive number")
+    refuse_below(parser, options, 1, "items", "traced")
+    refuse_below(parser, options, 0, "permutations")
     _check_name(parser, options.name)
+    return options
+
+
+def calibrate(arguments: list[str]) -> None:
+    """Fit controllers to multiple-choice items, write them as an intervention, and show what they gain on others."""
+    options = _calibrate_options(arguments)
 
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.attribution.inspection import inspect_prototypes
@@ -245,7 +246,7 @@ def calibrate(arguments: list[str]) -> None:
 
     model, tokenizer = _prism(options.ckpt_path)
     suite = load_suites(options.suite, options.tasks)
-    attributor = own_attributor(options.ckpt_path)
+    attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
     data = data_of(run_directory(options.ckpt_path))
     train, validation = data.train, data.validation
     progress = Progressing()

@@ -9,7 +9,9 @@ from typing import Any
 
 
 def model_parser(verb: str, description: str, **settings: Any) -> argparse.ArgumentParser:
-    """A parser of a verb that needs a trained model; `settings` are ArgumentParser's."""
+    """A parser of a verb that needs a trained model; `settings` are ArgumentParser's. An epilog is shown as it is."""
+    if "epilog" in settings:
+        settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"python -m prism_lightning {verb}", description=description, **settings)
     parser.add_argument(
         "--ckpt_path", type=Path, required=True, help="run directory of a finished fit, or an exported folder"
@@ -28,6 +30,21 @@ def steered_parser(verb: str, description: str, **settings: Any) -> argparse.Arg
         help="apply these of `suppress` and `calibrate`, by name or file; factors of the same prototype are multiplied",
     )
     return parser
+
+
+def suite_options(parser: argparse.ArgumentParser) -> None:
+    """Which tasks, and where their data are."""
+    parser.add_argument("--suite", nargs="+", type=Path, required=True, help="YAML files of tasks, see evals/*.yaml")
+    parser.add_argument("--tasks", nargs="+", help="only these tasks of the suites")
+    parser.add_argument("--data_dir", type=Path, help="folder with TASK/SPLIT.jsonl (default: the hub)")
+
+
+def refuse_below(parser: argparse.ArgumentParser, options: argparse.Namespace, least: int, *names: str) -> None:
+    """Exit 2 where a number is smaller than that."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} must be " + ("a positive number" if least == 1 else f"at least {least}"))
 
 
 def generate(arguments: list[str]) -> None:

@@ -28,6 +28,7 @@ from prism_lightning.attribution.records import (
     Records,
     chunk_size,
     contrast_gradient,
+    likeliest_others,
     loss_gradient,
     records_of,
 )
@@ -101,14 +102,17 @@ class Attributor:
         rerank: bool = False,
         opposing: bool = False,
         verify: bool = True,
+        loaded: tuple[PrismForCausalLM, PreTrainedTokenizerFast] | None = None,
     ) -> Attributor:
         """Open a run directory with its index (by default RUN/index), every file compared with its checksum.
+
+        `loaded` is its model and tokenizer, where they were loaded already.
 
         Raises:
             UserError: no model or index there, a damaged file, or an index of another model, tokenizer or corpus.
         """
         run = Path(run)
-        model, tokenizer = load_exported(run)
+        model, tokenizer = loaded or load_exported(run)
         folder = Path(index) if index else default_index(run)
         opened = open_index(folder, verify)
         check_model(opened.manifest, model, folder, run)
@@ -215,9 +219,9 @@ class Attributor:
         for at, log_p_CV in self._predictions(z_QD):
             own_C1 = targets_Q[at, None]
             losses.append(-log_p_CV.gather(1, own_C1))
-            likely = log_p_CV.exp().scatter(1, own_C1, -1.0).topk(competitors, dim=1)
-            tokens.append(torch.cat([own_C1, likely.indices], 1))
-            values.append(torch.cat([-torch.expm1(-losses[-1]), -likely.values], 1))
+            others_Cc, pi_Cc = likeliest_others(log_p_CV.exp(), own_C1, competitors)
+            tokens.append(torch.cat([own_C1, others_Cc], 1))
+            values.append(torch.cat([-torch.expm1(-losses[-1]), -pi_Cc], 1))
         records = LogitRecords(*assigned, torch.cat(tokens), torch.cat(values))
         return torch.cat(losses)[:, 0], records
 

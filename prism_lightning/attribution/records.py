@@ -91,25 +91,27 @@ def surprise(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor) -> Tensor:
     return -torch.expm1(-token_losses(head_VD, z_ND, targets_N))
 
 
-def residuals(
-    head_VD: Tensor, z_ND: Tensor, targets_N: Tensor, competitors: int = 0, losses_N: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def residuals(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor, competitors: int = 0) -> tuple[Tensor, Tensor]:
     """Entries of e_y - pi: the target's, and those of the likeliest other tokens; tokens and values [N, 1 + c].
 
     Args:
         head_VD, z_ND, targets_N: W, hidden states and targets.
         competitors: c.
-        losses_N: `token_losses` of the same, where they are known already.
     """
-    own_N = surprise(head_VD, z_ND, targets_N) if losses_N is None else -torch.expm1(-losses_N)
-    tokens_N1, values_N1 = targets_N[:, None], own_N[:, None]
+    tokens_N1, values_N1 = targets_N[:, None], surprise(head_VD, z_ND, targets_N)[:, None]
     if not competitors:
         return tokens_N1, values_N1
     parts = []
     for z_CD, own_C1 in zip(z_ND.split(chunk_size(head_VD)), tokens_N1.split(chunk_size(head_VD)), strict=True):
-        parts.append((z_CD @ head_VD.T).softmax(-1).scatter(1, own_C1, -1.0).topk(competitors, dim=1))
-    others_Nc, pi_Nc = (torch.cat(tensors) for tensors in ([p.indices for p in parts], [p.values for p in parts]))
+        parts.append(likeliest_others((z_CD @ head_VD.T).softmax(-1), own_C1, competitors))
+    others_Nc, pi_Nc = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return torch.cat([tokens_N1, others_Nc], 1), torch.cat([values_N1, -pi_Nc], 1)
+
+
+def likeliest_others(probabilities_CV: Tensor, own_C1: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Tokens and probabilities [C, c] of those that were likeliest, the targets left out."""
+    values_Cc, tokens_Cc = probabilities_CV.scatter(1, own_C1, -1.0).topk(count, dim=1)
+    return tokens_Cc, values_Cc
 
 
 def loss_gradient(head_VD: Tensor, mean_ND: Tensor, targets_N: Tensor) -> Tensor:

@@ -75,6 +75,11 @@ def sample_values(folder: Path, task: str, metric: str) -> dict[str, float]:
     return {f"{row['doc_id']} {row['doc_hash']}": float(row[metric]) for row in rows}
 
 
+def normal_interval(value: float, error: float) -> tuple[float, float]:
+    """95 % of a value with a standard error."""
+    return value - Z95 * error, value + Z95 * error
+
+
 @dataclass
 class Difference:
     """Mean difference of two models over the same documents, with its standard error."""
@@ -87,7 +92,7 @@ class Difference:
     @property
     def interval(self) -> tuple[float, float]:
         """95 %, normal."""
-        return self.value - Z95 * self.error, self.value + Z95 * self.error
+        return normal_interval(self.value, self.error)
 
 
 def paired(one: Path, other: Path, task: str, metric: str) -> Difference:

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from torch import Tensor
 
-from prism_lightning.attribution.records import chunk_size
 from prism_lightning.errors import UserError
 from prism_lightning.evaluation.harness import PrismHarnessModel, Request
+from prism_lightning.interventions.choice_model import items_of
+from prism_lightning.interventions.states import token_losses
 from prism_lightning.models import PrismForCausalLM
 
 SURE = 1e9  # nats between the answer that is tried and the others, to ask a task whether it is right
@@ -65,11 +65,8 @@ class Answers:
 
     def correct(self, scores_A: np.ndarray) -> np.ndarray:
         """Whether the best-scored answer of every item is right; of equal ones the first counts, as in the harness."""
-        starts = np.flatnonzero(np.diff(self.item_A, prepend=-1))
-        sizes = np.diff(np.append(starts, len(self.item_A)))
-        best = [
-            start + int(np.argmax(scores_A[start : start + size])) for start, size in zip(starts, sizes, strict=True)
-        ]
+        places = zip(*items_of(self.item_A), strict=True)
+        best = [start + int(np.argmax(scores_A[start : start + size])) for start, size in places]
         return self.right_A[best]
 
     def of(self, items: list[int]) -> Answers:
@@ -91,22 +88,8 @@ class Answers:
 
     def log_likelihoods(self, model: PrismForCausalLM) -> np.ndarray:
         """Log-likelihood [A] of every answer under the model's factors, divided as the metric does."""
-        return self.summed(token_log_likelihoods(model, self.z_nD, self.targets_n)) / self.length_A
-
-    def summed(self, values_n: np.ndarray) -> np.ndarray:
-        """Sums [A] over the tokens of every answer."""
-        return np.bincount(self.answer_n, values_n, len(self.item_A))
-
-
-@torch.no_grad()
-def token_log_likelihoods(model: PrismForCausalLM, z_nD: Tensor, targets_n: Tensor) -> np.ndarray:
-    """Log-likelihood [n] of every token under the model's factors."""
-    size, found = chunk_size(model.lm_head.weight), []
-    for z_CD, targets_C in zip(z_nD.split(size), targets_n.split(size), strict=True):
-        z_CD, targets_C = z_CD.to(model.device), targets_C.to(model.device)
-        logits_CV = model.logits(z_CD).float()
-        found.append(-F.cross_entropy(logits_CV, targets_C, reduction="none").cpu())
-    return torch.cat(found).double().numpy()
+        losses_n = token_losses(model, self.z_nD, self.targets_n).double().numpy()
+        return np.bincount(self.answer_n, -losses_n, len(self.item_A)) / self.length_A
 
 
 def record(

@@ -13,6 +13,7 @@ from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.interventions.answers import Answers
 from prism_lightning.interventions.controllers import Calibration, Gain, responsible
 from prism_lightning.interventions.tracing import as_markdown, code
+from prism_lightning.markdown import table
 from prism_lightning.models import PrismForCausalLM
 
 SHOWN = 3  # items of a prototype that a report quotes
@@ -52,13 +53,13 @@ def _row(gain: Gain) -> list[str]:
 
 def rows(found: Calibration) -> list[list[str]]:
     """Task, way, items, accuracy, gain and its interval; permuted labels last."""
-    table = [[task, *_row(gain)] for task, gains in found.gains.items() for gain in gains]
+    found_rows = [[task, *_row(gain)] for task, gains in found.gains.items() for gain in gains]
     if found.permuted:
         mean, spread = np.mean(found.permuted), np.std(found.permuted, ddof=1) if len(found.permuted) > 1 else np.nan
         low, high = min(found.permuted), max(found.permuted)
         what = f"{len(found.permuted)} fits to random labels, mean ± deviation, range"
-        table.append(["all", what, "", "", f"{mean:+.4f} ± {spread:.4f}", f"{low:+.4f} to {high:+.4f}"])
-    return table
+        found_rows.append(["all", what, "", "", f"{mean:+.4f} ± {spread:.4f}", f"{low:+.4f} to {high:+.4f}"])
+    return found_rows
 
 
 HEADERS = ("task", "", "items", "accuracy", "gain", "95 %")
@@ -67,10 +68,10 @@ HEADERS = ("task", "", "items", "accuracy", "gain", "95 %")
 def gain_table(found: Calibration) -> Table:
     """For a terminal."""
     changed = len(found.controllers.theta)
-    table = Table(*HEADERS, title=f"{changed} prototypes scaled, judged on other items", show_edge=False)
+    shown = Table(*HEADERS, title=f"{changed} prototypes scaled, judged on other items", show_edge=False)
     for row in rows(found):
-        table.add_row(*row)
-    return table
+        shown.add_row(*row)
+    return shown
 
 
 def markdown(
@@ -97,9 +98,7 @@ def markdown(
         " hidden state of an answer's tokens beside its log-likelihood",
         f"- {len(found.fixed)} items right only with controllers, {len(found.broken)} only without",
         "",
-        "| " + " | ".join(HEADERS) + " |",
-        "|" + "---|" * len(HEADERS),
-        *("| " + " | ".join(row) + " |" for row in rows(found)),
+        table(HEADERS, rows(found)),
         "",
         f"![gains]({plot})",
         "",

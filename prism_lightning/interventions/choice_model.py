@@ -16,6 +16,12 @@ STRENGTHS = np.logspace(-3, 0, 7)
 LARGEST_WEIGHT = 1e3  # of the model's own scores
 
 
+def items_of(item_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the answers of each item begin, and how many they are, given the item of each answer, ascending."""
+    starts = np.flatnonzero(np.diff(item_A, prepend=-1))
+    return starts, np.diff(np.append(starts, len(item_A)))
+
+
 @dataclass
 class Choices:
     """Answers with scores and features.
@@ -33,8 +39,8 @@ class Choices:
     target_A: np.ndarray
 
     def __post_init__(self) -> None:
-        self.starts = np.flatnonzero(np.diff(self.item_A, prepend=-1))
-        self.which_A = np.cumsum(np.isin(np.arange(len(self.item_A)), self.starts)) - 1
+        self.starts, sizes = items_of(self.item_A)
+        self.which_A = np.repeat(np.arange(len(sizes)), sizes)
         self.transposed_FA = csr_matrix(self.features_AF.T) if issparse(self.features_AF) else self.features_AF.T
 
     def of(self, chosen_A: np.ndarray) -> Choices:

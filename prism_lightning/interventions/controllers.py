@@ -18,9 +18,9 @@ import torch
 from scipy.sparse import csr_matrix
 
 from prism_lightning.attribution.records import chunk_size, loss_gradient
-from prism_lightning.evaluation.results import Z95
+from prism_lightning.evaluation.results import normal_interval
 from prism_lightning.interventions.answers import Answers
-from prism_lightning.interventions.choice_model import Choices, cross_validated, fit, temperature
+from prism_lightning.interventions.choice_model import Choices, cross_validated, fit, items_of, temperature
 from prism_lightning.interventions.suppression import scaled
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.prototypes import selected_dots
@@ -51,7 +51,7 @@ class Gain:
     @property
     def interval(self) -> tuple[float, float]:
         """95 %, normal."""
-        return self.gain - Z95 * self.error, self.gain + Z95 * self.error
+        return normal_interval(self.gain, self.error)
 
 
 def gain(name: str, correct: np.ndarray, plain: np.ndarray) -> Gain:
@@ -154,7 +154,7 @@ class Calibrator:
         found, scores_A, target_A = {}, held_out.log_likelihoods(self.model), target_of(self.answers)
         weight = temperature(self.scores_A, self.answers.item_A, target_A)
         for name, features in (("temperature and bias", _places), ("logistic regression on z", _means)):
-            x_AF, held_out_AF = _scaled(features(self.answers), features(held_out))
+            x_AF, held_out_AF = _standardised(features(self.answers), features(held_out))
             choices = Choices(weight * self.scores_A, x_AF, self.answers.item_A, target_A)
             eta_F = fit(choices, *cross_validated(choices, self.seed))
             found[name] = held_out.correct(weight * scores_A + held_out_AF @ eta_F)
@@ -185,7 +185,7 @@ def _means(answers: Answers) -> np.ndarray:
     return sums_AD / np.maximum(1, np.bincount(answers.answer_n, minlength=len(sums_AD)))[:, None]
 
 
-def _scaled(x_AF: np.ndarray, other_AF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standardised(x_AF: np.ndarray, other_AF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Columns of mean 0 and deviation 1 by the first."""
     mean_F, deviation_F = x_AF.mean(0), np.maximum(x_AF.std(0), 1e-9)
     return (x_AF - mean_F) / deviation_F, (other_AF - mean_F) / deviation_F
@@ -252,8 +252,7 @@ def calibrate(
 def _permuted(answers: Answers, generator: np.random.Generator) -> np.ndarray:
     """A target for every item, drawn at random among its answers."""
     target_A = np.zeros(len(answers.item_A))
-    starts = np.flatnonzero(np.diff(answers.item_A, prepend=-1))
-    sizes = np.diff(np.append(starts, len(answers.item_A)))
+    starts, sizes = items_of(answers.item_A)
     target_A[starts + generator.integers(0, sizes)] = 1.0
     return target_A
 

@@ -56,20 +56,31 @@ def batches(model: PrismForCausalLM, passages: list[Passage]) -> Iterator[States
 
 
 @torch.no_grad()
+def token_losses(
+    model: PrismForCausalLM,
+    z_ND: Tensor,
+    targets_N: Tensor,
+    bias: LogitsProcessor | None = None,
+    context_Nc: Tensor | None = None,
+) -> Tensor:
+    """Loss [N] of every target in nats, on the CPU, under interventions and a bias that looks at the context."""
+    size, found = chunk_size(model.lm_head.weight), []
+    for start in range(0, len(z_ND), size):
+        rows = slice(start, start + size)
+        logits_CV = model.logits(z_ND[rows].to(model.device)).float()
+        if bias is not None and context_Nc is not None:
+            logits_CV = bias(context_Nc[rows], logits_CV)
+        found.append(F.cross_entropy(logits_CV, targets_N[rows].to(model.device), reduction="none").cpu())
+    return torch.cat(found)
+
+
 def text_losses(
     model: PrismForCausalLM, parts: Iterable[States], texts: int, bias: LogitsProcessor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed loss in nats [G] and number of targets [G] of every text, under the model's interventions and a bias."""
     losses_G, tokens_G = np.zeros(texts), np.zeros(texts)
-    size = chunk_size(model.lm_head.weight)
     for states in parts:
-        tensors = [tensor.split(size) for tensor in (states.z_ND, states.targets_N, states.context_Nc)]
-        found = []
-        for z_CD, targets_C, context_Cc in zip(*tensors, strict=True):
-            logits_CV = model.logits(z_CD).float()
-            if bias is not None:
-                logits_CV = bias(context_Cc, logits_CV)
-            found.append(F.cross_entropy(logits_CV, targets_C, reduction="none"))
-        losses_G += np.bincount(states.text_N, torch.cat(found).cpu().numpy(), texts)
+        losses_N = token_losses(model, states.z_ND, states.targets_N, bias, states.context_Nc)
+        losses_G += np.bincount(states.text_N, losses_N.numpy(), texts)
         tokens_G += np.bincount(states.text_N, minlength=texts)
     return losses_G, tokens_G

@@ -219,7 +219,7 @@ def suppress(
             break
     affordable = [attempt for attempt in attempts if attempt.met] or attempts
     kept = max(affordable, key=lambda attempt: chosen(attempt.path, plan.goal).fall)
-    biases = bias_path(first, plan.goal, report)
+    biases = bias_path(first, words, plan.goal, report)
     bias = chosen(biases, plan.goal).settings["bias"]
     biased = second.biased(f"words biased by {bias:g}", replace(words, bias=bias))
     generator, draws = np.random.default_rng(plan.sampling.seed), []

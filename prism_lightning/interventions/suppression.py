@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.errors import UserError
-from prism_lightning.evaluation.results import Z95
+from prism_lightning.evaluation.results import normal_interval
 from prism_lightning.interventions.behaviours import Behaviour, passages
 from prism_lightning.interventions.continuing import (
     Counted,
@@ -113,7 +113,7 @@ class Trial:
     ) -> None:
         self.model, self.tokenizer, self.behaviour, self.sampling = model, tokenizer, behaviour, sampling
         self.prompts = prompts(texts, tokenizer, sampling)[:count]
-        clean = [text for text in texts if not behaviour.present(text)][:CLEAN_TEXTS]
+        clean = list(islice((text for text in texts if not behaviour.present(text)), CLEAN_TEXTS))
         if not self.prompts or not clean:
             what = f"longer than {sampling.prompt_tokens} tokens" if clean else "without the behaviour"
             raise UserError(
@@ -123,7 +123,9 @@ class Trial:
         pieces = passages(clean, [[] for _ in clean], tokenizer, model.config.context_length)
         self.clean = list(batches(model, pieces))  # hidden states: they are the same whatever is scaled
         self.losses_G, self.tokens_G = text_losses(model, self.clean, self.texts)
-        self.plain = self._measured("as it is", self._counted(self._continued()), self.losses_G, 0, {})
+        counts = self._counted(self._continued())
+        self.plain_shown = np.array(counts.shown, dtype=float)
+        self.plain = self._measured("as it is", counts, self.losses_G, 0, {})
         if not self.plain.counts.rate:
             raise UserError(
                 f"the model never shows {behaviour.name!r} in {len(self.prompts)} continuations of"
@@ -152,8 +154,7 @@ class Trial:
     def _measured(
         self, name: str, counts: Counted, losses_G: np.ndarray, prototypes: int, settings: dict[str, Any]
     ) -> Measured:
-        plain = np.array(self.plain.counts.shown if hasattr(self, "plain") else counts.shown, dtype=float)
-        shown = np.array(counts.shown, dtype=float)
+        plain, shown = self.plain_shown, np.array(counts.shown, dtype=float)
         draws = np.random.default_rng(0).integers(0, len(shown), (DRAWS, len(shown)))
         rates, plain_rates = shown[draws].mean(1), np.maximum(plain[draws].mean(1), 1 / len(shown))
         low, high = np.quantile(1 - rates / plain_rates, [0.025, 0.975])
@@ -162,6 +163,7 @@ class Trial:
         total = self.tokens_G.sum()
         per_token = (losses_G - self.losses_G).sum() / total
         error = math.sqrt(((losses_G - self.losses_G - per_token * self.tokens_G) ** 2).sum()) / total
+        low_rise, high_rise = normal_interval(per_token, error)
         return Measured(
             name=name,
             prototypes=prototypes,
@@ -169,7 +171,7 @@ class Trial:
             fall=float(1 - shown.mean() / max(plain.mean(), 1 / len(plain))),
             fall_interval=(float(low), float(high)),
             rise=float(np.expm1(per_token)),
-            rise_interval=(float(np.expm1(per_token - Z95 * error)), float(np.expm1(per_token + Z95 * error))),
+            rise_interval=(float(np.expm1(low_rise)), float(np.expm1(high_rise))),
             perplexity=float(np.exp(losses_G.sum() / total)),
             settings=settings,
         )
@@ -208,12 +210,11 @@ def prototype_path(
     return path
 
 
-def bias_path(trial: Trial, goal: Goal, report: Callable[[Measured], None]) -> list[Measured]:
+def bias_path(trial: Trial, words: WordBias, goal: Goal, report: Callable[[Measured], None]) -> list[Measured]:
     """Stronger and stronger biases against the behaviour's words, until the goal is met."""
     path: list[Measured] = []
     for strength in BIASES:
-        bias = WordBias.of(trial.behaviour.words, trial.tokenizer, -strength)
-        path.append(trial.biased(f"words biased by {-strength:g}", bias))
+        path.append(trial.biased(f"words biased by {-strength:g}", replace(words, bias=-strength)))
         report(path[-1])
         if path[-1].meets(goal):
             break
@@ -224,12 +225,13 @@ def of_equal_usage(prototypes: list[int], usage_K: np.ndarray, generator: np.ran
     """Random other prototypes, each used about as often as the one it stands for; fewer where there are no more."""
     order = np.argsort(usage_K, kind="stable")
     place_K = np.argsort(order)
-    taken, drawn = set(prototypes), []
+    free_K, drawn = np.ones(len(order), dtype=bool), []
+    free_K[prototypes] = False
     for prototype in prototypes:
-        free = [int(other) for other in order if int(other) not in taken]
-        near = sorted(free, key=lambda other: abs(place_K[other] - place_K[prototype]))[:NEIGHBOURS]
-        if not near:
+        others = order[free_K[order]]
+        if not len(others):
             break
-        drawn.append(int(generator.choice(near)))
-        taken.add(drawn[-1])
+        distance = np.abs(place_K[others] - place_K[prototype])
+        drawn.append(int(generator.choice(others[np.argsort(distance, kind="stable")[:NEIGHBOURS]])))
+        free_K[drawn[-1]] = False
     return drawn

@@ -13,6 +13,7 @@ from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.interventions.suppressing import Suppression
 from prism_lightning.interventions.suppression import Measured
 from prism_lightning.interventions.tracing import as_markdown
+from prism_lightning.markdown import escaped, table
 
 HEADERS = (
     "",
@@ -83,10 +84,10 @@ def verdict(found: Suppression) -> str:
 
 def comparison_table(found: Suppression) -> Table:
     """The comparison, for a terminal: the columns that matter most."""
-    table = Table(*HEADERS[:5], title=Text(f"suppressing {found.behaviour}"), show_edge=False)
+    shown = Table(*HEADERS[:5], title=Text(f"suppressing {found.behaviour}"), show_edge=False)
     for row in compared(found):
-        table.add_row(*row[:5])
-    return table
+        shown.add_row(*row[:5])
+    return shown
 
 
 def markdown(
@@ -96,8 +97,9 @@ def markdown(
     kept = found.kept
     place = {prototype: number for number, prototype in enumerate(kept.ranked)}
     sampling = found.plan.sampling
-    lines = [f"# Suppressing {found.behaviour}", "", f"`{command}`", "", verdict(found) + ".", ""]
-    lines += [f"- {note}" for note in found.notes]
+    tried = [*(measured for attempt in found.attempts for measured in attempt.path), *found.biases]
+    lines = [f"# Suppressing {escaped(found.behaviour)}", "", f"`{command}`", "", verdict(found) + ".", ""]
+    lines += [f"- {escaped(note)}" for note in found.notes]
     lines += [
         f"- {len(found.plain.counts.shown)} prompts of {sampling.prompt_tokens} tokens from held-out texts that"
         f" nothing was chosen on; up to {sampling.new_tokens} tokens each, temperature {sampling.temperature:g}, seed"
@@ -106,9 +108,7 @@ def markdown(
         " of other prototypes, used as often; mean and range. Repeated: runs of four tokens that stood"
         " before in the same continuation. Loss of its text: nats a token under the model as it is.",
         "",
-        "| " + " | ".join(HEADERS) + " |",
-        "|" + "---|" * len(HEADERS),
-        *("| " + " | ".join(row) + " |" for row in compared(found)),
+        table(HEADERS, compared(found)),
         "",
         f"![rate against perplexity]({plot})",
         "",
@@ -118,12 +118,7 @@ def markdown(
         "On the other half of the held-out texts; the first that meets the goal is taken, or else the one that falls"
         " most at no more than that cost.",
         "",
-        "| | rate | falls by | perplexity rises by |",
-        "|---|---|---|---|",
-        *(
-            f"| {tried.name} | {tried.counts.rate:.1%} | {tried.fall:.1%} | {tried.rise:+.2%} |"
-            for tried in [*(tried for attempt in found.attempts for tried in attempt.path), *found.biases]
-        ),
+        table(("", "rate", "falls by", "perplexity rises by"), map(_tried, tried)),
         "",
         "## The prototypes",
         "",
@@ -143,19 +138,20 @@ def markdown(
     return "\n".join(lines)
 
 
+def _tried(measured: Measured) -> list[str]:
+    return [measured.name, f"{measured.counts.rate:.1%}", f"{measured.fall:.1%}", f"{measured.rise:+.2%}"]
+
+
 def _suites(scores: list[dict[str, Any]]) -> list[str]:
     if not scores:
         return []
     rows = []
     for score in scores:
-        paired = ""
-        if "difference" in score:
-            low, high = score["interval"]
-            paired = f"{score['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
-        plain, suppressed = f"{score['plain']:.4f}", f"{score['suppressed']:.4f}"
-        rows.append(f"| {score['task']} | {score['metric']} | {plain} | {suppressed} | {paired} |")
-    head = ["| task | metric | as it is | suppressed | difference, item by item, 95 % |", "|---|---|---|---|---|"]
-    return ["## Suites", "", *head, *rows, ""]
+        low, high = score.get("interval", (0, 0))
+        paired = f"{score['difference']:+.4f} ({low:+.4f} to {high:+.4f})" if "difference" in score else ""
+        rows.append([score["task"], score["metric"], f"{score['plain']:.4f}", f"{score['suppressed']:.4f}", paired])
+    columns = ("task", "metric", "as it is", "suppressed", "difference, item by item, 95 %")
+    return ["## Suites", "", table(columns, rows), ""]
 
 
 def figure(found: Suppression) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.attribution.attributor import Attributor
 from prism_lightning.attribution.inspection import PrototypeCard
@@ -14,19 +15,26 @@ from prism_lightning.errors import UserError
 from prism_lightning.explaining import visible
 from prism_lightning.exported import load_exported
 from prism_lightning.indexing import own_index
+from prism_lightning.models import PrismForCausalLM
 
 
-def own_attributor(run: Path, index: Path | None = None, verify: bool = True) -> Attributor:
+def own_attributor(
+    run: Path,
+    index: Path | None = None,
+    verify: bool = True,
+    loaded: tuple[PrismForCausalLM, PreTrainedTokenizerFast] | None = None,
+) -> Attributor:
     """A run with the index of its own prototypes, built on the first call; or with the given index.
+
+    `loaded` is its model and tokenizer, where they were loaded already.
 
     Raises:
         UserError: as `own_index` and `Attributor.open`.
     """
-    if index is None:
-        model, _ = load_exported(run)
-        # A dense model has none: there is only the index that `index` built.
-        index = own_index(run, model) if model.prototypes is not None else None
-    return Attributor.open(run, index, verify=verify)
+    loaded = loaded or load_exported(run)
+    if index is None and loaded[0].prototypes is not None:  # a dense model has only the index that `index` built
+        index = own_index(run, loaded[0])
+    return Attributor.open(run, index, verify=verify, loaded=loaded)
 
 
 def prototypes_labelled(attributor: Attributor, text: str) -> list[int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from prism_lightning.attribution.files import read_json
-from prism_lightning.evaluation.results import Z95
+from prism_lightning.evaluation.results import normal_interval
 from prism_lightning.reporting.runs import Run
 from prism_lightning.reporting.tables import Table
 
@@ -83,7 +84,7 @@ def intervention_tables(runs: list[Run], found: dict[str, Found]) -> list[Table]
     ]
 
 
-def _percent(value: float, interval: list[float] | None = None, sign: str = "") -> str:
+def _percent(value: float, interval: Sequence[float] | None = None, sign: str = "") -> str:
     shown = f"{100 * value:{sign}.1f}"
     return shown + (f" ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})" if interval else "")
 
@@ -110,7 +111,7 @@ def _controlled(run: Run, name: str, details: dict[str, Any]) -> list[list[str]]
     rows = []
     for task, gains in details["gains"].items():
         plain, *others = gains
-        cells = [_percent(one["gain"], _interval(one), "+") for one in others]
+        cells = [_percent(one["gain"], normal_interval(one["gain"], one["error"]), "+") for one in others]
         permuted = details["permuted"] if task == list(details["gains"])[-1] else []
         rows.append(
             [
@@ -130,10 +131,6 @@ def _controlled(run: Run, name: str, details: dict[str, Any]) -> list[list[str]]
     return rows
 
 
-def _interval(gain: dict[str, Any]) -> list[float]:
-    return [gain["gain"] - Z95 * gain["error"], gain["gain"] + Z95 * gain["error"]]
-
-
 def best_gain(found: dict[str, Found]) -> str | None:
     """Of controllers, over all runs and tasks that were tried."""
     gains = [
@@ -142,7 +139,8 @@ def best_gain(found: dict[str, Found]) -> str | None:
     if not gains:
         return None
     best, task = max(gains, key=lambda pair: pair[0]["gain"])
-    return f"{_percent(best['gain'], _interval(best), '+')} on {task}; the largest of {len(gains)}"
+    shown = _percent(best["gain"], normal_interval(best["gain"], best["error"]), "+")
+    return f"{shown} on {task}; the largest of {len(gains)}"
 
 
 def met_goals(found: dict[str, Found]) -> str | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from prism_lightning.markdown import escaped
+from prism_lightning.markdown import table as markdown_table
 from prism_lightning.reporting.tables import Table
 
 STYLE = """
@@ -51,27 +52,17 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 def markdown(report: Report) -> str:
     """The report as Markdown, figures as links."""
-    sections = [f"# {_text(report.title)}", _text(report.head)]
+    sections = [f"# {escaped(report.title)}", escaped(report.head)]
     for table in report.tables:
-        sections.append(f"## {_text(table.title)}")
+        sections.append(f"## {escaped(table.title)}")
         if table.rows:
-            lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-            sections.append("\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines))
+            sections.append(markdown_table(table.columns, table.rows))
         if table.note:
-            sections.append(_text(table.note))
+            sections.append(escaped(table.note))
         if table.missing:
             sections.append("Missing; to fill it:\n\n```bash\n" + "\n".join(table.missing) + "\n```")
-    sections += [f"![{_text(caption)}]({path.name})" for path, caption in report.figures]
+    sections += [f"![{escaped(caption)}]({path.name})" for path, caption in report.figures]
     return "\n\n".join(sections) + "\n"
-
-
-def _cell(text: str) -> str:
-    return _text(text).replace("|", "\\|")
-
-
-def _text(text: str) -> str:
-    """Plain text in Markdown: nothing in it is markup."""
-    return re.sub(r"([\\`*_\[\]#])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " "))
 
 
 def page(report: Report) -> str:

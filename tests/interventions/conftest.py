@@ -45,3 +45,11 @@ def index_arguments(run, pieces, corpus, cache):
     arguments = tiny_arguments(run, corpus, cache)
     arguments[arguments.index("--data.path") + 1] = str(pieces)
     return arguments
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    """Its model and tokenizer."""
+    from prism_lightning.exported import load_exported
+
+    return load_exported(run)

@@ -10,7 +10,6 @@ from prism_lightning.evaluation.evaluator import run_task
 from prism_lightning.evaluation.harness import PrismHarnessModel
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.evaluation.tasks import build_tasks
-from prism_lightning.exported import load_exported
 from prism_lightning.indexing import data_of
 from prism_lightning.interventions.answers import AnswerRecorder, Answers, joined, record
 from prism_lightning.interventions.controllers import _permuted, calibrate, correct_with, slopes
@@ -25,11 +24,6 @@ SUITE = "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, c
 @pytest.fixture(scope="module")
 def texts(run):
     return data_of(run).train.texts(range(280))
-
-
-@pytest.fixture(scope="module")
-def loaded(run):
-    return load_exported(run)
 
 
 @pytest.fixture(scope="module")

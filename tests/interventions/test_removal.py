@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from prism_lightning.exported import load_exported
 from prism_lightning.interventions.behaviours import WordBehaviour, passages
 from prism_lightning.interventions.continuing import WordBias
 from prism_lightning.interventions.removal import Effects, removal_effects
@@ -18,11 +17,6 @@ TEXTS = [
     "return None\n",
     "x = 1\n",
 ] * 2
-
-
-@pytest.fixture(scope="module")
-def loaded(run):
-    return load_exported(run)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from prism_lightning.errors import UserError
-from prism_lightning.exported import load_exported
 from prism_lightning.indexing import data_of
 from prism_lightning.interventions.behaviours import WordBehaviour
 from prism_lightning.interventions.continuing import Sampling, continuations_of, prompts, repetitions
@@ -15,11 +14,6 @@ from prism_lightning.interventions.suppression import Goal, Trial, chosen
 from prism_lightning.models.steering import Scaling
 
 SMALL = ("--tokens", "30000", "--prompts", "40", "--new_tokens", "16", "--draws", "2")
-
-
-@pytest.fixture(scope="module")
-def loaded(run):
-    return load_exported(run)
 
 
 @pytest.fixture(scope="module")
