@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerFast
 
+    from prism_lightning.evaluation.results import TaskResult
     from prism_lightning.evaluation.suites import SuiteTask
     from prism_lightning.interventions.behaviours import Behaviour
     from prism_lightning.models import PrismForCausalLM
@@ -53,13 +55,15 @@ def _suppress_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--id", type=int, nargs="+", help="suppress these prototypes; --words tells what to look for")
     parser.add_argument("--label", help="suppress all prototypes whose label has this text, as with --id")
     _name_option(parser)
-    parser.add_argument("--fall", type=float, default=0.8, help="by which the behaviour is to fall (default 0.8)")
-    parser.add_argument("--rise", type=float, default=0.02, help="of perplexity elsewhere, at most (default 0.02)")
+    parser.add_argument("--fall", type=float, default=0.8, help="share by which the behaviour is to fall (default 0.8)")
+    parser.add_argument(
+        "--rise", type=float, default=0.02, help="share by which perplexity may rise (default 0.02)"
+    )
     parser.add_argument("--factor", type=float, default=0.0, help="on the prototypes' terms (default 0, remove them)")
     parser.add_argument(
         "--tokens", type=int, default=200_000, help="of training documents, to rank prototypes on (default 200,000)"
     )
-    parser.add_argument("--prompts", type=int, default=200, help="continued in each comparison (default 200)")
+    parser.add_argument("--prompts", type=int, default=400, help="continued in each comparison (default 400)")
     parser.add_argument("--new_tokens", type=int, default=96, help="tokens of a continuation (default 96)")
     parser.add_argument("--draws", type=int, default=20, help="of random prototypes, for comparison (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of continuations and draws (default 0)")
@@ -76,7 +80,11 @@ def _suppress_options(arguments: list[str]) -> argparse.Namespace:
             else "say what to suppress: --words, --with_texts and --without_texts, --id or --label"
         )
     refuse_below(parser, options, 1, "tokens", "prompts", "new_tokens")
-    refuse_below(parser, options, 0, "draws")
+    refuse_below(parser, options, 0, "draws", "rise")
+    if not 0 < options.fall <= 1:
+        parser.error("--fall must be above 0 and at most 1: a share of the behaviour's rate, 0.8 is 80 %")
+    if not math.isfinite(options.factor):
+        parser.error("--factor must be a finite number")
     _check_name(parser, options.name)
     return options
 
@@ -103,6 +111,7 @@ def suppress(arguments: list[str]) -> None:
     suite = load_suites(options.suite) if options.suite else {}
     data = data_of(run_directory(options.ckpt_path))
     behaviour, examples, labels = _behaviour(options, tokenizer)
+    plain = _scored(options, suite, []) if suite else []
     attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
     given = [*(options.id or []), *(prototypes_labelled(attributor, options.label) if options.label else [])]
     sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
@@ -126,7 +135,7 @@ def suppress(arguments: list[str]) -> None:
     origin = {"verb": "suppress", "behaviour": behaviour.name, "command": command, "result": verdict(found)}
     path = folder_of(options.ckpt_path) / f"{options.name}.json"
     Intervention(model_fingerprint(model), found.kept.scaling, origin).write(path)
-    scores = _scores(options, suite) if suite else []
+    scores = _differences(options, plain, _scored(options, suite, [options.name])) if suite else []
     details = found.as_dict() | {"verb": "suppress", "cards": [card.as_dict() for card in cards], "suites": scores}
     _write(path, details, markdown(found, cards, scores, command, f"{options.name}.png"), figure(found))
     for note in behaviour.notes:
@@ -170,19 +179,25 @@ def _write(path: Path, details: dict[str, Any], report: str, figure: Figure) -> 
     write_whole(path.with_suffix(".md"), report.encode())
 
 
-def _scores(options: argparse.Namespace, suite: dict[str, SuiteTask]) -> list[dict[str, Any]]:
+def _scored(options: argparse.Namespace, suite: dict[str, SuiteTask], interventions: list[str]) -> list[TaskResult]:
+    from prism_lightning.evaluation_verbs import evaluated
+
+    return evaluated(options.ckpt_path, interventions, suite, options.data_dir)
+
+
+def _differences(
+    options: argparse.Namespace, plain: list[TaskResult], suppressed: list[TaskResult]
+) -> list[dict[str, Any]]:
     """The suites' metrics without the intervention and with it, and the paired difference where there is one."""
     from prism_lightning.evaluation.results import paired
-    from prism_lightning.evaluation_verbs import evaluated, results_folder
+    from prism_lightning.evaluation_verbs import results_folder
 
-    ways = {"plain": [], "suppressed": [options.name]}
-    found = {way: evaluated(options.ckpt_path, names, suite, options.data_dir) for way, names in ways.items()}
-    plain, suppressed = (results_folder(options.ckpt_path, names) for names in ways.values())
+    without, with_it = (results_folder(options.ckpt_path, names) for names in ([], [options.name]))
     rows = []
-    for one, other in zip(found["plain"], found["suppressed"], strict=True):
+    for one, other in zip(plain, suppressed, strict=True):
         row: dict[str, Any] = {"task": one.task, "metric": one.metric, "plain": one.value, "suppressed": other.value}
         if one.chance is not None:
-            difference = paired(suppressed, plain, one.task, one.metric)
+            difference = paired(with_it, without, one.task, one.metric)
             row |= {"difference": difference.value, "interval": difference.interval}
         rows.append(row)
     return rows

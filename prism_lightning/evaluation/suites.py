@@ -61,8 +61,8 @@ def load_suite(path: Path) -> dict[str, SuiteTask]:
         UserError: no such file, an unknown setting, or a value of another type.
     """
     if not path.is_file():
-        known = [str(file) for file in sorted(path.parent.glob("*.yaml"))]
-        raise UserError(f"--suite {path}: no such file; {nearest(str(path), known)}")
+        known = [str(file) for folder in (path.parent, Path("evals")) for file in folder.glob("[!.]*.yaml")]
+        raise UserError(f"--suite {path}: no such file; {nearest(str(path), set(known))}")
     tasks: dict[str, SuiteTask] = {}
     try:
         found = OmegaConf.to_container(OmegaConf.load(path))

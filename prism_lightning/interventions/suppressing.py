@@ -44,7 +44,7 @@ class Plan:
 
     goal: Goal = field(default_factory=Goal)
     factor: float = 0.0
-    count: int = 200
+    count: int = 400
     draws: int = 20
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -58,8 +58,8 @@ class Attempt:
         effects: of removing each prototype alone, on the ranking's texts.
         ranked: candidates, best first; those given by hand, in their order.
         path: what was tried on the first half of the held-out texts.
-        factors: chosen there.
-        met: whether they met the goal there.
+        chosen: of the path.
+        factors: of its prototypes.
         fresh: what they do on the second half.
     """
 
@@ -67,8 +67,8 @@ class Attempt:
     effects: Effects
     ranked: list[int]
     path: list[Measured]
+    chosen: Measured
     factors: dict[int, float]
-    met: bool
     fresh: Measured
 
     @property
@@ -212,13 +212,10 @@ def suppress(
         for half in (order[: len(order) // 2], order[len(order) // 2 :])
     )
     words = WordBias.of(behaviour.words, tokenizer, 0.0)
-    attempts: list[Attempt] = []
-    for tokens in (None, words.first_tokens()):
-        attempts.append(_attempt(tokens, marked, first, second, given, plan, progress, report))
-        if attempts[-1].met:
-            break
-    affordable = [attempt for attempt in attempts if attempt.met] or attempts
-    kept = max(affordable, key=lambda attempt: chosen(attempt.path, plan.goal).fall)
+    attempts = [_attempt(None, marked, first, second, given, plan, progress, report)]
+    if not attempts[0].chosen.meets(plan.goal):
+        attempts.append(_attempt(words.first_tokens(), marked, first, second, given, plan, progress, report))
+    kept = max(attempts, key=lambda attempt: (attempt.chosen.rise <= plan.goal.rise, attempt.chosen.fall))
     biases = bias_path(first, words, plan.goal, report)
     bias = chosen(biases, plan.goal).settings["bias"]
     biased = second.biased(f"words biased by {bias:g}", replace(words, bias=bias))
@@ -256,4 +253,4 @@ def _attempt(
     name = f"x {plan.factor:g} in {'all' if tokens is None else len(tokens)} logits"
     fresh = second.scaled(name, Scaling(factors, tokens))
     report(fresh)
-    return Attempt(tokens, effects, ranked, path, factors, best.meets(plan.goal), fresh)
+    return Attempt(tokens, effects, ranked, path, best, factors, fresh)

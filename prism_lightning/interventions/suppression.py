@@ -72,6 +72,10 @@ class Measured:
         """Whether both are as good as asked for."""
         return self.fall >= goal.fall and self.rise <= goal.rise
 
+    def surely_meets(self, goal: Goal) -> bool:
+        """Whether the fall is so at the lower end of its interval: what just meets a goal here misses it elsewhere."""
+        return self.fall_interval[0] >= goal.fall and self.rise <= goal.rise
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return self.__dict__ | {"counts": self.counts.as_dict()}
@@ -178,10 +182,10 @@ class Trial:
 
 
 def chosen(path: list[Measured], goal: Goal) -> Measured:
-    """The first that meets the goal; otherwise, of those that cost no more, the one with the largest fall."""
-    meeting = next((measured for measured in path if measured.meets(goal)), None)
+    """The first that surely meets the goal; otherwise, of those that cost no more, the one with the largest fall."""
+    sure = next((measured for measured in path if measured.surely_meets(goal)), None)
     affordable = [measured for measured in path if measured.rise <= goal.rise] or path[:1]
-    return meeting or max(affordable, key=lambda measured: measured.fall)
+    return sure or max(affordable, key=lambda measured: measured.fall)
 
 
 def counts_up_to(candidates: int) -> list[int]:
@@ -198,25 +202,25 @@ def prototype_path(
     goal: Goal,
     report: Callable[[Measured], None],
 ) -> list[Measured]:
-    """More and more of the ranked prototypes, until the goal is met or the cost is far over it."""
+    """More and more of the ranked prototypes, until the goal is surely met or the cost is far over it."""
     path: list[Measured] = []
     where = "" if tokens is None else f" in {len(tokens)} logits"
     for count in counts:
         scaling = Scaling(dict.fromkeys(ranked[:count], factor), tokens)
         path.append(trial.scaled(f"{count} prototypes{where}", scaling))
         report(path[-1])
-        if path[-1].meets(goal) or path[-1].rise > 3 * goal.rise:
+        if path[-1].surely_meets(goal) or path[-1].rise > 3 * goal.rise:
             break
     return path
 
 
 def bias_path(trial: Trial, words: WordBias, goal: Goal, report: Callable[[Measured], None]) -> list[Measured]:
-    """Stronger and stronger biases against the behaviour's words, until the goal is met."""
+    """Stronger and stronger biases against the behaviour's words, until the goal is surely met."""
     path: list[Measured] = []
     for strength in BIASES:
         path.append(trial.biased(f"words biased by {-strength:g}", replace(words, bias=-strength)))
         report(path[-1])
-        if path[-1].meets(goal):
+        if path[-1].surely_meets(goal):
             break
     return path
 
