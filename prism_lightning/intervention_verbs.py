@@ -56,9 +56,7 @@ def _suppress_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--label", help="suppress all prototypes whose label has this text, as with --id")
     _name_option(parser)
     parser.add_argument("--fall", type=float, default=0.8, help="share by which the behaviour is to fall (default 0.8)")
-    parser.add_argument(
-        "--rise", type=float, default=0.02, help="share by which perplexity may rise (default 0.02)"
-    )
+    parser.add_argument("--rise", type=float, default=0.02, help="share by which perplexity may rise (default 0.02)")
     parser.add_argument("--factor", type=float, default=0.0, help="on the prototypes' terms (default 0, remove them)")
     parser.add_argument(
         "--tokens", type=int, default=200_000, help="of training documents, to rank prototypes on (default 200,000)"
@@ -171,9 +169,10 @@ def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
 def _write(path: Path, details: dict[str, Any], report: str, figure: Figure) -> None:
     """Everything that is known of an intervention, beside its file."""
     from prism_lightning.attribution.files import write_json, write_whole
+    from prism_lightning.interventions.intervention import FORMAT
     from prism_lightning.tracking import environment
 
-    write_json(path.with_suffix(".details.json"), details | {"environment": environment()})
+    write_json(path.with_suffix(".details.json"), {"format": FORMAT} | details | {"environment": environment()})
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=150)
     write_whole(path.with_suffix(".md"), report.encode())

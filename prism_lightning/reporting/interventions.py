@@ -9,6 +9,7 @@ from typing import Any
 
 from prism_lightning.attribution.files import read_json
 from prism_lightning.evaluation.results import normal_interval
+from prism_lightning.interventions.intervention import FORMAT
 from prism_lightning.reporting.runs import Run
 from prism_lightning.reporting.tables import Table
 
@@ -20,12 +21,12 @@ Found = list[tuple[Run, str, dict[str, Any]]]  # a run, the intervention's name,
 
 
 def read_interventions(runs: list[Run]) -> dict[str, Found]:
-    """By verb; damaged files are passed over, as if they had not been made."""
+    """By verb; files that are damaged or of another version are passed over, as if they had not been made."""
     found: dict[str, Found] = {verb: [] for verb in COMMANDS}
     for run in runs:
         for path in sorted((run.path / "interventions").glob("*.details.json")):
             details = read_json(path)
-            if details is not None and details.get("verb") in found:
+            if details is not None and details.get("format") == FORMAT and details.get("verb") in found:
                 found[details["verb"]].append((run, path.name.removesuffix(".details.json"), details))
     return found
 

@@ -49,13 +49,20 @@ def scaling_table(scaling: Scaling) -> Table:
     rows = []
     for variant, law in scaling.laws.items():
         cells = [f"{value:.3g} ({low:.3g} to {high:.3g})" for value, low, high in law.facts().values()]
-        rows.append([variant, *cells, f"{law.error:.4f}", _interval(law.loss(FAR_SIZE, FAR_TOKENS), _far(law))])
+        far = _interval(law.loss(FAR_SIZE, FAR_TOKENS), _far(law)) if law.has_floor else ""
+        rows.append([variant, *cells, f"{law.error:.4f}", far])
     note = (
         "L(N, D) = E + A / N^alpha + B / D^beta in nats; N counts decoder, embeddings and head. Intervals: 95 %, from"
     )
     note += " bootstrap draws of the runs, which know nothing of whether the law holds so far out."
     for variant, reason in scaling.refused.items():
         note += f" No law for {variant}: {reason}."
+    floorless = [variant for variant, law in scaling.laws.items() if not law.has_floor]
+    if floorless:
+        note += (
+            f" The runs do not tell E of {' and '.join(floorless)} from 0, so nothing is said of 1.6B, where E is most"
+            " of the loss: larger models and more tokens are needed."
+        )
     gap = far_gap(scaling)
     if gap is not None:
         note += f" PRISM minus dense at 1.6B parameters and 50B tokens: {gap} nats."
@@ -68,10 +75,12 @@ def _far(law: ScalingLaw) -> np.ndarray:
 
 
 def far_gap(scaling: Scaling) -> str | None:
-    """PRISM's extrapolated loss minus the dense model's, with its interval."""
+    """PRISM's extrapolated loss minus the dense model's, with its interval; None where a law does not reach so far."""
     if set(scaling.laws) != {"dense", "PRISM"}:
         return None
     dense, prism = scaling.laws["dense"], scaling.laws["PRISM"]
+    if not (dense.has_floor and prism.has_floor):
+        return None
     value = prism.loss(FAR_SIZE, FAR_TOKENS) - dense.loss(FAR_SIZE, FAR_TOKENS)
     return _interval(value, _far(prism) - _far(dense), "+.3f")
 

@@ -82,11 +82,13 @@ def _evaluations(runs: list[Run], suites: Suites, counts) -> list[str]:  # type:
     commands = []
     for path, suite in suites.items():
         wanted = [name for name, task in suite.items() if counts(task)]
-        for run in runs:
-            if any(name not in run.tasks for name in wanted):
-                commands.append(
-                    f"python -m prism_lightning evaluate --ckpt_path {shlex.quote(str(run.path))} --suite {path}"
-                )
+        lacking = [shlex.quote(str(run.path)) for run in runs if any(name not in run.tasks for name in wanted)]
+        command = f"python -m prism_lightning evaluate --ckpt_path {{}} --suite {path}"
+        if len(lacking) > 1:
+            each = command.format('"$run"')
+            commands.append(f"for run in {' '.join(lacking)}; do {each}; done")
+        else:
+            commands += [command.format(run) for run in lacking]
     return commands
 
 

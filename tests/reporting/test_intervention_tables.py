@@ -5,6 +5,7 @@ import json
 from conftest import ROOT
 from test_report import make_run
 
+from prism_lightning.interventions.intervention import FORMAT
 from prism_lightning.reporting.interventions import best_gain, intervention_tables, met_goals, read_interventions
 from prism_lightning.reporting.runs import find_runs
 
@@ -17,7 +18,7 @@ def measured(rate, fall, rise, prototypes=0):
 
 def write(run, name, details):
     (run / "interventions").mkdir(exist_ok=True)
-    (run / "interventions" / f"{name}.details.json").write_text(json.dumps(details))
+    (run / "interventions" / f"{name}.details.json").write_text(json.dumps({"format": FORMAT} | details))
 
 
 def suppressed(fall, rise):
@@ -46,6 +47,7 @@ def test_rows_are_what_was_found(tmp_path):
         },
     )
     (run / "interventions" / "broken.details.json").write_text("{")
+    write(run, "of_another_version", {"format": FORMAT + 1, "verb": "suppress"})
     runs, _ = find_runs([tmp_path])
     found = read_interventions(runs)
     suppression, controllers = intervention_tables(runs, found)

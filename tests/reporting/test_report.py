@@ -95,9 +95,11 @@ def test_what_is_missing_is_empty_and_has_its_command(ladder):
     table = accuracy_table(runs, SUITES)
     wide = [row for row in table.rows if row[0] == runs[-1].size]
     assert len(wide) == 2 and all(row[3] == "" for row in wide)
-    commands = [line for line in table.missing if "wide-PrismLM-1" in line]
-    assert commands == [f"python -m prism_lightning evaluate --ckpt_path {ladder}/wide-PrismLM-1 --suite evals/x.yaml"]
-    assert not any("small" in line for line in table.missing)
+    paths = " ".join(str(run.path) for run in runs if "wide" in run.path.name)
+    evaluate = 'python -m prism_lightning evaluate --ckpt_path "$run" --suite evals/x.yaml'
+    assert paths.count("wide") == 4 and table.missing == [f"for run in {paths}; do {evaluate}; done"]
+    alone = accuracy_table([run for run in runs if run.path.name in ("small-DenseLM-0", "wide-PrismLM-1")], SUITES)
+    assert alone.missing == [evaluate.replace('"$run"', f"{ladder}/wide-PrismLM-1")]
 
 
 def test_differences_average_an_items_seeds_first(ladder):

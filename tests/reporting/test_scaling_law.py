@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from prism_lightning.reporting import scaling_law
+from prism_lightning.reporting.scaling import Scaling, far_gap, scaling_table
 from prism_lightning.reporting.scaling_law import TooFewRunsError, fit, log_loss
 
 TRUE = np.array([math.log(406.4), math.log(410.7), math.log(1.69), 0.34, 0.28])  # Hoffmann et al.'s
@@ -34,6 +35,16 @@ def test_with_noise_the_interval_holds_the_truth_and_widens_far_out():
     assert np.ptp(far) > np.ptp(near)
     value, low, high = law.facts()["alpha"]
     assert low < value < high
+
+
+def test_what_lacks_a_floor_is_not_believed_far_out():
+    assert fit(*runs(noise=0.003), draws=25).has_floor
+    n, d = np.array([(n, d) for n in (1e5, 3e5, 1e6) for d in (4e5, 8e5, 1.6e6) for _ in range(2)]).T
+    law = fit(n, d, 30 * d**-0.17 + 90 * n**-0.4, draws=5)
+    assert not law.has_floor
+    far = scaling_table(Scaling({"dense": law}, {}))
+    assert far.rows[0][-1] == "" and "do not tell E of dense from 0" in far.note
+    assert far_gap(Scaling({"dense": law, "PRISM": law}, {})) is None
 
 
 def test_the_gradient_is_that_of_the_objective():
