@@ -123,13 +123,15 @@ class Calibrator:
     def __init__(self, model: PrismForCausalLM, answers: Answers, seed: int) -> None:
         self.model, self.answers, self.seed = model, answers, seed
         self.scores_A, self.slopes_AK = answers.log_likelihoods(model), slopes(model, answers)
+        # That of the true labels for random ones too: their own is 0, with which any theta would fit them alike.
+        self.weight = temperature(self.scores_A, answers.item_A, target_of(answers))
 
     def controllers(self, target_A: np.ndarray) -> Controllers:
         """Fit theta.
 
-        Where the first order leads astray, a part of it may still help: the exact loss decides, b fitted anew.
+        Where the first order leads astray, a part of it may still help: the exact loss decides.
         """
-        weight = temperature(self.scores_A, self.answers.item_A, target_A)
+        weight = self.weight
         choices = Choices(weight * self.scores_A, weight * self.slopes_AK, self.answers.item_A, target_A)
         penalty = cross_validated(choices, self.seed, LARGEST)
         theta_K = fit(choices, *penalty, bound=LARGEST)
@@ -140,10 +142,8 @@ class Calibrator:
 
     def _exact_loss(self, factors: dict[int, float], target_A: np.ndarray) -> float:
         with scaled(self.model, Scaling(factors)):
-            scores_A = self.answers.log_likelihoods(self.model)
-        weight = temperature(scores_A, self.answers.item_A, target_A)
-        empty_A0 = np.zeros((len(scores_A), 0))
-        return Choices(weight * scores_A, empty_A0, self.answers.item_A, target_A).loss(np.zeros(0))[0]
+            scores_A = self.weight * self.answers.log_likelihoods(self.model)
+        return Choices(scores_A, np.zeros((len(scores_A), 0)), self.answers.item_A, target_A).loss(np.zeros(0))[0]
 
     def rivals(self, held_out: Answers) -> dict[str, np.ndarray]:
         """Which held-out items are right after cheaper calibrations with the same items.
@@ -152,7 +152,7 @@ class Calibrator:
         the mean hidden state of the answer's tokens).
         """
         found, scores_A, target_A = {}, held_out.log_likelihoods(self.model), target_of(self.answers)
-        weight = temperature(self.scores_A, self.answers.item_A, target_A)
+        weight = self.weight
         for name, features in (("temperature and bias", _places), ("logistic regression on z", _means)):
             x_AF, held_out_AF = _standardised(features(self.answers), features(held_out))
             choices = Choices(weight * self.scores_A, x_AF, self.answers.item_A, target_A)
