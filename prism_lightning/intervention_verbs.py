@@ -228,11 +228,11 @@ def _calibrate_options(arguments: list[str]) -> argparse.Namespace:
     suite_options(parser)
     _name_option(parser)
     parser.add_argument("--items", type=int, default=2000, help="of each task to fit to, at most (default 2000)")
-    parser.add_argument("--permutations", type=int, default=20, help="fits to random labels (default 20)")
+    parser.add_argument("--permutations", type=int, default=20, help="fits to permuted labels (default 20)")
     parser.add_argument(
         "--traced", type=int, default=10, help="cards in the report; all are in NAME.details.json (default 10)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of splits, folds and random labels (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of splits, folds and permutations (default 0)")
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 1, "items", "traced")
     refuse_below(parser, options, 0, "permutations")

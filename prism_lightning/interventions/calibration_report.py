@@ -57,7 +57,7 @@ def rows(found: Calibration) -> list[list[str]]:
     if found.permuted:
         mean, spread = np.mean(found.permuted), np.std(found.permuted, ddof=1) if len(found.permuted) > 1 else np.nan
         low, high = min(found.permuted), max(found.permuted)
-        what = f"{len(found.permuted)} fits to random labels, mean ± deviation, range"
+        what = f"{len(found.permuted)} fits to permuted labels, mean ± deviation, range"
         found_rows.append(["all", what, "", "", f"{mean:+.4f} ± {spread:.4f}", f"{low:+.4f} to {high:+.4f}"])
     return found_rows
 
@@ -140,7 +140,7 @@ def details(
 
 
 def figure(found: Calibration) -> Figure:
-    """Gains with their intervals, task by task, and of fits to random labels."""
+    """Gains with their intervals, task by task, and of fits to permuted labels."""
     drawn = Figure(figsize=(7, 2 + 0.9 * len(found.gains)), layout="constrained")
     axes = drawn.add_subplot()
     axes.axvline(0, color="0.8", lw=1)
@@ -162,9 +162,9 @@ def figure(found: Calibration) -> Figure:
             np.full(len(found.permuted), len(found.gains)),
             "|",
             color="0.5",
-            label="fits to random labels",
+            label="fits to permuted labels",
         )
-    names = [*found.gains, *(["random labels"] if found.permuted else [])]
+    names = [*found.gains, *(["permuted labels"] if found.permuted else [])]
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("gain in accuracy on held-out items, points")

@@ -168,8 +168,8 @@ def figure(found: Suppression) -> Figure:
             label="random prototypes of equal usage",
         )
     goal = found.plan.goal
-    axes.axhline(100 * plain.counts.rate * (1 - goal.fall), color="0.8", lw=1, ls=":")
-    axes.axvline(100 * goal.rise, color="0.8", lw=1, ls=":")
+    axes.axhline(100 * plain.counts.rate * (1 - goal.fall), color="0.6", lw=1, ls=":")
+    axes.axvline(100 * goal.rise, color="0.6", lw=1, ls=":", label="goal: below and left of these")
     for measured, colour, name in (
         (plain, "black", "as it is"),
         (found.biased, "tab:orange", found.biased.name),

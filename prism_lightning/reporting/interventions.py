@@ -76,7 +76,7 @@ def intervention_tables(runs: list[Run], found: dict[str, Found]) -> list[Table]
                 "controllers",
                 "temperature and bias",
                 "logistic regression on z",
-                "random labels",
+                "permuted labels",
             ],
             controlled,
             "Accuracy on items that nothing was fitted to, in percent, and paired gains in points with 95 % intervals.",

@@ -1,6 +1,7 @@
 """Recorded answers against the harness, slopes against finite differences, and controllers end to end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.evaluation.tasks import build_tasks
 from prism_lightning.indexing import data_of
 from prism_lightning.interventions.answers import AnswerRecorder, Answers, joined, record
-from prism_lightning.interventions.controllers import _permuted, calibrate, correct_with, slopes
+from prism_lightning.interventions.controllers import calibrate, correct_with, permuted, slopes, target_of
 from prism_lightning.interventions.items import split_items
 from prism_lightning.interventions.suppression import scaled
 from prism_lightning.models.steering import Scaling
@@ -74,11 +75,24 @@ def test_some_items_are_scored_as_among_all(loaded, answers):
     assert correct_with(model, both, {1: 0.0}).tolist() == whole[[0, 1, *some]].tolist()
 
 
-def test_permuted_labels_are_one_an_item(answers):
-    _, found = answers
-    target_A = _permuted(found, np.random.default_rng(0))
-    assert np.bincount(found.item_A, target_A).tolist() == [1.0] * found.items
-    assert target_A.tolist() != found.right_A.astype(float).tolist()
+def test_permuted_labels_leave_the_model_as_right_as_it_is(loaded, answers):
+    model, found = loaded[0], answers[1]
+    scores_A, generator = found.log_likelihoods(model), np.random.default_rng(0)
+    target_A = target_of(found)
+    dealt_A = permuted(target_A, scores_A, found.item_A, generator)
+    assert np.bincount(found.item_A, dealt_A).tolist() == [1.0] * found.items
+    assert dealt_A.tolist() != target_A.tolist()
+    best = found.correct(scores_A)
+    assert replace(found, right_A=dealt_A > 0).correct(scores_A).sum() == best.sum()
+
+
+def test_labels_are_permuted_among_items_of_as_many_answers():
+    item_A, target_A = np.array([0, 0, 1, 1, 1, 2, 2]), np.array([1.0, 0, 0, 0.5, 0.5, 0, 1.0])
+    scores_A, generator = np.array([0.0, 1, 3, 2, 1, 5, 4]), np.random.default_rng(0)
+    for _ in range(5):
+        dealt_A = permuted(target_A, scores_A, item_A, generator)
+        assert dealt_A[2:5].tolist() == [0, 0.5, 0.5]  # the only one of three answers keeps its own
+        assert dealt_A[:2].tolist() == [1, 0] and dealt_A[5:].tolist() == [0, 1]  # the worse one is right in both
 
 
 def test_the_two_sides_share_no_item(loaded, texts):
@@ -113,7 +127,7 @@ def likeliest(model, states, hidden):
 
 
 def test_controllers_find_what_was_planted(loaded, answers):
-    """Right is what a model with other factors finds best: controllers learn it, random labels teach nothing."""
+    """Right is what a model with other factors finds best: controllers learn it, permuted labels teach nothing."""
     model, _ = loaded
     _, found = answers
     states = found.z_nD[:1200]
@@ -145,7 +159,7 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path,
     suite.write_text("tasks: {piqa: {metric: acc_norm, chance: 0.5}}")
     command = ("calibrate", "--ckpt_path", run, "--suite", suite, "--data_dir", tmp_path / "data")
     shown = cli(*command, "--name", "controllers", "--permutations", "2", "--traced", "3", check=0).stdout
-    assert "random labels" in shown and "wrote" in shown
+    assert "permuted" in shown and "wrote" in shown
     folder = run / "interventions"
     details = json.loads((folder / "controllers.details.json").read_text())
     assert len(details["fitted_to"]) == 100 and len(details["judged_on"]) == 60 and len(details["permuted"]) == 2
