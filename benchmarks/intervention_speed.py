@@ -2,7 +2,7 @@
 
 python -m benchmarks.intervention_speed --ckpt_path runs/quickstart
 
-Both take turns, repeat by repeat, greedily, with a key-value cache; the numbers of new tokens are the same.
+Both take turns, each first in every other repeat, greedily, with a key-value cache, for as many tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--prototypes", type=int, default=32, help="with a factor")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="prompts continued at once")
     parser.add_argument("--new_tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     model, _ = load_exported(options.ckpt_path)
@@ -39,7 +39,8 @@ def main() -> None:
         prompts = torch.randint(0, model.config.vocab_size, (batch, 16), generator=generator).to(device)
         times: dict[str, list[float]] = {"without": [], "with": []}
         for repeat in range(options.repeats + 1):
-            for name, given in (("without", {}), ("with", factors)):
+            turns = [("without", {}), ("with", factors)]
+            for name, given in turns if repeat % 2 else turns[::-1]:
                 model.intervene(Scaling(given))
                 took = milliseconds(model, prompts, options.new_tokens)
                 if repeat:  # the first warms up

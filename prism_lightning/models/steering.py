@@ -84,12 +84,18 @@ class ScaledTerms:
             else:
                 self.parts.append((torch.tensor(tokens, device=factors_K.device), self.whole_K * factors_K))
         self.changes = [self.whole_K - 1, *(factors_K - self.whole_K for _, factors_K in self.parts)]
+        self.scaled_K = torch.stack(self.changes).any(0)
 
     def assign(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
         """S_t and a_ti [N, k], as `PrototypeLayer` finds them."""
-        z_ND = z_ND.float()
-        projections_Nk, indices_Nk = F.linear(z_ND, self.unit_KD).topk(self.active)  # |z_t| does not change the order
-        return indices_Nk, projections_Nk.clamp_min(0) / z_ND.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        projections_Nk, indices_Nk = self._nearest(z_ND)
+        return indices_Nk, self._activations(z_ND, projections_Nk)
+
+    def _nearest(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(z_ND.float(), self.unit_KD).topk(self.active)  # |z_t| does not change the order
+
+    def _activations(self, z_ND: Tensor, projections_Nk: Tensor) -> Tensor:
+        return projections_Nk.clamp_min(0) / z_ND.float().norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
     def factors(self, indices_Nk: Tensor, tokens_N: Tensor) -> Tensor:
         """f_iv [N, k] of prototypes in the logits of tokens."""
@@ -102,17 +108,19 @@ class ScaledTerms:
     def logits(self, z: Tensor, head: nn.Linear) -> Tensor:
         """[..., V]; where no scaled prototype is active they are W z, bit for bit."""
         with torch.no_grad():  # gradients reach z as if nothing were scaled
-            indices_Nk, activations_Nk = self.assign(z.reshape(-1, z.shape[-1]))
-            moved, *more = (self._moved(z, indices_Nk, activations_Nk, change_K) for change_K in self.changes)
-        logits = head(z if moved is None else z + moved)
-        for (tokens_Y, _), moved in zip(self.parts, more, strict=True):
-            if moved is not None:
-                logits = logits.index_add(-1, tokens_Y, (moved @ head.weight[tokens_Y].T).to(logits.dtype))
+            z_ND = z.reshape(-1, z.shape[-1])
+            projections_Nk, indices_Nk = self._nearest(z_ND)
+            if self.scaled_K[indices_Nk].any():
+                activations_Nk = self._activations(z_ND, projections_Nk)
+                moved = [
+                    mix(indices_Nk, activations_Nk * change_K[indices_Nk], self.weight_KD).view_as(z).to(z.dtype)
+                    for change_K in self.changes
+                ]
+            else:  # most often, while generating
+                moved = []
+        if not moved:
+            return head(z)
+        logits = head(z + moved[0])
+        for (tokens_Y, _), more in zip(self.parts, moved[1:], strict=True):
+            logits = logits.index_add(-1, tokens_Y, (more @ head.weight[tokens_Y].T).to(logits.dtype))
         return logits
-
-    def _moved(self, z: Tensor, indices_Nk: Tensor, activations_Nk: Tensor, change_K: Tensor) -> Tensor | None:
-        """What a change of factors adds to z; None, which is most of the time, for prototypes that are not active."""
-        change_Nk = change_K[indices_Nk]
-        if not change_Nk.any():
-            return None
-        return mix(indices_Nk, activations_Nk * change_Nk, self.weight_KD).view_as(z).to(z.dtype)
