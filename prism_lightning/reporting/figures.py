@@ -97,15 +97,16 @@ def _accuracies(runs: list[Run], tasks: list[str]) -> Figure:
     lines = -(-len(tasks) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.6, 3.2 * lines + 0.4), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False)
-    most = {run.parameters: max(r.tokens for r in runs if r.parameters == run.parameters) for run in runs}
-    colours, longest = _colours(runs), [run for run in runs if run.tokens == most[run.parameters]]
+    colours = _colours(runs)
     for axes, task in zip(panels.flat, tasks, strict=False):
-        for variant, groups in _by_label([run for run in longest if task in run.tasks]).items():
+        have_it = [run for run in runs if task in run.tasks]
+        most = {run.parameters: max(r.tokens for r in have_it if r.parameters == run.parameters) for run in have_it}
+        for variant, groups in _by_label([run for run in have_it if run.tokens == most[run.parameters]]).items():
             style = {"color": colours[variant], "marker": "o", "label": variant}
             _curve(axes, groups, lambda run, task=task: 100 * run.tasks[task].value, **style)
-        chance = next(run.tasks[task].chance for run in runs if task in run.tasks)
+        chance = have_it[0].tasks[task].chance
         axes.axhline(100 * (chance or 0), color="gray", linewidth=1, linestyle=":")
-        _sizes(axes, runs)
+        _sizes(axes, have_it)
         axes.set(title=task, ylabel="accuracy, %")
     for axes in list(panels.flat)[len(tasks) :]:
         axes.remove()

@@ -49,6 +49,8 @@ def scaling_table(scaling: Scaling) -> Table:
     rows = []
     for variant, law in scaling.laws.items():
         cells = [f"{value:.3g} ({low:.3g} to {high:.3g})" for value, low, high in law.facts().values()]
+        if not law.has_floor:
+            cells[0] = "not told from 0"
         far = _interval(law.loss(FAR_SIZE, FAR_TOKENS), _far(law)) if law.has_floor else ""
         rows.append([variant, *cells, f"{law.error:.4f}", far])
     note = (

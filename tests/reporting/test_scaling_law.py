@@ -43,7 +43,7 @@ def test_what_lacks_a_floor_is_not_believed_far_out():
     law = fit(n, d, 30 * d**-0.17 + 90 * n**-0.4, draws=5)
     assert not law.has_floor
     far = scaling_table(Scaling({"dense": law}, {}))
-    assert far.rows[0][-1] == "" and "do not tell E of dense from 0" in far.note
+    assert far.rows[0][1] == "not told from 0" and far.rows[0][-1] == "" and "do not tell E of dense from 0" in far.note
     assert far_gap(Scaling({"dense": law, "PRISM": law}, {})) is None
 
 
