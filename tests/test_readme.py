@@ -55,7 +55,8 @@ def test_the_first_command_and_what_follows_it(cli, place, monkeypatch):
     assert {command[0] for command in asked} == {"index", "attribute", "prototypes", "curvature"}
     for command in asked:
         cli(*moved(command, place), *smaller.get(command[0], []), check=0)
-    few = ["--tokens", "30000", "--prompts", "40", "--draws", "1"]
+    # 30,000 tokens are four files of the standard library, and in some versions of Python all of them raise something.
+    few = ["--tokens", "100000", "--prompts", "40", "--draws", "1"]
     acted = [command for command in commands() if command[0] == "suppress" or "--intervention" in command]
     assert [command[0] for command in acted] == ["suppress", "generate"]
     for command in acted:

@@ -25,7 +25,7 @@ REPEATED = 4  # tokens of a repetition
 
 @dataclass
 class Sampling:
-    """How prompts are continued: the first `prompt_tokens` of texts, by `new_tokens` at most."""
+    """How prompts are continued: `prompt_tokens` of texts, by `new_tokens` at most."""
 
     prompt_tokens: int = 16
     new_tokens: int = 96
@@ -34,10 +34,12 @@ class Sampling:
     seed: int = 0
 
 
-def prompts(texts: list[str], tokenizer: PreTrainedTokenizerFast, sampling: Sampling) -> list[list[int]]:
-    """Beginnings of those texts that are longer."""
+def prompts(texts: list[str], tokenizer: PreTrainedTokenizerFast, sampling: Sampling, count: int) -> list[list[int]]:
+    """Beginnings of texts, as many as there are or as asked for; where texts are few, places further on in them too."""
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    return [ids[: sampling.prompt_tokens] for ids in encoded if len(ids) > sampling.prompt_tokens]
+    size, apart = sampling.prompt_tokens, sampling.prompt_tokens + sampling.new_tokens
+    places = [(at, number) for number, ids in enumerate(encoded) for at in range(0, len(ids) - size, apart)]
+    return [encoded[number][at : at + size] for at, number in sorted(places)[:count]]
 
 
 def continuations_of(

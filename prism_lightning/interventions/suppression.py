@@ -116,7 +116,7 @@ class Trial:
         sampling: Sampling,
     ) -> None:
         self.model, self.tokenizer, self.behaviour, self.sampling = model, tokenizer, behaviour, sampling
-        self.prompts = prompts(texts, tokenizer, sampling)[:count]
+        self.prompts = prompts(texts, tokenizer, sampling, count)
         clean = list(islice((text for text in texts if not behaviour.present(text)), CLEAN_TEXTS))
         if not self.prompts or not clean:
             what = f"longer than {sampling.prompt_tokens} tokens" if clean else "without the behaviour"

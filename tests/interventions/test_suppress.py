@@ -60,9 +60,18 @@ def test_repetitions_are_counted():
     assert repetitions([1, 2, 3]) == (0, 0)
 
 
+def test_prompts_begin_texts_and_go_on_where_these_are_few(loaded):
+    _, tokenizer = loaded
+    texts, sampling = ["a = 1\n" * 60, "b = 2\n" * 4], Sampling(prompt_tokens=8, new_tokens=12)
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    starts = prompts(texts, tokenizer, sampling, 3)
+    assert starts == [ids[0][:8], ids[1][:8], ids[0][20:28]]
+    assert prompts(texts, tokenizer, sampling, 2) == starts[:2] and prompts([], tokenizer, sampling, 2) == []
+
+
 def test_continuations_are_those_of_the_seed(loaded):
     model, tokenizer = loaded
-    starts = prompts(["import os\nimport sys\nimport re\n" * 3] * 3, tokenizer, Sampling())
+    starts = prompts(["import os\nimport sys\nimport re\n" * 3] * 3, tokenizer, Sampling(), 3)
     one, two = (continuations_of(model, starts, Sampling(new_tokens=6, seed=seed)) for seed in (0, 0))
     assert one == two != continuations_of(model, starts, Sampling(new_tokens=6, seed=1))
     assert all(len(ids) <= 6 for ids in one)
