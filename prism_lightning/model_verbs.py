@@ -43,7 +43,7 @@ def refuse_below(parser: argparse.ArgumentParser, options: argparse.Namespace, l
     """Exit 2 where a number is smaller than that."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # nor is nan
             parser.error(f"--{name} must be " + ("a positive number" if least == 1 else f"at least {least}"))
 
 

@@ -133,15 +133,16 @@ class Calibrator:
         choices = Choices(weight * self.scores_A, weight * self.slopes_AK, self.answers.item_A, target_A)
         penalty = cross_validated(choices, self.seed, LARGEST)
         theta_K = fit(choices, *penalty, bound=LARGEST)
-        losses = [self._exact_loss(_factors(step * theta_K), weight, target_A) for step in STEPS]
+        losses = [choices.losses(weight * self._exact_scores(step * theta_K))[0].mean() for step in STEPS]
         step = STEPS[int(np.argmin(losses))]
         theta = {prototype: factor - 1 for prototype, factor in _factors(step * theta_K).items()}
         return Controllers(theta, penalty, weight, step)
 
-    def _exact_loss(self, factors: dict[int, float], weight: float, target_A: np.ndarray) -> float:
-        with scaled(self.model, Scaling(factors)):
-            scores_A = weight * self.answers.log_likelihoods(self.model)
-        return Choices(scores_A, np.zeros((len(scores_A), 0)), self.answers.item_A, target_A).loss(np.zeros(0))[0]
+    def _exact_scores(self, theta_K: np.ndarray) -> np.ndarray:
+        if not theta_K.any():
+            return self.scores_A
+        with scaled(self.model, Scaling(_factors(theta_K))):
+            return self.answers.log_likelihoods(self.model)
 
     def rivals(self, held_out: Answers) -> dict[str, np.ndarray]:
         """Which held-out items are right after cheaper calibrations with the same items.

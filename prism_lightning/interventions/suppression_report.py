@@ -115,8 +115,8 @@ def markdown(
         *_suites(scores),
         "## How many prototypes",
         "",
-        "On the other half of the held-out texts; the first that meets the goal is taken, or else the one that falls"
-        " most at no more than that cost.",
+        "On the other half of the held-out texts; the first whose fall meets the goal at the lower end of its 95 %"
+        " interval is taken, or else the one that falls most at no more than that cost.",
         "",
         table(("", "rate", "falls by", "perplexity rises by"), map(_tried, tried)),
         "",

@@ -107,20 +107,21 @@ class ScaledTerms:
 
     def logits(self, z: Tensor, head: nn.Linear) -> Tensor:
         """[..., V]; where no scaled prototype is active they are W z, bit for bit."""
-        with torch.no_grad():  # gradients reach z as if nothing were scaled
-            z_ND = z.reshape(-1, z.shape[-1])
-            projections_Nk, indices_Nk = self._nearest(z_ND)
-            if self.scaled_K[indices_Nk].any():
-                activations_Nk = self._activations(z_ND, projections_Nk)
-                moved = [
-                    mix(indices_Nk, activations_Nk * change_K[indices_Nk], self.weight_KD).view_as(z).to(z.dtype)
-                    for change_K in self.changes
-                ]
-            else:  # most often, while generating
-                moved = []
+        moved = self._moved(z)
         if not moved:
             return head(z)
         logits = head(z + moved[0])
         for (tokens_Y, _), more in zip(self.parts, moved[1:], strict=True):
             logits = logits.index_add(-1, tokens_Y, (more @ head.weight[tokens_Y].T).to(logits.dtype))
         return logits
+
+    @torch.no_grad()  # gradients reach z as if nothing were scaled
+    def _moved(self, z: Tensor) -> list[Tensor]:
+        """What each change of factors adds to z; nothing where no scaled prototype is active, as most often it is."""
+        z_ND = z.reshape(-1, z.shape[-1])
+        projections_Nk, indices_Nk = self._nearest(z_ND)
+        if not self.scaled_K[indices_Nk].any():
+            return []
+        activations_Nk = self._activations(z_ND, projections_Nk)
+        terms = (mix(indices_Nk, activations_Nk * change_K[indices_Nk], self.weight_KD) for change_K in self.changes)
+        return [terms_ND.view_as(z).to(z.dtype) for terms_ND in terms]

@@ -83,12 +83,10 @@ def _evaluations(runs: list[Run], suites: Suites, counts) -> list[str]:  # type:
     for path, suite in suites.items():
         wanted = [name for name, task in suite.items() if counts(task)]
         lacking = [shlex.quote(str(run.path)) for run in runs if any(name not in run.tasks for name in wanted)]
-        command = f"python -m prism_lightning evaluate --ckpt_path {{}} --suite {path}"
-        if len(lacking) > 1:
-            each = command.format('"$run"')
-            commands.append(f"for run in {' '.join(lacking)}; do {each}; done")
-        else:
-            commands += [command.format(run) for run in lacking]
+        each = lacking[0] if len(lacking) == 1 else '"$run"'
+        command = f"python -m prism_lightning evaluate --ckpt_path {each} --suite {path}"
+        commands += [command] if len(lacking) == 1 else []
+        commands += [f"for run in {' '.join(lacking)}; do {command}; done"] if len(lacking) > 1 else []
     return commands
 
 
