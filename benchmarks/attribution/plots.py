@@ -34,7 +34,7 @@ def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[P
     quality, cost = results.get("quality"), results.get("cost")
     if quality is not None:
         yield _locality(run, quality, stem), "LDS against the share of records a token query reads"
-        yield _pareto(run, quality, cost, stem), "LDS against latency and bytes"
+        yield _pareto(run, quality, cost, stem), "LDS against latency and bytes" if cost else "LDS against bytes"
     if cost is not None:
         yield _queries(run, cost, stem), "Time against the number of queries"
 
@@ -48,11 +48,16 @@ def _save(figure: Any, stem: Path, name: str) -> Path:
     return path
 
 
-def _point(axes: Axes, x: float, row: dict[str, Any], asked: str) -> None:
-    interval, colour = row[asked], FAMILIES[row["settings"]["kind"]]
-    error = [[interval.value - interval.low], [interval.high - interval.value]]
-    axes.errorbar(x, interval.value, yerr=error, fmt="o", color=colour, markersize=5, linewidth=1, capsize=2)
-    axes.annotate(row["method"], (x, interval.value), textcoords="offset points", xytext=(5, 4), fontsize=6)
+def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], asked: str) -> None:
+    """One method at all its numbers of bytes: a line through its points, named at the best."""
+    rows = sorted(rows, key=lambda row: values[row["method"]])
+    at, intervals = [values[row["method"]] for row in rows], [row[asked] for row in rows]
+    error = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+    heights, colour = [i.value for i in intervals], FAMILIES[rows[0]["settings"]["kind"]]
+    axes.errorbar(at, heights, yerr=error, fmt="o-", color=colour, markersize=4, linewidth=0.8, capsize=2)
+    best = max(range(len(rows)), key=heights.__getitem__)
+    name, offset = rows[best]["method"].split(",")[0], (5, 4)
+    axes.annotate(name, (at[best], heights[best]), textcoords="offset points", xytext=offset, fontsize=7)
 
 
 def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
@@ -91,17 +96,32 @@ def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] |
         for row in cost or []
         if row["size"] == size
     }
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
-    for row in rows:
-        if row["method"] in latency:
-            _point(left, latency[row["method"]], row, "sequence")
-        _point(right, max(row["bytes_per_token"], 0.5), row, "sequence")
-    for axes in (left, right):
-        axes.margins(x=0.18)
-    left.set(xscale="log", xlabel="one sequence query from raw tokens, ms", ylabel="LDS")
-    right.set(xscale="log", xlabel="bytes on disk per training token", ylabel="LDS")
+    bytes_per_token = {row["method"]: max(row["bytes_per_token"], 0.5) for row in rows}
+    wanted = {
+        "one sequence query from raw tokens, ms": latency,
+        "bytes on disk per training token (none: 0.5)": bytes_per_token,
+    }
+    wanted = {label: values for label, values in wanted.items() if values}
+    figure, panels = plt.subplots(1, len(wanted), figsize=(6.5 * len(wanted), 5), squeeze=False)
+    for axes, (label, values) in zip(panels[0], wanted.items(), strict=True):
+        shown = [row for row in rows if row["method"] in values]
+        for name in dict.fromkeys(row["method"].split(",")[0] for row in shown):
+            _family(axes, values, [row for row in shown if row["method"].split(",")[0] == name], "sequence")
+        front = _front([(values[row["method"]], row["sequence"].value) for row in shown])
+        axes.step(*zip(*front, strict=True), where="post", color="lightgray", zorder=0)
+        axes.margins(x=0.2)
+        axes.set(xscale="log", xlabel=label, ylabel="LDS")
     figure.suptitle(f"{size} sequences")
     return _save(figure, stem, "pareto")
+
+
+def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those than which none is both cheaper and better, cheapest first."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front
 
 
 def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:

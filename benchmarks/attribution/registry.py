@@ -13,7 +13,7 @@ from benchmarks.attribution.methods.gradient_index import GradientIndex
 from benchmarks.attribution.methods.head import Head
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
-from benchmarks.attribution.methods.target_match import TargetMatch
+from benchmarks.attribution.methods.target_match import TargetKernel, TargetMatch
 from benchmarks.attribution.methods.trak import Trak
 from benchmarks.attribution.task import Method, Task
 from prism_lightning.errors import UserError, nearest
@@ -22,6 +22,7 @@ from prism_lightning.models import PrismForCausalLM
 KINDS = {
     "prototypes": Prototypes,
     "target_match": TargetMatch,
+    "target_kernel": TargetKernel,
     "ekfac": EkFac,
     "head": Head,
     "trak": Trak,

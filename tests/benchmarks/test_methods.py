@@ -11,6 +11,7 @@ from benchmarks.attribution.methods.exact import ExactPrototypes
 from benchmarks.attribution.methods.head import Head
 from benchmarks.attribution.methods.prototypes import Prototypes, polished
 from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
+from benchmarks.attribution.methods.target_match import TargetKernel
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.task import Queries, Task
 from prism_lightning.attribution.logit_index import PRIOR
@@ -98,10 +99,11 @@ def test_head_ekfac_divides_by_the_corrected_eigenvalues(task, queries, tmp_path
 
 def test_head_keeps_its_bytes(task, queries, tmp_path):
     whole = opened(Head(task, tmp_path / "whole")).scores(queries)
-    narrow = opened(Head(task, tmp_path / "narrow", bytes_per_token=36))
-    rows = [narrow.state[name].nbytes + narrow.state[f"{name}_scales"].nbytes for name in ("hidden", "gradient")]
-    assert sum(rows) == 36 * 21 * 8
+    narrow = opened(Head(task, tmp_path / "narrow", bytes_per_token=34))
+    assert narrow.state["gradients"].nbytes + narrow.state["scales"].nbytes == 21 * (16 * 16 + 2)
     assert torch.corrcoef(torch.stack([whole.flatten(), narrow.scores(queries).flatten()]))[0, 1] > 0.999
+    tight = opened(Head(task, tmp_path / "tight", bytes_per_token=10))
+    assert tight.state["gradients"].shape == (21, 8 * 8)  # 80 bytes a sequence, less its scale
 
 
 @torch.no_grad()
@@ -241,6 +243,34 @@ def expected_by_target(task, queries, method):
     pairs = kernel * (asked_targets[:, None] == targets) * asked_surprise[:, None] * surprise
     pairs = (pairs * queries.weights_QT.reshape(-1, 1)).view(len(queries.ids_QL), -1, len(targets)).sum(1)
     return pairs.view(len(pairs), len(task.train_SL), -1).sum(-1)
+
+
+def test_target_kernel_is_the_heads_influence_on_the_targets_own_logit(task, queries, tmp_path):
+    method = opened(TargetKernel(task, tmp_path, damping=0.3))
+    (z_q, _, _), (z_s, _, _) = (states(task.model, ids) for ids in (queries.ids_QL, task.train_SL))
+    surprises = [1 - torch.exp(-losses(task.model, ids)) for ids in (queries.ids_QL, task.train_SL)]
+    second = torch.einsum("std,ste->de", z_s, z_s) / z_s[..., 0].numel()
+    counts = torch.zeros(VOCABULARY).index_add_(0, task.train_SL[:, 1:].flatten(), surprises[1].flatten())
+    curvature = counts + 0.3 * counts[counts > 0].mean()
+    for share in (0.01, 1.0):
+        method.hidden_damping = share
+        inverse = torch.linalg.inv(second + share * second.diagonal().mean() * torch.eye(16))
+        same = queries.ids_QL[:, None, 1:, None] == task.train_SL[None, :, None, 1:]
+        pairs = torch.einsum("qtd,de,sue->qstu", z_q, inverse, z_s) * same
+        asked = queries.weights_QT * surprises[0] / curvature[queries.ids_QL[:, 1:]]
+        expected = torch.einsum("qstu,qt,su->qs", pairs, asked, surprises[1])
+        found = method.scores(queries)
+        assert (found - expected).norm() / expected.norm() < 0.02  # int8
+    assert method.state["hidden"].shape == (21 * 8, 16)
+    narrow = opened(TargetKernel(task, tmp_path / "narrow", bytes_per_token=14))
+    assert narrow.state["hidden"].shape == (21 * 8, 4)
+    assert narrow.share_read(queries) == method.share_read(queries)
+
+
+@torch.no_grad()
+def losses(model, ids):
+    logits = model(ids[:, :-1], use_cache=False).logits
+    return cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
 
 @pytest.mark.parametrize("kind", ["prototypes", "target_match"])

@@ -36,13 +36,13 @@ class EkFac(Method):
     - "diagonal": the mean over sequences of the squared gradient, weight by weight.
     - "identity": none; scores are g_q . g_s, and nothing is fitted.
 
-    The damping is added to each of these values before they divide.
+    A share of the layer's mean value is added to each of these values before they divide.
 
     Args:
         task, folder: see `Method`.
         strategy: the curvature.
-        damping: in the curvature's unit, nats^2 per squared weight, the same for all layers; None adds to each layer a
-            tenth of its mean value. May be changed between calls of `scores`, without another fit.
+        damping: that share, a tenth in the library. (One absolute number for all layers, its alternative, is too much
+            for some layers where it is right for others.) May be changed between calls of `scores`.
         rank: of each layer's divided query gradient, cut by a singular value decomposition to save memory where many
             queries share a pass; None keeps them whole, 4 bytes a weight and query.
         modules: the attention and MLP layers, or these and the head, or the head alone.
@@ -60,7 +60,7 @@ class EkFac(Method):
         task: Task,
         folder: Path,
         strategy: Literal["ekfac", "kfac", "diagonal", "identity"] = "ekfac",
-        damping: float | None = None,
+        damping: float = 0.1,
         rank: int | None = None,
         modules: Literal["layers", "layers+head", "head"] = "layers",
         train_batch: int = 32,
@@ -102,13 +102,13 @@ class EkFac(Method):
         from kronfluence.score.pairwise import compute_pairwise_scores_with_loaders
 
         arguments = ScoreArguments(
-            damping_factor=self.damping,
+            damping_factor=None,  # its share of the mean: see below
             query_gradient_low_rank=self.rank,
             use_full_svd=True,  # closer than the randomised one, and the same in every call
             query_gradient_accumulation_steps=-(-self.queries_per_pass // self.query_batch),
         )
         # Not `compute_pairwise_scores`, which would read all factors again, and write the scores to files.
-        with _quiet():
+        with _quiet(), _damped(self.damping):
             found = compute_pairwise_scores_with_loaders(
                 loaded_factors=self.factors,
                 model=self.analyzer.model,
@@ -192,6 +192,19 @@ def _linear_layers(model: PrismForCausalLM, modules: str) -> list[str]:
         kind = model.config.get_text_config().model_type
         raise UserError(f"method ekfac needs a decoder of nn.Linear layers, which {kind} is not: take llama")
     return {"layers": layers, "layers+head": [*layers, "lm_head"], "head": ["lm_head"]}[modules]
+
+
+@contextmanager
+def _damped(share: float) -> Iterator[None]:
+    """With that share of a layer's mean value as the library's damping: it has no argument for it."""
+    from kronfluence.factor import config
+
+    usual = config.HEURISTIC_DAMPING_SCALE
+    config.HEURISTIC_DAMPING_SCALE = share
+    try:
+        yield
+    finally:
+        config.HEURISTIC_DAMPING_SCALE = usual
 
 
 @contextmanager

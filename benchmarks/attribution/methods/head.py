@@ -1,16 +1,17 @@
-"""Influence through the head's input alone, from cached records (z_t, delta_t) of all training tokens.
+"""Influence through the head's input alone, from cached gradients sum_t z_t delta_t^T of all training sequences.
 
 The parameters are those of a dense D x D matrix between hidden states and head, at the identity: what prototypes
 would be without their locality. With C = E[z z^T], M_t = W^T (diag(pi) - pi pi^T) W and S = E[M_t], a query's gradient
 G = sum_t w_t z_t delta_t^T is divided by the Kronecker product of C and S ("kfac"), by its eigenvalue-corrected form
 ("ekfac": in the eigenbases of C and S, by E[(u_i . z_t)^2 v_j^T M_t v_j], in closed form), or by nothing ("identity").
-A training token then scores z_s^T G delta_s.
+A training sequence then scores sum_t z_t^T G delta_t, the product of G with its own gradient.
 
-Shapes: N training tokens, D hidden size, m coordinates kept of each side.
+Shapes: N training tokens, S sequences, B of them at once, T targets, D hidden size, m coordinates kept of each side.
 """
 
 from __future__ import annotations
 
+from math import isqrt
 from pathlib import Path
 from typing import Literal
 
@@ -24,18 +25,18 @@ from prism_lightning.attribution.hessian import eigenbasis
 from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import head_chunks, loss_gradient
 
-CHUNK = 65_536  # training tokens scored at once
+CHUNK = 2**22  # coordinates scored at once
 
 
 class Head(Method):
-    """Cached hidden states and loss gradients, whitened, in as many coordinates as the bytes allow.
+    """Cached gradients of sequences, whitened on both sides, in as many coordinates as the bytes allow.
 
     Args:
         task, folder: see `Method`.
         curvature: "kfac", "ekfac" or "identity".
         damping: share of the mean eigenvalue of each factor ("kfac"), or of their products ("ekfac").
-        bytes_per_token: of the records: int8 coordinates, half of them of z and half of delta, with a scale each;
-            None keeps all in float32.
+        bytes_per_token: of the gradients: the leading m x m coordinates in int8 and a scale for each sequence; None
+            keeps all in float32.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Head(Method):
     ) -> None:
         super().__init__(task, folder)
         self.curvature, self.damping = curvature, damping
-        size = task.model.config.hidden_size
-        self.kept = size if bytes_per_token is None else min(size, (bytes_per_token - 4) // 2)
+        self.kept: int = task.model.config.hidden_size
+        if bytes_per_token is not None:
+            self.kept = min(self.kept, isqrt(bytes_per_token * (task.train_SL.shape[1] - 1) - 2))
         self.precision = "fp32" if bytes_per_token is None else "int8"
 
     @torch.no_grad()
@@ -68,17 +70,23 @@ class Head(Method):
         wide_VD = head_VD.double()
         curvature_DD = (wide_VD.T @ (probability_V[:, None] * wide_VD) - outer_DD) / tokens
         tensors: dict[str, np.ndarray] = {}
+        sides = []
         for name, rows_ND, moment_DD in (
             ("hidden", z_ND, (z_ND.T @ z_ND).double() / tokens),
             ("gradient", delta_ND, curvature_DD),
         ):
             values_m, basis_Dm = eigenbasis(moment_DD, self.kept)
             tensors |= {f"{name}_basis": basis_Dm.float().numpy(), f"{name}_values": values_m.float().numpy()}
-            narrow, scales = quantised((rows_ND @ (basis_Dm / values_m.sqrt()).float()).numpy(), self.precision)
-            tensors |= {name: narrow} | ({f"{name}_scales": scales} if scales is not None else {})
+            sides.append((rows_ND @ (basis_Dm / values_m.sqrt()).float()).view(len(self.task.train_SL), -1, self.kept))
         if self.curvature == "ekfac":
             tensors["products"] = self._products(head_VD, z_ND, tensors).numpy()
-        write_file(self.folder / "records.safetensors", tensors, tokens=tokens)
+        narrow, scales = [], []
+        for z_BTm, delta_BTm in zip(*(side_STm.split(BATCH) for side_STm in sides), strict=True):
+            rows, scales_B = quantised((z_BTm.transpose(1, 2) @ delta_BTm).flatten(1).numpy(), self.precision)
+            narrow.append(rows)
+            scales += [] if scales_B is None else [scales_B]
+        tensors |= {"gradients": np.concatenate(narrow)} | ({"scales": np.concatenate(scales)} if scales else {})
+        write_file(self.folder / "gradients.safetensors", tensors)
 
     def _products(self, head_VD: Tensor, z_ND: Tensor, tensors: dict[str, np.ndarray]) -> Tensor:
         """E[(u_i . z)^2 v_j^T M_t v_j], [m, m]."""
@@ -91,26 +99,17 @@ class Head(Method):
         return (total / len(z_ND)).float()
 
     def open(self) -> None:
-        self.state = map_file(self.folder / "records.safetensors")
+        self.state = map_file(self.folder / "gradients.safetensors")
 
     @torch.no_grad()
     def scores(self, queries: Queries) -> Tensor:
-        matrices_Qmm = self._matrices(queries)
-        length = self.task.train_SL.shape[1] - 1
-        step = CHUNK // length * length
-        out = []
-        for start in range(0, len(self.state["hidden"]), step):
-            z_Nm, delta_Nm = (self._rows(name, slice(start, start + step)) for name in ("hidden", "gradient"))
-            rows = [((z_Nm @ matrix_mm) * delta_Nm).sum(-1).view(-1, length).sum(-1) for matrix_mm in matrices_Qmm]
-            out.append(torch.stack(rows))
-        return torch.cat(out, dim=1)
-
-    def _rows(self, name: str, rows: slice) -> Tensor:
-        """Whitened coordinates of some training tokens."""
-        found = torch.from_numpy(np.array(self.state[name][rows], dtype=np.float32))
-        if f"{name}_scales" in self.state:
-            found *= torch.from_numpy(self.state[f"{name}_scales"][rows].astype(np.float32))[:, None]
-        return found
+        asked_Qf = self._matrices(queries).flatten(1)
+        stored, step = self.state["gradients"], max(1, CHUNK // asked_Qf.shape[1])
+        parts = (stored[start : start + step].astype(np.float32) for start in range(0, len(stored), step))
+        scores_QS = torch.cat([asked_Qf @ torch.from_numpy(rows_Sf).T for rows_Sf in parts], dim=1)
+        if "scales" in self.state:
+            scores_QS *= torch.from_numpy(self.state["scales"].astype(np.float32))
+        return scores_QS
 
     def _matrices(self, queries: Queries) -> Tensor:
         """[Q, m, m]: gradients of the queries, in whitened coordinates, divided by the curvature."""

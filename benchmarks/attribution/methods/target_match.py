@@ -1,7 +1,11 @@
-"""All training tokens with the query's target, by surprise: the floor of what prototypes add in the space of logits.
+"""All training tokens with the query's target: by surprise alone, or by how much their hidden states agree as well.
 
-It is the influence through a bias of the logits with a diagonal curvature: what an index in that space computes with
-one prototype that is active everywhere.
+The first is the influence through a bias of the logits with a diagonal curvature: what an index in the space of logits
+computes with one prototype that is active everywhere, the floor of what prototypes add there. The second is that
+through the head's weights, E[z z^T] in place of prototypes and the same diagonal: their dense rival on the same lists.
+
+Shapes: Q queries, T targets of each, N of them asked about, U different targets of a query, D hidden size, m
+coordinates kept of hidden states.
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.task import Queries, Task, hidden
 from prism_lightning.attribution.files import map_file, write_file
+from prism_lightning.attribution.hessian import eigenbasis
 from prism_lightning.attribution.index import Hits, summed
 from prism_lightning.attribution.logit_index import entries_of, places
 from prism_lightning.attribution.postings import target_lists
+from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import surprise
 
 
@@ -35,21 +42,22 @@ class TargetMatch(ListMethod):
 
     @torch.no_grad()
     def fit(self) -> None:
+        write_file(self.folder / "lists.safetensors", self.lists(hidden(self.task.model, self.task.train_SL)))
+
+    def lists(self, z_ND: Tensor) -> dict[str, np.ndarray]:
+        """Rows of every target that occurs, one behind the other."""
         head_VD, targets_N = self.task.model.lm_head.weight, self.task.train_SL[:, 1:].flatten()
-        surprise_N = surprise(head_VD, hidden(self.task.model, self.task.train_SL), targets_N)
-        shape = (len(targets_N), 1)
-        lists = target_lists(
-            np.zeros(shape, int), np.ones(shape), surprise_N.numpy(), targets_N.numpy(), len(head_VD), 1
-        )
+        surprise_N, shape = surprise(head_VD, z_ND, targets_N).numpy(), (len(targets_N), 1)
+        lists = target_lists(np.zeros(shape, int), np.ones(shape), surprise_N, targets_N.numpy(), len(head_VD), 1)
         del lists["activations"]
-        write_file(self.folder / "lists.safetensors", lists)
+        return lists
 
     def open(self) -> None:
         self.state = map_file(self.folder / "lists.safetensors")
 
     @torch.no_grad()
     def questions(self, queries: Queries) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As `ListMethod`: the targets asked about, and the weight of each."""
+        """As `ListMethod`: the targets asked about [U], ascending, and the vector [U, m] of each."""
         which_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
         z_ND = self.task.model.hidden_states(queries.ids_QL[:, : int(at_N.max()) + 1])[which_N, at_N]
         targets_N = queries.ids_QL[which_N, at_N + 1]
@@ -57,15 +65,80 @@ class TargetMatch(ListMethod):
         at, found = places(self.state, targets_N.numpy())
         curvature_N = self.state["curvature"][at] * found + self.damping * self.state["curvature"].mean()
         weights_N = (surprise_N * queries.weights_QT[which_N, at_N]).numpy() / curvature_N
+        vectors_Nm = self.vectors(z_ND) * weights_N[:, None].astype(np.float32)
         bounds = np.searchsorted(which_N.numpy(), np.arange(len(queries.ids_QL) + 1)).tolist()
-        return [(targets_N[a:b].numpy(), weights_N[a:b]) for a, b in pairwise(bounds)]
+        return [_by_target(targets_N[a:b].numpy(), vectors_Nm[a:b]) for a, b in pairwise(bounds)]
+
+    def vectors(self, z_ND: Tensor) -> np.ndarray:
+        """[N, m], what the records of a list are multiplied with."""
+        return np.ones((len(z_ND), 1), np.float32)
 
     def by_sequence(self, question: tuple[np.ndarray, np.ndarray]) -> Hits:
-        targets, weights = question
-        positions, counts = entries_of(self.state, targets)
+        targets_U, vectors_Um = question
+        positions, counts = entries_of(self.state, targets_U)
         rows = self.state["rows"][positions].astype(np.int64)
-        return summed(rows // self.length, self.state["surprise"].take(rows) * np.repeat(weights, counts))
+        values = self.agreement(positions, counts, vectors_Um)
+        return summed(rows // self.length, self.state["surprise"].take(rows) * values)
+
+    def agreement(self, positions: np.ndarray, counts: np.ndarray, vectors_Um: np.ndarray) -> np.ndarray:
+        """The product of a list's vector with the record of each of its entries."""
+        return np.repeat(vectors_Um[:, 0], counts)
 
     def share_read(self, queries: Queries) -> float:
-        counts = [entries_of(self.state, np.unique(targets))[1].sum() for targets, _ in self.questions(queries)]
+        counts = [entries_of(self.state, targets)[1].sum() for targets, _ in self.questions(queries)]
         return float(np.mean(counts)) / self.task.train_SL[:, 1:].numel()
+
+
+def _by_target(targets_N: np.ndarray, vectors_Nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different targets, and the sum of the vectors of each."""
+    targets_U, which_N = np.unique(targets_N, return_inverse=True)
+    vectors_Um = np.zeros((len(targets_U), vectors_Nm.shape[1]), np.float32)
+    np.add.at(vectors_Um, which_N, vectors_Nm)
+    return targets_U, vectors_Um
+
+
+class TargetKernel(TargetMatch):
+    """Lists by target with the hidden state of every entry beside it, whitened.
+
+    Args:
+        task, folder, damping: see `TargetMatch`.
+        hidden_damping: share of the mean eigenvalue of E[z z^T] that is added to it; may be changed after `open`.
+        bytes_per_token: of the lists (8 bytes) and of hidden states (int8 in the leading coordinates, and a scale).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        damping: float = 0.05,
+        hidden_damping: float = 0.01,
+        bytes_per_token: int = 128,
+    ) -> None:
+        super().__init__(task, folder, damping)
+        self.hidden_damping = hidden_damping
+        self.kept = min(task.model.config.hidden_size, bytes_per_token - 10)
+
+    @torch.no_grad()
+    def fit(self) -> None:
+        z_ND = hidden(self.task.model, self.task.train_SL)
+        values_m, basis_Dm = eigenbasis((z_ND.T @ z_ND).double() / len(z_ND), self.kept)
+        lists = self.lists(z_ND)
+        white_Nm, scales_N = quantised((z_ND @ (basis_Dm / values_m.sqrt()).float()).numpy(), "int8")
+        assert scales_N is not None
+        lists |= {"hidden": white_Nm[lists["rows"]], "scales": scales_N[lists["rows"]]}
+        lists |= {"values": values_m.float().numpy(), "basis": basis_Dm.float().numpy()}
+        write_file(self.folder / "lists.safetensors", lists)
+
+    def vectors(self, z_ND: Tensor) -> np.ndarray:
+        values_m = self.state["values"]
+        return z_ND.numpy() @ self.state["basis"] * values_m**0.5 / (values_m + self.hidden_damping * values_m.mean())
+
+    def agreement(self, positions: np.ndarray, counts: np.ndarray, vectors_Um: np.ndarray) -> np.ndarray:
+        out, first = np.empty(len(positions), np.float32), 0
+        for count, vector_m in zip(counts.tolist(), vectors_Um, strict=True):
+            if count:  # a list is one piece of the file
+                start = positions[first]
+                rows_nm = self.state["hidden"][start : start + count].astype(np.float32)
+                out[first : first + count] = rows_nm @ vector_m * self.state["scales"][start : start + count]
+            first += count
+        return out
