@@ -178,7 +178,7 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """What models and losses depend on; a folder made with another is refused."""
-        corpus = {name: value for name, value in asdict(self.corpus).items() if name != "path"}
+        corpus = asdict(self.corpus) | {"path": self.corpus.path and Path(self.corpus.path).name}
         return {
             "corpus": corpus,
             "model": self.model,
@@ -186,12 +186,17 @@ class Settings:
             "batch_size": self.training.batch_size,
         }
 
+    def choice(self) -> list[Any]:
+        """What the choice of alternatives depends on beside the method: the models and halves it is made on."""
+        plan = self.retraining
+        return [self.training.commitments[0], plan.variant_size, plan.halves, plan.seeds, plan.checkpoints]
+
 
 def load_settings(path: Path, overrides: list[str]) -> Settings:
     """Read a YAML file and put `group.name=value` settings over it.
 
     Raises:
-        UserError: no such file, an unknown setting, or a value of another type.
+        UserError: no such file, an unknown setting, a value of another type, or settings at odds with each other.
     """
     if not path.is_file():
         raise UserError(f"--config {path}: no such file")
@@ -203,9 +208,58 @@ def load_settings(path: Path, overrides: list[str]) -> Settings:
     except OmegaConfBaseException as error:
         raise UserError(f"{path} {' '.join(overrides)}: {str(error).splitlines()[0]}") from error
     assert isinstance(settings, Settings)
-    if sorted(settings.corpus.sizes) != settings.corpus.sizes or not settings.corpus.sizes:
-        raise UserError(f"corpus.sizes is {settings.corpus.sizes}: list the sizes in ascending order")
+    problems = _corpus_problems(settings) + _quality_problems(settings) + _cost_problems(settings)
+    if problems:
+        raise UserError(problems)
     return settings
+
+
+def _corpus_problems(run: Settings) -> list[str]:
+    sizes, plan, found = run.corpus.sizes, run.retraining, []
+    if sorted(sizes) != sizes or not sizes:
+        found.append(f"corpus.sizes is {sizes}: list the sizes in ascending order")
+    if plan.checkpoints < plan.decoders:
+        found.append(f"retraining.checkpoints is {plan.checkpoints}: give at least retraining.decoders")
+    return found
+
+
+def _quality_problems(run: Settings) -> list[str]:
+    plan, found = run.quality, []
+    if plan is None:
+        return []
+    for name, size in {
+        "retraining.variant_size": run.retraining.variant_size,
+        "quality.removal_size": plan.removal_size,
+    }.items():
+        if size not in run.corpus.sizes:
+            found.append(f"{name} is {size}: take one of corpus.sizes")
+    named = {"ours": [plan.ours], "reference": [plan.reference], "contenders": plan.contenders}
+    named["ceiling"] = [plan.ceiling] if plan.ceiling else []
+    for setting, names in named.items():
+        unknown = [name for name in names if name not in run.methods]
+        found += [f"quality.{setting}: no method {name!r} in methods" for name in unknown]
+    if plan.ours not in plan.contenders:
+        found.append(f"quality.contenders: {plan.ours!r}, which others are compared with, has to be among them")
+    return found
+
+
+def _cost_problems(run: Settings) -> list[str]:
+    plan, found = run.cost, []
+    if plan is None:
+        return []
+    if len(plan.counts) < 2 or max(plan.counts) > run.corpus.queries:
+        found.append(
+            f"cost.counts is {plan.counts}: give two numbers or more, up to corpus.queries, {run.corpus.queries}"
+        )
+    names = plan.methods or list(run.methods)
+    found += [f"cost.methods: no method {name!r} in methods" for name in names if name not in run.methods]
+    for size in plan.sizes or run.corpus.sizes:
+        if size not in run.corpus.sizes:
+            found.append(f"cost.sizes has {size}: take some of corpus.sizes")
+        elif run.retraining.checkpoints > run.retraining.decoders and size != run.retraining.variant_size:
+            several = [name for name in names if run.methods.get(name, {}).get("several")]
+            found += [f"cost: {name} has all its checkpoints at retraining.variant_size only" for name in several]
+    return found
 
 
 def digest(value: Any) -> str:

@@ -23,9 +23,10 @@ import torch
 
 from benchmarks.attribution.config import Settings, digest
 from benchmarks.attribution.corpus import open_corpus
+from benchmarks.attribution.methods.ekfac import EkFac
 from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.registry import make
-from benchmarks.attribution.retraining import planned, retrain
+from benchmarks.attribution.retraining import decoder, planned, retrain
 from benchmarks.attribution.scoring import task_of, token_targets
 from benchmarks.attribution.task import Method, Queries, Task
 from prism_lightning.attribution.files import read_json, write_json
@@ -55,6 +56,8 @@ class Cost:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"rows": self.measured(size, path.with_suffix(".partial.json"))})
+                shutil.rmtree(self.run.folder / "states" / str(size))
+                path.with_suffix(".partial.json").unlink()
             rows += json.loads(path.read_text())["rows"]
         return rows
 
@@ -66,7 +69,11 @@ class Cost:
         """Rows of every method at one size; an interrupted call left its measurements in `partial`, and states."""
         torch.set_num_threads(self.plan.threads)
         states = self.run.folder / "states" / str(size)
-        task = task_of(self.run, self.corpus, self.run.training.commitments[0], size, 0)
+        main = self.run.training.commitments[0]
+        task = task_of(self.run, self.corpus, main, size, 0)
+        several = any(settings.get("several") for settings in self.methods.values())
+        seeds = range(self.run.retraining.checkpoints if several else 0)
+        self.checkpoints = [decoder(self.run, main, size, seed) for seed in seeds]
         self.states = {name: states / name for name in self.methods}
         self.partial, self.found = partial, {"builds": {}, "answers": {}} | (read_json(partial) or {})
         builds = self.builds(task)
@@ -78,16 +85,16 @@ class Cost:
         for name, method in opened.items():
             row = {"method": name, "size": size, "settings": self.methods[name], "builds": builds[name]}
             row |= {"answers": answers[name], "bytes_per_token": method.state_bytes() / task.train_SL[:, 1:].numel()}
+            if isinstance(method, EkFac):
+                row["queries_per_pass"] = method.queries_per_pass
             if isinstance(method, ListMethod):
                 row |= {"look_up": self.look_up(method), "share_read": method.share_read(self.queries("token", 64))}
             rows.append(row)
-        shutil.rmtree(states)
-        partial.unlink()
         return rows
 
-    def made(self, task: Task, name: str) -> Method:
-        """A method on its state."""
-        return make(task, self.states[name], self.methods[name], self.corpus.tokenizer)
+    def made(self, task: Task, name: str, folder: Path | None = None) -> Method:
+        """A method on its state, or on another folder."""
+        return make(task, folder or self.states[name], self.methods[name], self.corpus.tokenizer, self.checkpoints)
 
     def builds(self, task: Task) -> dict[str, list[dict[str, float]]]:
         """Every build of every method, in turn: seconds, memory, and seconds of a first query behind it, cold."""
@@ -108,11 +115,14 @@ class Cost:
 
     def build(self, task: Task, name: str) -> dict[str, float]:
         """One build from nothing, and one token query right after `open`, with the state's files out of the cache."""
-        method, before = self.made(task, name), fresh_peak()
+        partial = self.states[name].with_name(f"{name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        method, before = self.made(task, name, partial), fresh_peak()
         started = time.perf_counter()
         method.fit()
         seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
         del method
+        partial.rename(self.states[name])  # half a state would otherwise pass for a whole one
         forget(self.states[name])
         method, before = self.made(task, name), fresh_peak()
         started = time.perf_counter()
@@ -129,7 +139,11 @@ class Cost:
         return Queries.of_sequences(ids_QL)
 
     def answers(self, methods: dict[str, Method]) -> dict[str, dict[str, list[float]]]:
-        """Seconds of every repeat, by method and by "kind q"."""
+        """Seconds of every repeat, by method and by "kind q", behind a first one that is not counted.
+
+        What takes long is warmed up once, not for every number of queries.
+        """
+        warm: set[str] = set()
         found: dict[str, dict[str, list[float]]] = self.found["answers"]
         for repeat in range(self.plan.repeats):
             for kind, count in product(KINDS, self.plan.counts):
@@ -139,9 +153,10 @@ class Cost:
                     if len(times.get(key, [])) > repeat or not self._worth(times, kind, count):
                         continue
                     took = answer(method, queries)
+                    if name not in warm or (key not in times and took < self.plan.patience / 10):
+                        took = answer(method, queries)
+                    warm.add(name)
                     if key not in times:
-                        if took < self.plan.patience / 10:  # that was the warm-up; what takes long needs none
-                            took = answer(method, queries)
                         print(f"{key}, {name}: {took:.4f} s", flush=True)
                     times.setdefault(key, []).append(took)
                     write_json(self.partial, self.found)
@@ -209,9 +224,10 @@ def line(answers: dict[str, list[float]], kind: str) -> tuple[float, float]:
     return float(intercept), float(slope)
 
 
-def at(intercept_and_slope: tuple[float, float], count: int) -> float:
-    """Seconds that a line predicts for a number of queries."""
-    return intercept_and_slope[0] + intercept_and_slope[1] * count
+def at(intercept_and_slope: tuple[float, float], count: int, per_pass: int | None = None) -> float:
+    """Seconds that a line predicts for a number of queries; every pass over the training data has the intercept."""
+    passes = 1 if per_pass is None else -(-count // per_pass)
+    return intercept_and_slope[0] * passes + intercept_and_slope[1] * count
 
 
 def growth(sizes: list[int], seconds: list[float]) -> float:
@@ -219,9 +235,11 @@ def growth(sizes: list[int], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def break_even(cheap: tuple[float, float, float], dear: tuple[float, float, float]) -> float | None:
-    """Queries from which on the first of two (build, intercept, slope) is the cheaper one in all; None: never."""
-    saved, lost = dear[2] - cheap[2], cheap[0] + cheap[1] - dear[0] - dear[1]
-    if saved <= 0:
-        return None
-    return max(0.0, lost / saved)
+def break_even(one: tuple[float, float, float], other: tuple[float, float, float]) -> str:
+    """For how many queries the first of two (build, intercept, slope) is the cheaper one in all."""
+    saved, lost = other[2] - one[2], one[0] + one[1] - other[0] - other[1]
+    if lost <= 0 <= saved:
+        return "any number of"
+    if saved <= 0 <= lost:
+        return "no"
+    return f"{'more' if saved > 0 else 'fewer'} than {lost / saved:,.0f}"

@@ -49,7 +49,7 @@ def compared(run: Settings) -> list[dict[str, Any]]:
     folder, size, main = run.folder / "exact", run.corpus.sizes[0], run.training.commitments[0]
     folder.mkdir(parents=True, exist_ok=True)
     paths = {
-        name: folder / f"{name}-{digest([run.quality.exact_queries, run.quality.fit_steps])}.safetensors"
+        name: folder / f"{name}-{digest([main, size, run.quality.exact_queries, run.quality.fit_steps])}.safetensors"
         for name in DICTIONARIES
     }
     missing = [(run, name, path) for name, path in paths.items() if not path.with_suffix(".json").is_file()]

@@ -66,9 +66,13 @@ def ranks_of(scores_QS: np.ndarray, stated: list[list[int]]) -> list[int]:
     return [1 + int(np.isin(row, mine).argmax()) for row, mine in zip(best, stated, strict=True)]
 
 
+def _folder(run: Settings, size: int) -> Path:
+    return run.folder / "planted" / str(run.training.commitments[0]) / str(size)
+
+
 def _decoder(run: Settings, size: int) -> Task:
     """The model trained on the planted corpus."""
-    corpus, path = open_corpus(run), run.folder / "planted" / "model"
+    corpus, path = open_corpus(run), _folder(run, size) / "model"
     train_SL, _, _ = planted(corpus, size)
     if not path.is_dir():
         partial = path.with_suffix(".partial")
@@ -94,10 +98,15 @@ def _measure(run: Settings, size: int, name: str, settings: dict[str, Any], path
 
 
 def measured(run: Settings, methods: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean reciprocal rank of the first sequence that states a fact, and recall of all of them among the first ten."""
-    size, folder = run.retraining.variant_size, run.folder / "planted"
+    """Mean reciprocal rank of the first sequence that states a fact, and recall of all of them among the first ten.
+
+    One model is trained: methods that want several are left out.
+    """
+    size = run.retraining.variant_size
+    folder = _folder(run, size)
     folder.mkdir(parents=True, exist_ok=True)
     _decoder(run, size)
+    methods = {name: settings for name, settings in methods.items() if not settings.get("several")}
     paths = {name: folder / f"{name}-{digest(settings)}.json" for name, settings in methods.items()}
     missing = [(run, size, n, methods[n], path) for n, path in paths.items() if not path.is_file()]
     run_all(_measure, missing, run.retraining.jobs, "planted facts", len(paths) - len(missing))

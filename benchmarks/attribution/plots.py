@@ -18,6 +18,7 @@ from benchmarks.attribution.config import Settings
 FAMILIES = {  # colour of a method by its kind
     "prototypes": "#d1495b",
     "target_match": "#c9a0a0",
+    "target_kernel": "#8c2f39",
     "ekfac": "#30638e",
     "head": "#edae49",
     "trak": "#6a4c93",
@@ -52,7 +53,7 @@ def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], as
     """One method at all its numbers of bytes: a line through its points, named at the best."""
     rows = sorted(rows, key=lambda row: values[row["method"]])
     at, intervals = [values[row["method"]] for row in rows], [row[asked] for row in rows]
-    error = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+    error = [[max(0, i.value - i.low) for i in intervals], [max(0, i.high - i.value) for i in intervals]]
     heights, colour = [i.value for i in intervals], FAMILIES[rows[0]["settings"]["kind"]]
     axes.errorbar(at, heights, yerr=error, fmt="o-", color=colour, markersize=4, linewidth=0.8, capsize=2)
     best = max(range(len(rows)), key=heights.__getitem__)
@@ -63,28 +64,35 @@ def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], as
 def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
     assert run.quality is not None
     sizes, plan = run.corpus.sizes, run.quality
-    figure, panels = plt.subplots(2, len(sizes), figsize=(4.6 * len(sizes), 7.6), squeeze=False, sharex=True)
+    figure, panels = plt.subplots(2, len(sizes), figsize=(4.6 * len(sizes), 8), squeeze=False, sharex="row")
     lines = [(space, active) for space, grid in plan.grids.items() for active in grid["active"]]
-    dotted = (plan.reference, *[name for name in plan.contenders if "head" in name])
     for asked, row_of_panels in zip(("sequence", "token"), panels, strict=True):
         for axes, size in zip(row_of_panels, sizes, strict=True):
             grid = quality["grids"][size]
             for number, (space, active) in enumerate(lines):
                 rows = [r for r in grid if r["method"].startswith(space) and r["method"].endswith(f"k {active}")]
-                shares, values = [100 * r["share_read"] for r in rows], [r[asked].value for r in rows]
+                shares, values = [100 * r["share_read"][asked] for r in rows], [r[asked].value for r in rows]
                 axes.plot(shares, values, marker="osD^v"[number % 5], label=f"{space}, fitted, k {active}")
             for row in (row for row in grid if "own" in row["method"]):
                 marker = {"logits": "P", "hidden": "X"}[row["method"].split(",")[0]]
                 face = "black" if "polished" in row["method"] else "white"
-                place = (100 * row["share_read"], row[asked].value)
+                place = (100 * row["share_read"][asked], row[asked].value)
                 axes.plot(*place, marker, color="black", markerfacecolor=face, label=row["method"])
-            for row, style in zip((r for r in quality["tables"][size] if r["method"] in dotted), STYLES, strict=False):
+            rows = quality["tables"][size]
+            for row, marker in zip(
+                (r for r in rows if r["settings"]["kind"].startswith("target")), "*hpd", strict=False
+            ):
+                axes.plot(100 * row["share_read"][asked], row[asked].value, marker, color="gray", label=row["method"])
+            whole = [row for row in rows if "share_read" not in row and row["method"] != plan.reference]
+            best = sorted(whole, key=lambda row: -row[asked].value)[: len(STYLES) - 1]
+            lines_at = [row for row in rows if row["method"] == plan.reference] + best
+            for row, style in zip(lines_at, STYLES, strict=False):
                 axes.axhline(row[asked].value, color="gray", linewidth=1, linestyle=style, label=row["method"])
             axes.set(xscale="log", title=f"{size} sequences")
+            axes.set_xlabel(f"list entries that a {asked} query reads,\n% of the training tokens")
         row_of_panels[0].set_ylabel(f"LDS, {asked} queries")
-    for axes in panels[-1]:
-        axes.set_xlabel("list entries that a one-token query reads,\n% of the training tokens")
-    panels[0][-1].legend(fontsize=6)
+    for row_of_panels in panels:
+        row_of_panels[-1].legend(fontsize=6)
     return _save(figure, stem, "locality")
 
 
@@ -94,7 +102,7 @@ def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] |
     latency = {
         row["method"]: 1000 * statistics.median(row["answers"]["sequence 1"])
         for row in cost or []
-        if row["size"] == size
+        if row["size"] == size and "sequence 1" in row["answers"]
     }
     bytes_per_token = {row["method"]: max(row["bytes_per_token"], 0.5) for row in rows}
     wanted = {

@@ -64,7 +64,10 @@ class Quality:
             row[asked] = self.lds(cases, asked)
         tokens = size * self.run.corpus.tokens
         row["bytes_per_token"] = float(np.mean([fact["state_bytes"] for fact in facts])) / tokens
-        row["share_read"] = float(np.mean([fact.get("share_read", 1.0) for fact in facts]))
+        row["commits"] = sorted({str(fact["commit"]) for fact in facts})
+        row["seeds"] = len(self.truth(variant, size)["sequence"])
+        if "share_read" in facts[0]:
+            row["share_read"] = {a: float(np.mean([fact["share_read"][a] for fact in facts])) for a in ASKED}
         if "unexplained_variance" in facts[0]:
             row["unexplained_variance"] = float(np.mean([fact["unexplained_variance"] for fact in facts]))
         return row

@@ -40,10 +40,10 @@ def make(
     tokenizer: PreTrainedTokenizerFast,
     checkpoints: Sequence[PrismForCausalLM] = (),
 ) -> Method:
-    """A method by its settings, `kind` among them; `several` asks for all checkpoints where there are some.
+    """A method by its settings, `kind` among them; `several` asks for all checkpoints.
 
     Raises:
-        UserError: an unknown kind or setting.
+        UserError: an unknown kind or setting, or no checkpoints where there should be several.
     """
     settings = dict(settings)
     kind = settings.pop("kind", None)
@@ -51,7 +51,9 @@ def make(
         raise UserError(f"method kind {kind!r}: {nearest(str(kind), KINDS)}")
     if kind == "bm25":
         settings["tokenizer"] = tokenizer
-    if settings.pop("several", False) and checkpoints:
+    if settings.pop("several", False):
+        if len(checkpoints) < 2:
+            raise UserError(f"method of kind {kind}: several checkpoints are asked for, and {len(checkpoints)} given")
         settings["checkpoints"] = list(checkpoints)
     try:
         return KINDS[kind](task, folder, **settings)  # type: ignore[abstract]

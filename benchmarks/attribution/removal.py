@@ -41,7 +41,10 @@ def removal_jobs(
 
 
 def removal(run: Settings, cases: list[Case], queries: int, count: int, draws: int, seeds: int) -> list[dict[str, Any]]:
-    """Rise of a query's loss, in nats per token, over that after random removals: mean and standard error."""
+    """Rise of a query's loss, in nats per token, over that after random removals: mean and standard error.
+
+    The error is that of the mean over queries and that of the random models, which all queries share.
+    """
     jobs = removal_jobs(run, cases, queries, count, draws, seeds)
     retrain(run, list({job.path: job for some in jobs.values() for job in some}.values()), "retraining without")
     tokens = run.corpus.tokens
@@ -53,14 +56,14 @@ def removal(run: Settings, cases: list[Case], queries: int, count: int, draws: i
 
     random_DsQ = losses("random removal")
     base_sQ = random_DsQ.mean(0)
+    base_error = float(random_DsQ.mean((1, 2)).std(ddof=1) / draws**0.5)
     rows = []
     for case in cases:
         rise_sQ = losses(case.name)[np.arange(queries), :, np.arange(queries)].T - base_sQ
         rise_Q = rise_sQ.mean(0)
-        error = float(rise_Q.std(ddof=1) / queries**0.5)
+        error = (float(rise_Q.var(ddof=1)) / queries + base_error**2) ** 0.5
         rows.append({"method": case.name, "rise": float(rise_Q.mean()), "standard_error": error})
-    spread_Q = (random_DsQ - base_sQ).mean(1)  # what one random set does, with as many seeds
-    rows.append({"method": "random removal", "rise": 0.0, "standard_error": float(spread_Q.std() / queries**0.5)})
+    rows.append({"method": "random removal", "rise": 0.0, "standard_error": base_error})
     return rows
 
 
@@ -100,7 +103,7 @@ def tail_patch(run: Settings, cases: list[Case], queries: int, count: int, rate:
     """
     folder = run.folder / "tail_patch"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{case.name}-{digest([case.settings, queries, count, rate])}.json" for case in cases]
+    paths = [folder / f"{case.name}-{digest([*case, queries, count, rate])}.json" for case in cases]
     missing = [
         (run, case, queries, count, rate, path) for case, path in zip(cases, paths, strict=True) if not path.is_file()
     ]

@@ -15,8 +15,9 @@ from typing import Any
 
 from benchmarks.attribution import plots
 from benchmarks.attribution.config import Settings
-from benchmarks.attribution.cost import KINDS, break_even, growth, line
+from benchmarks.attribution.cost import KINDS, at, break_even, growth, line
 from benchmarks.attribution.lds import Interval
+from benchmarks.attribution.quality import ASKED
 from benchmarks.report import processor
 from prism_lightning.tracking import environment
 
@@ -32,7 +33,8 @@ def write_report(run: Settings, results: dict[str, Any]) -> Path:
     versions = {name: _version(name) for name in PEERS}
     content = {
         "settings": asdict(run)
-        | {"corpus": asdict(run.corpus) | {"path": run.corpus.path and Path(run.corpus.path).name}},
+        | {"corpus": asdict(run.corpus) | {"path": run.corpus.path and Path(run.corpus.path).name}}
+        | {"out": Path(run.out).name, "results": Path(run.results).name},
         "environment": environment() | {"command": None, "peers": versions},
         "processor": processor(),
         "results": results,
@@ -94,10 +96,9 @@ def quality_sections(run: Settings, found: dict[str, Any]) -> list[str]:
             for asked, facts in ceiling.items()
             if facts
         )
-        ratios = {r["method"]: r["ratio"] for r in found["ratios"][size]["sequence"]}
         sections.append(f"### {size} sequences, PRISM decoders\n\nLDS with 95 % intervals. {limits}")
-        sections.append(_lds_table(rows, {n: f"{r.show(2)}" for n, r in ratios.items()}, f"{ours} / this"))
-    sections.append(f"### The dense twin, {run.retraining.variant_size} sequences")
+        sections.append(_lds_table(rows, _ratios(found["ratios"][size], rows), f"{ours} / this"))
+    sections.append(f"### The dense twin, {run.retraining.variant_size} sequences, {_seeds(found['dense'])}")
     sections.append(_lds_table(found["dense"]))
     sections.append("### The same methods on an untrained model")
     sections.append(_lds_table(found["untrained"]))
@@ -105,20 +106,38 @@ def quality_sections(run: Settings, found: dict[str, Any]) -> list[str]:
         sections.append(f"### Dictionaries, commitment {run.training.commitments[0]}, {size} sequences")
         sections.append(_lds_table(rows))
     for commitment, rows in found["other_commitments"].items():
-        sections.append(f"### Dictionaries, commitment {commitment}, {run.retraining.variant_size} sequences")
-        sections.append(_lds_table(rows))
+        title = f"### Dictionaries, commitment {commitment}, {run.retraining.variant_size} sequences"
+        sections += [f"{title}, {_seeds(rows)}", _lds_table(rows)]
     return sections + _check_sections(run, found)
 
 
-def _lds_table(rows: list[dict[str, Any]], extra: dict[str, str] | None = None, title: str = "") -> str:
-    columns = ["method", "bytes per token", "reads", "unexplained variance", "LDS, sequences", "LDS, tokens"]
+def _seeds(rows: list[dict[str, Any]]) -> str:
+    count = rows[0]["seeds"]
+    return f"halves trained with {count} seed{'s' if count > 1 else ''}"
+
+
+def _ratios(ratios: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """By what is asked and by method; none to what is not told from 0."""
+    sure = {asked: {row["method"] for row in rows if row[asked].low > 0} for asked in ratios}
+    return {
+        asked: {one["method"]: one["ratio"].show(2) for one in some if one["method"] in sure[asked]}
+        for asked, some in ratios.items()
+    }
+
+
+def _lds_table(rows: list[dict[str, Any]], ratios: dict[str, dict[str, str]] | None = None, title: str = "") -> str:
+    columns = ["method", "bytes per token", "unexplained variance"]
+    for asked in ASKED:
+        columns += [f"LDS, {asked} queries", "reads"] + ([f"{title}, {asked}"] if ratios else [])
     lines = []
     for row in rows:
-        cells = [row["method"], f"{row['bytes_per_token']:.0f}", f"{row['share_read']:.2%}"]
+        cells = [row["method"], f"{row['bytes_per_token']:.0f}"]
         cells += [f"{row['unexplained_variance']:.3f}" if "unexplained_variance" in row else ""]
-        cells += [row[asked].show() for asked in ("sequence", "token")]
-        lines.append(cells + ([extra.get(row["method"], "")] if extra is not None else []))
-    return table(columns + ([title] if extra is not None else []), lines)
+        for asked in ASKED:
+            cells += [row[asked].show(), f"{row['share_read'][asked]:.2%}" if "share_read" in row else "all"]
+            cells += [ratios[asked].get(row["method"], "")] if ratios else []
+        lines.append(cells)
+    return table(columns, lines)
 
 
 def _check_sections(run: Settings, found: dict[str, Any]) -> list[str]:
@@ -214,7 +233,7 @@ def _build_table(rows: list[dict[str, Any]], repeats: int) -> str:
 
 def _answer_table(run: Settings, rows: list[dict[str, Any]], kind: str) -> str:
     assert run.cost is not None
-    counts, cheapest, lines = run.cost.counts, rows[0], []
+    counts, first, lines = run.cost.counts, rows[0], []
 
     def whole(row: dict[str, Any]) -> tuple[float, float, float]:
         return statistics.median(b["seconds"] for b in row["builds"]), *line(row["answers"], kind)
@@ -224,16 +243,16 @@ def _answer_table(run: Settings, rows: list[dict[str, Any]], kind: str) -> str:
         cells = [row["method"]]
         for count in counts:
             times = row["answers"].get(f"{kind} {count}")
-            predicted = f"(about {intercept + slope * count:,.0f} s by the line)"
+            seconds_then = at((intercept, slope), count, row.get("queries_per_pass"))
+            predicted = f"(about {seconds_then:,.0f} s by the line)"
             cells.append(seconds(times, run.cost.repeats) if times else predicted)
         cells += [f"{1000 * intercept:,.2f}", f"{1000 * slope:,.3f}"]
-        even = break_even(whole(cheapest), whole(row))
-        lines.append([*cells, "" if row is cheapest else "never" if even is None else f"{even:,.0f}"])
+        lines.append([*cells, "" if row is first else f"{break_even(whole(first), whole(row))} queries"])
         if "look_up" in row:
             blank = [""] * (len(counts) + 2)
             lines.append([f"{row['method']}, look-up alone", seconds(row["look_up"][kind]), *blank])
     columns = ["method", *(f"q = {count}" for count in counts), "intercept, ms", "slope, ms"]
-    return table([*columns, f"queries after which {cheapest['method']} is cheaper"], lines)
+    return table([*columns, f"{first['method']} costs less, build included, for"], lines)
 
 
 def _growth_table(run: Settings, rows: list[dict[str, Any]]) -> str:

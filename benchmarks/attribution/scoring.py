@@ -26,6 +26,7 @@ from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import Variant, decoder, half_path, halves, losses_of
 from benchmarks.attribution.task import Method, Queries, Task
 from prism_lightning.attribution.files import write_file, write_json
+from prism_lightning.tracking import environment
 
 
 class Case(NamedTuple):
@@ -40,7 +41,8 @@ class Case(NamedTuple):
     def path(self, run: Settings) -> Path:
         """Where its scores are kept."""
         folder = run.folder / "scores" / str(self.variant) / str(self.size) / str(self.seed)
-        return folder / f"{self.name}-{digest(self.settings)}.safetensors"
+        several = [run.retraining.checkpoints] if self.settings.get("several") else []
+        return folder / f"{self.name}-{digest([self.settings, *several])}.safetensors"
 
 
 def token_targets(queries_QL: Tensor) -> Tensor:
@@ -111,9 +113,9 @@ def score(run: Settings, case: Case) -> None:
         started = time.perf_counter()
         found[name] = method.scores(queries).float().numpy()
         seconds[name] = time.perf_counter() - started
-    facts: dict[str, Any] = {"seconds": seconds, "state_bytes": method.state_bytes()}
+    facts: dict[str, Any] = {"seconds": seconds, "state_bytes": method.state_bytes(), "commit": environment()["commit"]}
     if isinstance(method, ListMethod):
-        facts["share_read"] = method.share_read(tokens)
+        facts["share_read"] = {name: method.share_read(queries) for name, queries in asked.items()}
     if isinstance(method, Prototypes):
         facts["unexplained_variance"] = method.unexplained_variance()
     shutil.rmtree(state)
@@ -133,7 +135,7 @@ def scores_of(run: Settings, case: Case) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def _sweep_path(run: Settings, name: str, method: dict[str, Any]) -> Path:
-    return run.folder / "tuned" / f"{name}-{digest(method)}.json"
+    return run.folder / "tuned" / f"{name}-{digest([method, run.choice()])}.json"
 
 
 def tune(run: Settings, name: str, method: dict[str, Any]) -> None:

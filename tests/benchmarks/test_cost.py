@@ -44,5 +44,15 @@ def test_answers_go_on(cost):
     stage, _ = cost
     found = stage.answers({"a": "a", "b": "b"})
     assert all(len(times) == 3 for method in found.values() for times in method.values())
-    assert stage.asked.count(("a", "token")) == 1  # two were there
-    assert stage.asked.count(("a", "sequence")) == 4 == stage.asked.count(("b", "token"))  # one warms up
+    assert stage.asked.count(("a", "token")) == 1  # two were there, and sequences had warmed it up
+    assert stage.asked.count(("a", "sequence")) == 4 == stage.asked.count(("b", "token"))
+
+
+def test_what_takes_long_is_warmed_up_once(cost, monkeypatch):
+    stage, _ = cost
+    monkeypatch.setattr(
+        "benchmarks.attribution.cost.answer", lambda method, queries: stage.asked.append((method, queries)) or 20.0
+    )
+    found = stage.answers({"b": "b"})
+    assert {key: len(times) for key, times in found["b"].items()} == {"token 1": 3, "sequence 1": 3}
+    assert stage.asked.count(("b", "token")) == 4 and stage.asked.count(("b", "sequence")) == 3

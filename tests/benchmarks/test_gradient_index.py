@@ -62,10 +62,10 @@ def close(found, expected, tolerance=2e-3):
     assert (found - expected).abs().max() < tolerance * expected.abs().max()
 
 
-@pytest.mark.parametrize(("projection", "modules"), [("random", "layers"), ("pca", "layers+head")])
+@pytest.mark.parametrize(("projection", "modules"), [("random", "layers"), ("pca", "layers+head"), ("pca", "head")])
 def test_full_rank_without_curvature_is_the_dot_product(task, queries, tmp_path, projection, modules):
     method = fitted(task, tmp_path, projection=projection, modules=modules, damping=1e6, precision="fp32")
-    assert len(method.layers) == 14 + (modules == "layers+head")
+    assert len(method.layers) == {"layers": 14, "layers+head": 15, "head": 1}[modules]
     stored = gradients(task, method.layers, Queries.of_sequences(task.train_SL))
     asked = gradients(task, method.layers, queries)
     expected = 0

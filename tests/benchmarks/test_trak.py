@@ -39,14 +39,15 @@ def probabilities(model, ids_L):
     return model(ids_L[None, :-1], use_cache=False).logits[0].softmax(-1)[torch.arange(T), ids_L[1:]]
 
 
-def margin_gradients(model, queries):
+def margin_gradients(model, queries, of_loss=False, head_only=False):
     """[B, P] by autograd, from log p / (1 - p) as written."""
-    decoder = [*model.backbone.parameters(), model.lm_head.weight]
+    decoder = [*([] if head_only else model.backbone.parameters()), model.lm_head.weight]
     decoder = list({id(parameter): parameter for parameter in decoder}.values())  # once where tied
     rows = []
     for ids_L, weights_T in zip(*queries, strict=True):
         p_T = probabilities(model.double(), ids_L)
-        gradients = torch.autograd.grad(((p_T / (1 - p_T)).log() * weights_T).sum(), decoder)
+        outputs_T = p_T.log() if of_loss else (p_T / (1 - p_T)).log()
+        gradients = torch.autograd.grad((outputs_T * weights_T).sum(), decoder)
         rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
     model.float()
     return torch.stack(rows)
@@ -59,13 +60,13 @@ def explicit(projection, parameters):
     return torch.from_numpy(1.0 - 2 * parity).T * projection.signs_P[:, None]
 
 
-def trak_scores(models, projections, train_SL, queries, damping):
+def trak_scores(models, projections, train_SL, queries, damping, of_loss=False, head_only=False):
     """[Q, S] by the formula, one matrix at a time."""
     total, weight_S = 0, 0
     for model, projection in zip(models, projections, strict=True):
-        rows_SP = margin_gradients(model, Queries.of_sequences(train_SL))
+        rows_SP = margin_gradients(model, Queries.of_sequences(train_SL), head_only=head_only)
         matrix_Pk = explicit(projection, rows_SP.shape[1]) / rows_SP.shape[1] ** 0.5
-        x_Sk, asked_Qk = rows_SP @ matrix_Pk, margin_gradients(model, queries) @ matrix_Pk
+        x_Sk, asked_Qk = rows_SP @ matrix_Pk, margin_gradients(model, queries, of_loss, head_only) @ matrix_Pk
         moment_kk = x_Sk.T @ x_Sk
         ridge_kk = moment_kk + damping * moment_kk.diagonal().mean() * torch.eye(len(moment_kk))
         inverse_kk = torch.linalg.inv(ridge_kk)
@@ -84,6 +85,12 @@ def test_formula(task, queries, tmp_path, dimension, checkpoints):
     models = [task.model, tiny_llama(seed=1)][:checkpoints]
     method = fitted(task, tmp_path, dimension=dimension, checkpoints=models, precision="fp32", damping=0.5)
     expected = trak_scores(models, method.projections, task.train_SL, queries, 0.5)
+    close(method.scores(queries), expected)
+
+
+def test_losses_asked_of_the_head_alone(task, queries, tmp_path):
+    method = fitted(task, tmp_path, dimension=64, modules="head", asked="loss", precision="fp32")
+    expected = trak_scores([task.model], method.projections, task.train_SL, queries, 1.0, True, True)
     close(method.scores(queries), expected)
 
 

@@ -41,7 +41,7 @@ class GradientIndex(Method):
         task, folder: see `Method`.
         bytes_per_sequence: each layer keeps k x k coordinates, or as many rows or columns as it has if these are fewer,
             with the largest k for which all coordinates, and the scale of an int8 row, take at most this.
-        modules: attention and MLP layers of the decoder, as in both papers, or the head too.
+        modules: attention and MLP layers of the decoder, as in both papers, the head too, or the head alone.
         projection: onto the top eigenvectors of the second moments of inputs and output gradients (LoGra's
             initialisation by PCA), or onto random directions.
         damping: share of the mean eigenvalue of F in each layer; LoGra's by default. May be set between calls of
@@ -60,7 +60,7 @@ class GradientIndex(Method):
         task: Task,
         folder: Path,
         bytes_per_sequence: int = 8192,
-        modules: Literal["layers", "layers+head"] = "layers+head",
+        modules: Literal["layers", "layers+head", "head"] = "layers+head",
         projection: Literal["random", "pca"] = "pca",
         damping: float = 0.1,
         unit_norm: bool = False,
@@ -71,9 +71,9 @@ class GradientIndex(Method):
         super().__init__(task, folder)
         self.projection, self.damping, self.unit_norm = projection, damping, unit_norm
         self.precision, self.batch, self.seed = precision, batch, seed
-        self.layers = [layer for layer in task.model.backbone.modules() if isinstance(layer, nn.Linear)]
-        if modules == "layers+head":
-            self.layers.append(task.model.lm_head)
+        layers = [layer for layer in task.model.backbone.modules() if isinstance(layer, nn.Linear)]
+        head: list[nn.Linear] = [task.model.lm_head]
+        self.layers = {"layers": layers, "layers+head": layers + head, "head": head}[modules]
         room = (bytes_per_sequence - 2) if precision == "int8" else bytes_per_sequence // 2
         shapes = [(layer.in_features, layer.out_features) for layer in self.layers]
         largest = max(max(shape) for shape in shapes)

@@ -40,6 +40,9 @@ class Trak(Method):
             traker's own 0 inverts a singular matrix, silently, where k > S, and its float32 fails there below 1e-4.
             May be set between calls of `scores`.
         checkpoints: models to average over, all with the same parameters' shapes; the task's alone by default.
+        modules: gradients of all the decoder's parameters, or of the head's weights alone.
+        asked: a query is the weighted sum of its targets' "margin"s, as in TRAK, or of their "loss"es: each margin's
+            gradient times 1 - p.
         seed: of the projections.
         precision: of the stored features.
 
@@ -54,6 +57,8 @@ class Trak(Method):
         dimension: int = 4096,
         damping: float = 1.0,
         checkpoints: list[PrismForCausalLM] | None = None,
+        modules: Literal["all", "head"] = "all",
+        asked: Literal["margin", "loss"] = "margin",
         seed: int = 0,
         precision: Literal["fp16", "fp32"] = "fp16",
     ) -> None:
@@ -64,9 +69,9 @@ class Trak(Method):
         except ModuleNotFoundError as error:
             raise UserError(f"method trak needs traker: {PEERS}") from error
         self.dimension, self.damping, self.precision = dimension, damping, precision
-        self.seed, self.score_computer = seed, trak.score_computers.BasicScoreComputer
+        self.seed, self.score_computer, self.asked = seed, trak.score_computers.BasicScoreComputer, asked
         self.gradient_computers = []
-        for decoder in map(Decoder, checkpoints or [task.model]):
+        for decoder in [Decoder(model, modules) for model in checkpoints or [task.model]]:
             size = sum(parameter.numel() for parameter in decoder.parameters())
             if dimension > size:
                 raise UserError(f"dimension is {dimension}: the model has {size} parameters, give at most that")
@@ -107,7 +112,8 @@ class Trak(Method):
         if self.damping != self.finalised_with:
             self.features_CSk, self.finalised_with = self._finalised(), self.damping
         used = int(queries.weights_QT.any(0).nonzero().max()) + 1  # what follows the last target does not matter
-        asked_CQk = self._gradients_CBk(Queries(queries.ids_QL[:, : used + 1], queries.weights_QT[:, :used]))
+        queries = Queries(queries.ids_QL[:, : used + 1], queries.weights_QT[:, :used])
+        asked_CQk = self._gradients_CBk(queries, self.asked == "loss")
         scores_SQ = torch.zeros(self.features_CSk.shape[1], asked_CQk.shape[1])
         for features_Sk, asked_Qk in zip(self.features_CSk, asked_CQk, strict=True):
             self._score_computer().get_scores(features_Sk, asked_Qk, scores_SQ)
@@ -118,13 +124,16 @@ class Trak(Method):
         return sum(path.stat().st_size for path in self.folder.glob("features.*"))
 
     @torch.enable_grad()
-    def _gradients_CBk(self, queries: Queries) -> Tensor:
-        """Projected gradients of the margins, normalised as `TRAKer` does."""
+    def _gradients_CBk(self, queries: Queries, of_loss: bool = False) -> Tensor:
+        """Projected gradients of the margins, or of minus the losses, normalised as `TRAKer` does."""
         rows_CBk = torch.empty(len(self.projections), len(queries.ids_QL), self.dimension)
         for rows_Bk, computer, projection in zip(rows_CBk, self.gradient_computers, self.projections, strict=True):
             # One at a time: on a CPU as fast as torch.func over 16, and twice as fast for one query.
             for number, row_k in enumerate(rows_Bk):
-                gradient_P = computer.compute_per_sample_grad(tuple(queries.part(number, number + 1)))[0]
+                ids_1L, weights_1T = queries.part(number, number + 1)
+                if of_loss:
+                    weights_1T = weights_1T * surprises(computer.model, ids_1L)
+                gradient_P = computer.compute_per_sample_grad((ids_1L, weights_1T))[0]
                 row_k[:] = projection.project(gradient_P) / len(gradient_P) ** 0.5
         return rows_CBk
 
@@ -151,13 +160,25 @@ class Trak(Method):
 class Decoder(nn.Module):
     """Logits of a model as a function of nothing but its decoder and head: prototypes take no part in them."""
 
-    def __init__(self, model: PrismForCausalLM) -> None:
+    def __init__(self, model: PrismForCausalLM, modules: str = "all") -> None:
         super().__init__()
-        self.backbone, self.head = model.backbone, model.lm_head
+        self.decoder = (model.backbone,)  # a tuple: not among the parameters
+        if modules == "all":
+            self.backbone = model.backbone
+        self.head = model.lm_head
 
     def forward(self, input_ids_BT: Tensor) -> Tensor:
         """[B, T, V]."""
-        return self.head(self.backbone(input_ids=input_ids_BT, use_cache=False).last_hidden_state)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "backbone" in self._modules):
+            z_BTD = self.decoder[0](input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        return self.head(z_BTD)
+
+
+@torch.no_grad()
+def surprises(decoder: nn.Module, ids_BL: Tensor) -> Tensor:
+    """1 - p [B, T] of every target."""
+    p_BTV = decoder(ids_BL[:, :-1]).float().softmax(-1)
+    return 1 - p_BTV.gather(-1, ids_BL[:, 1:, None])[..., 0]
 
 
 class SequenceMargin:
@@ -175,10 +196,7 @@ class SequenceMargin:
         decoder: nn.Module, parameters: None, buffers: None, batch: tuple[Tensor, Tensor]
     ) -> Tensor:
         """[B, 1] mean of 1 - p over the targets."""
-        ids_BL, _ = batch
-        logits_BTV = decoder(ids_BL[:, :-1]).float()
-        p_BT = logits_BTV.softmax(-1).gather(-1, ids_BL[:, 1:, None])[..., 0]
-        return (1 - p_BT).mean(1, keepdim=True)
+        return surprises(decoder, batch[0]).mean(1, keepdim=True)
 
 
 class HadamardProjection:
