@@ -6,7 +6,6 @@ import datetime
 import json
 import re
 import statistics
-from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
 from itertools import product
@@ -19,6 +18,7 @@ from benchmarks.attribution.cost import KINDS, at, break_even, growth, line
 from benchmarks.attribution.lds import Interval
 from benchmarks.attribution.quality import ASKED
 from benchmarks.report import processor
+from prism_lightning.markdown import table
 from prism_lightning.tracking import environment
 
 PEERS = ("kronfluence", "traker")
@@ -66,12 +66,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def table(columns: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _head(run: Settings, content: dict[str, Any]) -> str:
@@ -179,7 +173,7 @@ def _check_sections(run: Settings, found: dict[str, Any]) -> list[str]:
         table(
             ["method", "settings", "LDS of the alternatives"],
             (
-                [name, f"`{json.dumps(c['settings'])}`", ", ".join(f"{a['lds']:.3f}" for a in c["sweep"])]
+                [name, json.dumps(c["settings"]), ", ".join(f"{a['lds']:.3f}" for a in c["sweep"])]
                 for name, c in found["chosen"].items()
             ),
         ),
