@@ -44,6 +44,19 @@ def test_interval_holds_the_value_and_shrinks_with_more_halves(world):
     assert part.high - part.low > 1.5 * (whole.high - whole.low)
 
 
+def test_draws_are_ranked_like_what_was_drawn(world):
+    """Against ranking every draw itself, ties and a constant side among the values."""
+    _, _, clean, noisy = world
+    left, right = clean.round(), noisy[0].round(1)
+    left[3] = 0.0
+    queries, count = left.shape
+    generator, expected = np.random.default_rng(0), []
+    for _ in range(20):
+        drawn = np.ix_(generator.integers(queries, size=queries), generator.integers(count, size=count))
+        expected.append(rank_correlation(left[drawn], right[drawn]).mean())
+    np.testing.assert_allclose(bootstrap([(left, right)], repeats=20).repeats_R, expected)
+
+
 def test_differences_are_paired(world):
     _, _, clean, noisy = world
     one, same = (bootstrap([(clean, noisy[0])], repeats=50) for _ in range(2))
