@@ -102,6 +102,15 @@ class Checkpoints(ModelCheckpoint):
         )
         self.kept = kept
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The checkpoint that a run resumes from is not saved again.
+
+        Lightning has forgotten it by then, and would after the first of several micro-batches write over it, in the
+        middle of a step.
+        """
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero:

@@ -11,8 +11,13 @@ class UserError(Exception):
     """Something the user can mend. Several problems may be given at once; each is printed on a line of its own."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [visible(one) for one in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Text that is safe to show: control characters, which could steer a terminal, written out, except those kept."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

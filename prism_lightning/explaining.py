@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.errors import UserError
+from prism_lightning.errors import UserError, visible
 from prism_lightning.models import PrismForCausalLM, decompose
 from prism_lightning.models.decomposition import promoted_tokens
 
@@ -150,11 +150,6 @@ def explanation_table(tokens: list[ExplainedToken]) -> Table:
             probability = f"{math.exp(token.log_probability):.1%}" if line == 0 else ""
             table.add_row(name, probability, *cells)
     return table
-
-
-def visible(text: str, keep: str = "") -> str:
-    """Text that is safe to show: control characters, which could steer a terminal, written out, except those kept."""
-    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def _scaled(prototype: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -41,7 +42,7 @@ def run_directory(path: Path) -> Path:
 def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
     """Model (in eval mode) and tokenizer of an exported folder, or of the run directory that holds one.
 
-    Only safetensors are read: a pickle among the files is never opened.
+    Only safetensors are read: a pickle among the files is never opened. Weights are fp32, however they are stored.
 
     Raises:
         UserError: no such folder, not a model of ours, or damaged weights.
@@ -52,7 +53,9 @@ def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast
             f"{path} holds no exported model: give a run directory that `fit` has finished, or its model folder"
         )
     try:
-        model = PrismForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        model = PrismForCausalLM.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        )
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(

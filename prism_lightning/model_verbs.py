@@ -62,8 +62,8 @@ def generate(arguments: list[str]) -> None:
 
     import torch
 
-    from prism_lightning.errors import UserError
-    from prism_lightning.explaining import check_length, visible
+    from prism_lightning.errors import UserError, visible
+    from prism_lightning.explaining import check_length
     from prism_lightning.interventions.intervention import load_with
 
     model, tokenizer = load_with(options.ckpt_path, options.intervention)

@@ -154,6 +154,15 @@ def test_contributions_add_up_for_every_token_of_a_real_text(finished):
     torch.testing.assert_close(split.total_BT, split.logit_BT, atol=1e-4, rtol=0)
 
 
+def test_weights_stored_in_bf16_are_read_as_fp32(finished, tmp_path):
+    """What `fit --trainer.precision bf16-true` exports can be indexed."""
+    from prism_lightning.exported import load_exported, save_exported
+
+    model, tokenizer = load_exported(finished[0])
+    save_exported(model.bfloat16(), tokenizer, tmp_path / "model")
+    assert load_exported(tmp_path)[0].dtype == torch.float32
+
+
 def test_generated_text_cannot_steer_the_terminal(finished, cli):
     out = cli("generate", "--ckpt_path", finished[0], "--prompt", "x\x1b[31m\n", "--max_new_tokens", 1, check=0).stdout
     assert out.startswith("x\\x1b[31m\n") and "\x1b" not in out

@@ -65,6 +65,16 @@ def test_ten_kills_at_random_moments_leave_the_weights_bit_equal(tiny, tmp_path)
     assert results[0]["loss"] == results[1]["loss"]
 
 
+def test_the_checkpoint_that_a_run_resumes_from_stays_as_it_is(cli, tiny, tmp_path):
+    """Steps take two micro-batches each: after the first of them the step's number is still the checkpoint's."""
+    cli("fit", *tiny, "--trainer.max_steps", "4", check=0)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004.ckpt"
+    before = checkpoint.read_bytes()
+    cli("fit", *tiny, "--trainer.max_steps", "6", check=0)
+    assert checkpoint.with_stem("step-00000006").is_file()
+    assert checkpoint.read_bytes() == before
+
+
 def test_an_interrupt_says_how_to_go_on(tiny):
     child = subprocess.Popen(
         command("fit", *tiny, "--trainer.max_steps", "5000"),

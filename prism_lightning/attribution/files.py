@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON file's content; None where there is no such file or it is damaged."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 

@@ -47,7 +47,7 @@ class Hits(NamedTuple):
         signed = -self.influence if opposing else self.influence
         count = min(count, int((signed > 0).sum()) if opposing else len(signed))
         if not count:
-            return self
+            return Hits(self.tokens[:0], self.influence[:0])
         chosen = np.argpartition(-signed, count - 1)[:count]
         chosen = chosen[np.argsort(-signed[chosen], kind="stable")]
         return Hits(self.tokens[chosen], self.influence[chosen])

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.attribution.results import Attribution, Passage, TrainingDocument, TrainingToken
-from prism_lightning.explaining import console, visible
+from prism_lightning.errors import visible
+from prism_lightning.explaining import console
 
 BAR_WIDTH, CARRIERS = 6, 3
 

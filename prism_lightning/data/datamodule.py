@@ -101,6 +101,10 @@ class TextData(LightningDataModule):
             for name in ("block_size", "batch_size", "micro_batch_size", "vocab_size")
             if getattr(self, name) < 1
         ]
+        if self.num_workers < 0:
+            problems.append(f"data.num_workers is {self.num_workers}: give 0 or more")
+        if self.validation_blocks is not None and self.validation_blocks < 1:
+            problems.append(f"data.validation_blocks is {self.validation_blocks}: give a positive number, or null")
         if not 0 < self.validation_fraction < 1:
             problems.append(f"data.validation_fraction is {self.validation_fraction}: give a share between 0 and 1")
         if problems:
@@ -140,7 +144,7 @@ class TextData(LightningDataModule):
 
     def _sources(self) -> tuple[Source, Source | None]:
         column = self.text_column
-        validation = local_files(self.validation_path, column) if self.validation_path else None
+        validation = local_files(self.validation_path, column, "data.validation_path") if self.validation_path else None
         if self.path:
             return local_files(self.path, column), validation
         if self.dataset:
@@ -194,8 +198,17 @@ class TextData(LightningDataModule):
         return self.validation_loader(self.trainer.global_rank if self.trainer else 0, self._world_size)
 
     def validation_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader:
-        """One rank's share of the validation blocks; by default all of them."""
+        """One rank's share of the validation blocks; by default all of them.
+
+        Raises:
+            UserError: fewer blocks than ranks.
+        """
         count = min(self.validation_blocks or len(self.validation), len(self.validation))
+        if count < world_size:
+            raise UserError(
+                f"{count} validation blocks are fewer than {world_size} devices: raise data.validation_blocks or"
+                " data.validation_fraction"
+            )
         chosen = np.linspace(0, len(self.validation) - 1, count).astype(int)
         mine = Subset(self.validation, chosen[rank::world_size].tolist())
         return DataLoader(mine, batch_size=self.micro_batch_size, num_workers=self.num_workers)

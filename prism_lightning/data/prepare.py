@@ -63,6 +63,8 @@ def prepare(preparation: Preparation, cache_dir: Path) -> Path:
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.cache_dir {cache_dir} cannot be made ({error.strerror}): choose another") from error
+    if not os.access(cache_dir, os.W_OK):
+        raise UserError(f"data.cache_dir {cache_dir} cannot be written: choose another")
     with filelock.FileLock(cache_dir / f"{folder.name}.lock"):
         if folder.is_dir():
             return folder

@@ -78,8 +78,13 @@ def standard_library() -> Source:
     return Source({"standard_library": sys.version, "files": digests}, documents)
 
 
-def local_files(patterns: str | list[str], text_column: str) -> Source:
+def local_files(patterns: str | list[str], text_column: str, setting: str = "data.path") -> Source:
     """Files by path or glob: a .txt or other text file is one document, .jsonl/.csv/.parquet give one a row.
+
+    Args:
+        patterns: files, in the order in which they are read.
+        text_column: of files with rows.
+        setting: that gave the patterns, for errors.
 
     Raises:
         UserError: nothing matches; while reading: undecodable bytes, broken JSON, a missing column.
@@ -92,7 +97,7 @@ def local_files(patterns: str | list[str], text_column: str) -> Source:
         found = [p for p in found if p.is_file()]
         if not found:
             hint = f"a folder; try {pattern.rstrip('/')}/*.jsonl" if path.is_dir() else "no such file"
-            raise UserError(f"data.path {pattern}: {hint}")
+            raise UserError(f"{setting} {pattern}: {hint}")
         files += [p for p in found if p not in files]
 
     root = Path(os.path.commonpath([path.resolve().parent for path in files]))
@@ -105,6 +110,8 @@ def local_files(patterns: str | list[str], text_column: str) -> Source:
                     yield Document(text, str(path), keys[path], row)
 
     identity = {"files": {keys[path]: _file_digest(path) for path in files}, "text_column": text_column}
+    if list(keys.values()) != sorted(keys.values()):
+        identity["order"] = list(keys.values())  # data.max_tokens takes the first
     return Source(identity, documents)
 
 
@@ -119,6 +126,8 @@ def hub_dataset(name: str, config: str | None, split: str, revision: str | None,
             for number, row in enumerate(rows):
                 if number == 0 and text_column not in row:
                     raise UserError(f"data.text_column {text_column!r} is not in {name}: {nearest(text_column, row)}")
+                if row[text_column] is not None and not isinstance(row[text_column], str):
+                    raise UserError(f"column {text_column!r} of {name} is not text: set data.text_column")
                 if row[text_column] and row[text_column].strip():
                     yield Document(row[text_column], name, name, number)
         except UserError:
@@ -139,7 +148,7 @@ ROW_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")  # files that hold a do
 
 
 def _rows(path: Path, text_column: str) -> Iterator[tuple[int, str]]:
-    """(row, text) of one file; errors name the file and the line."""
+    """(row, text) of one file; errors name the file, and the line of a JSON file."""
     suffix = path.suffix.lower()
     try:
         if suffix in (".jsonl", ".ndjson"):
@@ -151,10 +160,15 @@ def _rows(path: Path, text_column: str) -> Iterator[tuple[int, str]]:
         else:
             yield 0, path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} is not UTF-8 ({error.object[error.start : error.end]!r}):"
-            f" convert it, e.g. iconv -f latin1 -t utf-8, or leave it out of data.path"
-        ) from error
+        # A CSV reader decodes chunk by chunk: its bytes are counted from there.
+        raise _not_utf8(path if suffix == ".csv" else f"{path}, byte {error.start}", error) from error
+
+
+def _not_utf8(place: Path | str, error: UnicodeDecodeError) -> UserError:
+    return UserError(
+        f"{place}: {error.object[error.start : error.end]!r} is not UTF-8: convert it, e.g. iconv -f latin1 -t utf-8,"
+        " or leave it out of data.path"
+    )
 
 
 def _jsonl_rows(path: Path, text_column: str) -> Iterator[tuple[int, str]]:
@@ -164,6 +178,8 @@ def _jsonl_rows(path: Path, text_column: str) -> Iterator[tuple[int, str]]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise _not_utf8(f"{path}:{number + 1}", error) from error
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{path}:{number + 1}: not a JSON object ({error.msg}): mend or remove the line"
@@ -173,7 +189,18 @@ def _jsonl_rows(path: Path, text_column: str) -> Iterator[tuple[int, str]]:
                 raise UserError(f"{path}:{number + 1}: no column {text_column!r} (data.text_column): {hint}")
             if not isinstance(record[text_column], str):
                 raise UserError(f"{path}:{number + 1}: column {text_column!r} is not text: set data.text_column")
+            if not _encodes(record[text_column]):
+                raise UserError(f"{path}:{number + 1}: half a surrogate pair stands alone: mend or remove the line")
             yield number, record[text_column]
+
+
+def _encodes(text: str) -> bool:
+    """Whether a text is Unicode: JSON can spell what is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv_rows(path: Path, text_column: str) -> Iterator[tuple[int, str]]:
@@ -203,6 +230,8 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[int, str]]:
     number = 0
     for batch in table.iter_batches(columns=[text_column]):
         for text in batch.column(0).to_pylist():
+            if text is not None and not isinstance(text, str):
+                raise UserError(f"{path}: column {text_column!r} is not text: set data.text_column")
             yield number, text or ""
             number += 1
 

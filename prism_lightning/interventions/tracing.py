@@ -11,8 +11,7 @@ from prism_lightning.attribution.attributor import Attributor
 from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.attribution.labels import Labeller
 from prism_lightning.attribution.results import TrainingToken
-from prism_lightning.errors import UserError
-from prism_lightning.explaining import visible
+from prism_lightning.errors import UserError, visible
 from prism_lightning.exported import load_exported
 from prism_lightning.indexing import own_index
 from prism_lightning.models import PrismForCausalLM

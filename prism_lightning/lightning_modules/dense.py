@@ -54,6 +54,13 @@ class DenseLM(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        problems = [] if learning_rate >= 0 else [f"model.learning_rate is {learning_rate}: give a positive number"]
+        if not weight_decay >= 0:
+            problems.append(f"model.weight_decay is {weight_decay}: give 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            problems.append(f"model.betas are {tuple(betas)}: give numbers from 0 to below 1")
+        if problems:
+            raise UserError(problems)
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.schedule: Schedule = schedule
         self.warmup_steps, self.final_learning_rate_share = warmup_steps, final_learning_rate_share
@@ -153,8 +160,8 @@ class DenseLM(LightningModule):
         blocks = torch.as_tensor(self.all_gather(batch["block_ids"])).flatten().tolist()
         raise UserError(
             f"the loss is not finite at step {self.global_step} (training blocks {blocks}): lower"
-            " model.init_args.learning_rate or trainer.gradient_clip_val; the last checkpoint is kept, and `fit`"
-            " resumes from it"
+            " trainer.gradient_clip_val, and `fit` resumes from the last checkpoint, or start anew with a lower"
+            " model.learning_rate in another run.dir"
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -81,6 +82,13 @@ class PrismLM(DenseLM):
         }
         if num_prototypes < 1:
             raise UserError(f"model.num_prototypes is {num_prototypes}: give a positive number, or train DenseLM")
+        least = {"placement_step": (placement_step, 0), "revival_interval": (revival_interval, 0)}
+        least |= {"polish_steps": (polish_steps, 0), "polish_tokens": (polish_tokens, 1)}
+        least |= {"prototype_learning_rate": (prototype_learning_rate, 0)}
+        least |= {"polish_learning_rate": (polish_learning_rate, 0)}
+        problems = [f"model.{name} is {n}: give at least {low}" for name, (n, low) in least.items() if not n >= low]
+        if problems:
+            raise UserError(problems)
         super().__init__(backbone, **kwargs)
         self.placement_step, self.revival_interval = placement_step, revival_interval
         self.prototype_learning_rate = prototype_learning_rate
@@ -99,6 +107,15 @@ class PrismLM(DenseLM):
 
     def _configuration(self, backbone: dict[str, Any]) -> PrismConfig:
         return PrismConfig(backbone_config=backbone, **self._prototype_settings)
+
+    def setup(self, stage: str) -> None:
+        """As the dense twin's; warns where training ends before the prototypes are placed."""
+        super().setup(stage)
+        if stage == "fit" and 0 <= self.trainer.max_steps <= self.placement_step:
+            rank_zero_warn(
+                f"model.placement_step is {self.placement_step} and trainer.max_steps {self.trainer.max_steps}: the"
+                " prototypes will not be placed on hidden states; lower the former"
+            )
 
     def objective(self, batch: Batch) -> Objective:
         """The training objective; until the prototypes are placed they do not bend the decoder."""
@@ -156,8 +173,13 @@ class PrismLM(DenseLM):
         count = -(-tokens // data.block_size)
         blocks = block_at(step * count + torch.arange(count).numpy(), len(data.train), data.seed + salt).tolist()
         ids_BT = torch.stack([row["input_ids"] for row in data.train.__getitems__(blocks)]).to(self.device)
-        chunks = ids_BT.split(data.micro_batch_size)
-        return torch.cat([self.model.hidden_states(chunk).flatten(0, 1) for chunk in chunks])
+        training = self.model.training
+        self.model.eval()  # dropout is drawn for each rank on its own
+        z_ND = torch.cat(
+            [self.model.hidden_states(chunk).flatten(0, 1) for chunk in ids_BT.split(data.micro_batch_size)]
+        )
+        self.model.train(training)
+        return z_ND
 
     def _generator(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.data.seed * 1_000_003 + step)

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from prism_lightning.errors import UserError, nearest
 from prism_lightning.models.steering import Scaling, check, merged
@@ -124,6 +125,16 @@ def backbone_configuration(settings: dict[str, Any]) -> PreTrainedConfig:
     # Defaults such as GPT-2's 50256 lie outside a smaller vocabulary; the tokenizer's own ids are set at export.
     settings = {"bos_token_id": None, "eos_token_id": None} | settings
     try:
-        return config_class(**settings)
+        config = config_class(**settings)
     except Exception as error:  # huggingface_hub raises its own dataclass errors, one type per kind of problem
         raise UserError(f"backbone settings refused by {model_type}: {' '.join(str(error).split())}") from error
+    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise UserError(
+            f"backbone.model_type {model_type} sees what it is to predict: take a decoder, gpt2 or llama say"
+        )
+    missing = [name for name in ("hidden_size", "vocab_size", "max_position_embeddings") if not hasattr(config, name)]
+    if missing:
+        raise UserError(
+            f"backbone.model_type {model_type} has no {missing[0]}: take another decoder, gpt2 or llama say"
+        )
+    return config

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from prism_lightning.errors import UserError
 from prism_lightning.models.configuration import PrismConfig
 from prism_lightning.models.prototypes import (
     Mixture,
@@ -71,7 +72,11 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: PrismConfig) -> None:
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config)
+        try:
+            self.backbone = AutoModel.from_config(config.backbone_config)
+        except ValueError as error:  # numbers that do not divide each other, say
+            cause = " ".join(str(error).split())
+            raise UserError(f"backbone settings refused by {config.get_text_config().model_type}: {cause}") from error
         self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, bias=False)
         embedding = self.backbone.get_input_embeddings()
         name = next(name for name, module in self.backbone.named_modules() if module is embedding)

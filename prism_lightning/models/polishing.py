@@ -43,7 +43,7 @@ def polish(layer: PrototypeLayer, z_ND: Tensor, steps: int, learning_rate: float
         if step % REVIVAL_INTERVAL == REVIVAL_INTERVAL - 1:
             if step < 0.75 * steps and (usage_K == 0).any():
                 table = revived_prototypes(
-                    layer.weight.detach(), usage_K == 0, batch_ND, mixture.mixture_ND.detach(), generator
+                    layer.weight.detach().float(), usage_K == 0, batch_ND, mixture.mixture_ND.detach(), generator
                 )
                 layer.weight.data.copy_(table)
             usage_K.zero_()

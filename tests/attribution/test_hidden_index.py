@@ -188,6 +188,7 @@ def test_strongest_hits():
     assert hits.strongest(2).tokens.tolist() == [3, 1]
     assert hits.strongest(2, opposing=True).tokens.tolist() == [4, 2]
     assert len(hits.strongest(100).tokens) == 6
+    assert len(Hits(np.arange(2), np.array([1.0, 2.0])).strongest(5, opposing=True).tokens) == 0
     assert len(Hits(np.empty(0, np.int64), np.empty(0, np.float32)).strongest(5).tokens) == 0
     total = Hits.total([hits, hits])
     assert total.tokens.tolist() == list(range(6)) and total.influence.tolist() == [0, 6, -4, 10, -8, 2]

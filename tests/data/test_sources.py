@@ -62,7 +62,9 @@ def test_identity_follows_the_content(tmp_path):
     [
         ("a.txt", b"caf\xe9", ["a.txt", "byte 3", "UTF-8"]),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["a.jsonl:2", "JSON"]),
-        ("a.jsonl", b'{"text": "caf\xe9"}\n', ["a.jsonl", "UTF-8"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', ["a.jsonl:2", "UTF-8"]),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', ["a.jsonl:1", "surrogate"]),
+        ("a.jsonl", b'{"\\u001b]0;x\\u0007\\n": 1}\n', ["a.jsonl:1", "known are \\x1b]0;x\\x07\\n"]),
         ("a.jsonl", b'{"text": 3}\n', ["a.jsonl:1", "not text"]),
         ("a.csv", b"text\ncaf\xe9\n", ["a.csv", "UTF-8"]),
         ("a.parquet", b"not parquet", ["a.parquet", "Parquet"]),
@@ -76,11 +78,29 @@ def test_damaged_files_are_named_with_the_place(tmp_path, name, content, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_parquet_column_of_numbers_is_named(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet: column 'text' is not text"):
+        list(local_files(str(tmp_path / "a.parquet"), "text").documents())
+
+
+def test_the_order_of_files_is_part_of_the_identity(tmp_path):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in paths:
+        path.write_text(path.name)
+    ascending, descending = (local_files([str(p) for p in order], "text").identity for order in (paths, paths[::-1]))
+    assert ascending != descending
+    assert ascending == local_files(f"{tmp_path}/*.txt", "text").identity
+
+
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         local_files(f"{tmp_path}/*.txt", "text")
-    with pytest.raises(UserError, match="a folder; try"):
-        local_files(str(tmp_path), "text")
+    with pytest.raises(UserError, match="data.validation_path .*a folder; try"):
+        local_files(str(tmp_path), "text", "data.validation_path")
 
 
 def test_the_standard_library_is_real_text():

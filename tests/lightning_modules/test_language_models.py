@@ -16,7 +16,7 @@ PROTOTYPES = {"num_prototypes": 64, "active_prototypes": 4, "placement_step": 3,
 
 @pytest.fixture
 def fit(corpus, cache):
-    def run(module_class, steps=12, callbacks=(), trainer=None, **settings):
+    def run(module_class, steps=12, callbacks=(), trainer=None, backbone=None, **settings):
         seed_everything(0, verbose=False)
         data = TextData(
             path=f"{corpus}/*.txt",
@@ -26,7 +26,7 @@ def fit(corpus, cache):
             validation_blocks=16,
             cache_dir=str(cache),
         )
-        module = module_class(BACKBONE, warmup_steps=4, **settings)
+        module = module_class(BACKBONE | (backbone or {}), warmup_steps=4, **settings)
         flags = {
             "logger": False,
             "enable_checkpointing": False,
@@ -102,6 +102,40 @@ def test_dead_prototypes_are_revived(fit):
     module = fit(PrismLM, callbacks=[Kill()], **PROTOTYPES, prototype_learning_rate=0.0, prototype_to_token_weight=0.0)
     rows = torch.nn.functional.normalize(module.model.prototypes.weight[:8], dim=-1)
     assert (rows @ rows.T).min() < 0.99  # no longer one and the same direction
+
+
+class Sampled(Callback):
+    """Draws the hidden states of a step under two states of the random number generator, as two ranks would."""
+
+    def on_train_end(self, trainer, module):
+        module.train()
+        self.found = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            self.found.append(module.sampled_hidden_states(0, 64))
+        assert module.model.training
+
+
+def test_ranks_see_the_same_hidden_states_under_dropout(fit):
+    sampled = Sampled()
+    dropout = dict.fromkeys(["resid_pdrop", "embd_pdrop", "attn_pdrop"], 0.5)
+    fit(PrismLM, steps=1, callbacks=[sampled], backbone=dropout, **PROTOTYPES)
+    assert torch.equal(*sampled.found)
+
+
+def test_settings_that_training_cannot_use_are_named_at_once():
+    with pytest.raises(UserError) as error:
+        PrismLM(BACKBONE, placement_step=-1, polish_tokens=0, polish_learning_rate=-1.0)
+    assert [problem.split()[0] for problem in error.value.problems] == [
+        *("model.placement_step", "model.polish_tokens", "model.polish_learning_rate")
+    ]
+    with pytest.raises(UserError, match=r"model.learning_rate is -1.*\n.*weight_decay.*\n.*betas"):
+        DenseLM(BACKBONE, learning_rate=-1, weight_decay=-1, betas=(0.9, 1.5))
+
+
+def test_a_run_that_ends_before_prototypes_are_placed_says_so(fit):
+    with pytest.warns(UserWarning, match="will not be placed"):
+        fit(PrismLM, steps=1, **PROTOTYPES)
 
 
 def test_prototypes_learn_at_their_own_rate(fit):

@@ -13,12 +13,19 @@ from prism_lightning.models.configuration import PrismConfig, backbone_configura
         ({"model_type": "gpt2", "n_layers": 4}, ["n_layers", "did you mean n_layer?"]),
         ({"n_layer": 4}, ["model_type"]),
         ({"model_type": "gpt2", "n_layer": "four"}, ["n_layer"]),
+        ({"model_type": "bert"}, ["bert", "sees what it is to predict"]),
+        ({"model_type": "bloom"}, ["bloom", "max_position_embeddings"]),
     ],
 )
 def test_bad_backbones_are_named(settings, words):
     with pytest.raises(UserError) as error:
         backbone_configuration(settings)
     assert all(word in str(error.value) for word in words)
+
+
+def test_numbers_that_do_not_divide_each_other_are_named(make_model):
+    with pytest.raises(UserError, match="gpt2: .*divisible"):
+        make_model({"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 3})
 
 
 def test_all_unknown_settings_are_named_at_once():

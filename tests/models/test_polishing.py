@@ -25,3 +25,15 @@ def test_polishing_is_a_function_of_its_seed(make_model):
         list(polish(model.prototypes, z, steps=120, learning_rate=1e-2, seed=7))
         tables.append(model.prototypes.weight.detach())
     assert torch.equal(*tables)
+
+
+def test_prototypes_in_bf16_are_revived(make_model):
+    """As `fit --trainer.precision bf16-true` leaves them."""
+    layer = make_model(num_prototypes=256, active_prototypes=2).prototypes.bfloat16()
+    z = torch.randn(50, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        layer.weight[7] = -z.float().mean(0) * 100  # away from all
+    before = layer.weight.detach().clone()
+    history = list(polish(layer, z, steps=150, learning_rate=1e-2, seed=0))
+    assert history[-1] < history[0] and layer.weight.dtype == torch.bfloat16
+    assert not torch.equal(layer.weight[7], before[7])
