@@ -82,7 +82,8 @@ class PrismLM(DenseLM):
         }
         if num_prototypes < 1:
             raise UserError(f"model.num_prototypes is {num_prototypes}: give a positive number, or train DenseLM")
-        least = {"placement_step": (placement_step, 0), "revival_interval": (revival_interval, 0)}
+        least: dict[str, tuple[float, int]] = {"placement_step": (placement_step, 0)}
+        least |= {"revival_interval": (revival_interval, 0)}
         least |= {"polish_steps": (polish_steps, 0), "polish_tokens": (polish_tokens, 1)}
         least |= {"prototype_learning_rate": (prototype_learning_rate, 0)}
         least |= {"polish_learning_rate": (polish_learning_rate, 0)}
