@@ -194,6 +194,8 @@ def cost_sections(run: Settings, rows: list[dict[str, Any]]) -> list[str]:
         for kind in ("token", "sequence"):
             sections.append(f"{kind.capitalize()} queries, from raw tokens to the top 100, together:")
             sections.append(_answer_table(run, mine, kind))
+            sections.append(f"Times as long as {mine[0]['method']}, lowest to highest over all pairs of repeats:")
+            sections.append(_ratio_table(run, mine, kind))
     if len(sizes_of(rows)) > 1:
         sections += [f"### Growth: cost ~ n^x over {sizes_of(rows)}", _growth_table(run, rows)]
     return sections
@@ -211,6 +213,13 @@ def seconds(values: list[float], repeats: int | None = None) -> str:
     low, middle, high = (f"{factor * v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
     count = f"; {len(values)}" if repeats and len(values) != repeats else ""
     return f"{middle} {unit} ({low} to {high}{count})"
+
+
+def times_as_long(these: list[float], those: list[float]) -> str:
+    """Ratio of the medians (lowest to highest of any pair)."""
+    values = statistics.median(these) / statistics.median(those), min(these) / max(those), max(these) / min(those)
+    middle, low, high = (f"{v:,.{0 if v >= 10 else 2}f}" for v in values)
+    return f"{middle} ({low} to {high})"
 
 
 def _build_table(rows: list[dict[str, Any]], repeats: int) -> str:
@@ -247,6 +256,17 @@ def _answer_table(run: Settings, rows: list[dict[str, Any]], kind: str) -> str:
             lines.append([f"{row['method']}, look-up alone", seconds(row["look_up"][kind]), *blank])
     columns = ["method", *(f"q = {count}" for count in counts), "intercept, ms", "slope, ms"]
     return table([*columns, f"{first['method']} costs less, build included, for"], lines)
+
+
+def _ratio_table(run: Settings, rows: list[dict[str, Any]], kind: str) -> str:
+    """What was measured, over the first method's: no ratio without its number of queries, none of a prediction."""
+    assert run.cost is not None
+    keys, ours, lines = [f"{kind} {count}" for count in run.cost.counts], rows[0]["answers"], []
+    for row in rows[1:]:
+        times = [row["answers"].get(key) for key in keys]
+        cells = (times_as_long(a, ours[key]) if a and ours.get(key) else "" for key, a in zip(keys, times, strict=True))
+        lines.append([row["method"], *cells])
+    return table(["method", *(f"q = {count}" for count in run.cost.counts)], lines)
 
 
 def _growth_table(run: Settings, rows: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from benchmarks.attribution.cost import at, break_even, growth, line
 from benchmarks.attribution.lds import bootstrap, ceiling, predictions, rank_correlation, ratio
 from benchmarks.attribution.planted import ranks_of
 from benchmarks.attribution.quality import top_overlap
+from benchmarks.attribution.report import times_as_long
 from benchmarks.attribution.retraining import halves
 
 
@@ -84,6 +85,11 @@ def test_ranks_and_overlap():
     assert ranks_of(scores, [[3, 2], [3]]) == [2, 4]
     assert top_overlap(scores, scores, 2) == 1
     assert top_overlap(scores, -scores, 2) == 0
+
+
+def test_ratio_of_times_spans_all_pairs():
+    assert times_as_long([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == "2.00 (0.67 to 9.00)"
+    assert times_as_long([70.0], [0.007, 0.005]) == "11,667 (10,000 to 14,000)"
 
 
 def test_lines_growth_and_break_even():
