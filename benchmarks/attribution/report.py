@@ -163,8 +163,9 @@ def _check_sections(run: Settings, found: dict[str, Any]) -> list[str]:
             ["method", "rise"],
             ([r["method"], f"{1000 * r['rise']:.1f} ± {1000 * r['standard_error']:.1f}"] for r in found["removal"]),
         ),
-        f"### Tail-patch\n\nFall of {plan.patch_queries} queries' loss, in millinats per token, after one gradient step"
-        f" on one of the first {plan.patches} sequences; mean and standard error.",
+        f"### Tail-patch\n\nFall of {plan.patch_queries} queries' loss, in millinats per token, after one step of plain"
+        f" gradient descent ({plan.patch_rate}) on one of the first {plan.patches} sequences; mean and standard error."
+        " To first order this is the gradient dot product, which it favours.",
         table(
             ["method", "fall"],
             ([r["method"], f"{1000 * r['gain']:.2f} ± {1000 * r['standard_error']:.2f}"] for r in found["tail_patch"]),
