@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.attribution.config import Settings
 
@@ -28,6 +29,7 @@ FAMILIES = {  # colour of a method by its kind
     "random": "#bbbbbb",
 }
 STYLES = (":", "--", "-.", (0, (5, 5)))  # of what reads all records
+NAME_GAP = 0.045  # between names beside a plot, of its height
 
 
 def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[Path, str]]:
@@ -43,32 +45,51 @@ def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[P
 def _save(figure: Any, stem: Path, name: str) -> Path:
     path = stem.with_name(f"{stem.name}_{name}.png")
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    figure.savefig(path.with_suffix(".svg"))
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    figure.savefig(path.with_suffix(".svg"), bbox_inches="tight")
     plt.close(figure)
     return path
 
 
-def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], asked: str) -> None:
-    """One method at all its numbers of bytes: a line through its points, named at the best."""
+def _name(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Names in a column beside the plot, a thin line from each to its point; limits and scales must be final."""
+    axes.get_xlim(), axes.get_ylim()  # settles limits that matplotlib would leave for later
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = {name: float(to_axes.transform(point)[1]) for name, point in points.items()}
+    names = sorted(heights, key=lambda name: heights[name])
+    places = [heights[name] for name in names]
+    for number in range(1, len(names)):
+        places[number] = max(places[number], places[number - 1] + NAME_GAP)
+    places[-1] = min(places[-1], 1.0)
+    for number in range(len(names) - 2, -1, -1):
+        places[number] = min(places[number], places[number + 1] - NAME_GAP)
+    for name, place in zip(names, places, strict=True):
+        line = {"arrowstyle": "-", "color": "silver", "linewidth": 0.5, "relpos": (0, 0.5)}
+        axes.annotate(
+            name, points[name], (1.03, place), textcoords="axes fraction", fontsize=7, va="center", arrowprops=line
+        )
+
+
+def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], asked: str) -> tuple[float, float]:
+    """One method at all its numbers of bytes: a line through its points; returns the best of them."""
     rows = sorted(rows, key=lambda row: values[row["method"]])
     at, intervals = [values[row["method"]] for row in rows], [row[asked] for row in rows]
     error = [[max(0, i.value - i.low) for i in intervals], [max(0, i.high - i.value) for i in intervals]]
     heights, colour = [i.value for i in intervals], FAMILIES[rows[0]["settings"]["kind"]]
     axes.errorbar(at, heights, yerr=error, fmt="o-", color=colour, markersize=4, linewidth=0.8, capsize=2)
     best = max(range(len(rows)), key=heights.__getitem__)
-    name, offset = rows[best]["method"].split(",")[0], (5, 4)
-    axes.annotate(name, (at[best], heights[best]), textcoords="offset points", xytext=offset, fontsize=7)
+    return at[best], heights[best]
 
 
 def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
     assert run.quality is not None
-    sizes, plan = run.corpus.sizes, run.quality
-    figure, panels = plt.subplots(2, len(sizes), figsize=(4.6 * len(sizes), 8), squeeze=False, sharex="row")
-    lines = [(space, active) for space, grid in plan.grids.items() for active in grid["active"]]
+    sizes, spaces = run.corpus.sizes, run.quality.grids
+    figure, panels = plt.subplots(2, len(sizes), figsize=(4.2 * len(sizes), 8), squeeze=False, sharex="row")
+    lines = [(space, active) for space, grid in spaces.items() for active in grid["active"]]
+    lists, whole = _beside(run, quality)
     for asked, row_of_panels in zip(("sequence", "token"), panels, strict=True):
         for axes, size in zip(row_of_panels, sizes, strict=True):
-            grid = quality["grids"][size]
+            grid, table = quality["grids"][size], {row["method"]: row for row in quality["tables"][size]}
             for number, (space, active) in enumerate(lines):
                 rows = [r for r in grid if r["method"].startswith(space) and r["method"].endswith(f"k {active}")]
                 shares, values = [100 * r["share_read"][asked] for r in rows], [r[asked].value for r in rows]
@@ -78,22 +99,35 @@ def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
                 face = "black" if "polished" in row["method"] else "white"
                 place = (100 * row["share_read"][asked], row[asked].value)
                 axes.plot(*place, marker, color="black", markerfacecolor=face, label=row["method"])
-            rows = quality["tables"][size]
-            for row, marker in zip(
-                (r for r in rows if r["settings"]["kind"].startswith("target")), "*hpd", strict=False
-            ):
-                axes.plot(100 * row["share_read"][asked], row[asked].value, marker, color="gray", label=row["method"])
-            whole = [row for row in rows if "share_read" not in row and row["method"] != plan.reference]
-            best = sorted(whole, key=lambda row: -row[asked].value)[: len(STYLES) - 1]
-            lines_at = [row for row in rows if row["method"] == plan.reference] + best
-            for row, style in zip(lines_at, STYLES, strict=False):
-                axes.axhline(row[asked].value, color="gray", linewidth=1, linestyle=style, label=row["method"])
+            for name, marker in zip(lists, "*hpd", strict=False):
+                axes.plot(
+                    100 * table[name]["share_read"][asked], table[name][asked].value, marker, color="gray", label=name
+                )
+            for name, style in zip(whole, STYLES, strict=False):
+                axes.axhline(table[name][asked].value, color="gray", linewidth=1, linestyle=style, label=name)
             axes.set(xscale="log", title=f"{size} sequences")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if asked == "sequence" else (1,)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(f"list entries that a {asked} query reads,\n% of the training tokens")
         row_of_panels[0].set_ylabel(f"LDS, {asked} queries")
-    for row_of_panels in panels:
-        row_of_panels[-1].legend(fontsize=6)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return _save(figure, stem, "locality")
+
+
+def _beside(run: Settings, quality: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Names for every panel of what is in all tables: lists of the target, and the best that read all records."""
+    assert run.quality is not None
+    tables = quality["tables"]
+    rows = [
+        r
+        for r in tables[run.retraining.variant_size]
+        if all(r["method"] in (o["method"] for o in t) for t in tables.values())
+    ]
+    lists = [row["method"] for row in rows if row["settings"]["kind"].startswith("target")]
+    whole = sorted((row for row in rows if "share_read" not in row), key=lambda row: -row["sequence"].value)
+    best = [row["method"] for row in whole if row["method"] != run.quality.reference]
+    return lists, [run.quality.reference, *best[: len(STYLES) - 1]]
 
 
 def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] | None, stem: Path) -> Path:
@@ -113,12 +147,14 @@ def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] |
     figure, panels = plt.subplots(1, len(wanted), figsize=(6.5 * len(wanted), 5), squeeze=False)
     for axes, (label, values) in zip(panels[0], wanted.items(), strict=True):
         shown = [row for row in rows if row["method"] in values]
+        best = {}
         for name in dict.fromkeys(row["method"].split(",")[0] for row in shown):
-            _family(axes, values, [row for row in shown if row["method"].split(",")[0] == name], "sequence")
+            family = [row for row in shown if row["method"].split(",")[0] == name]
+            best[name] = _family(axes, values, family, "sequence")
         front = _front([(values[row["method"]], row["sequence"].value) for row in shown])
         axes.step(*zip(*front, strict=True), where="post", color="lightgray", zorder=0)
-        axes.margins(x=0.2)
         axes.set(xscale="log", xlabel=label, ylabel="LDS")
+        _name(axes, best)
     figure.suptitle(f"{size} sequences")
     return _save(figure, stem, "pareto")
 
@@ -136,15 +172,17 @@ def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
     assert run.cost is not None
     size = max(row["size"] for row in cost)
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
-    for axes, kind in zip(panels, ("token", "sequence"), strict=True):
+    last: list[dict[str, tuple[float, float]]] = [{}, {}]
+    for axes, kind, names in zip(panels, ("token", "sequence"), last, strict=True):
         for row in (row for row in cost if row["size"] == size):
             counts = [count for count in run.cost.counts if f"{kind} {count}" in row["answers"]]
             times = [statistics.median(row["answers"][f"{kind} {count}"]) for count in counts]
             axes.plot(counts, times, marker="o", color=FAMILIES[row["settings"]["kind"]])
-            axes.annotate(row["method"], (counts[-1], times[-1]), fontsize=6, xytext=(4, 0), textcoords="offset points")
+            names[row["method"]] = (counts[-1], times[-1])
         axes.set(xscale="log", yscale="log", xlabel=f"{kind} queries asked together", title=f"{size} sequences")
-        axes.margins(x=0.3)
         axes.set_xticks(run.cost.counts, [str(count) for count in run.cost.counts])
         axes.minorticks_off()
+    for axes, names in zip(panels, last, strict=True):  # behind both: they share their heights
+        _name(axes, names)
     panels[0].set_ylabel("seconds")
     return _save(figure, stem, "queries")
