@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.attribution.config import CostSettings
-from benchmarks.attribution.cost import Cost
+from benchmarks.attribution.cost import TURN_ANSWERS, Cost, answer
 from prism_lightning.attribution.files import read_json
 
 
@@ -56,3 +56,19 @@ def test_what_takes_long_is_warmed_up_once(cost, monkeypatch):
     found = stage.answers({"b": "b"})
     assert {key: len(times) for key, times in found["b"].items()} == {"token 1": 3, "sequence 1": 3}
     assert stage.asked.count(("b", "token")) == 4 and stage.asked.count(("b", "sequence")) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked", "median"),
+    [([0.03, 0.001, *[0.002] * 9], TURN_ANSWERS, 0.002), ([0.08, 0.06], 2, 0.07), ([80.0], 1, 80.0)],
+)
+def test_an_answer_is_the_median_of_its_turn(monkeypatch, seconds, asked, median):
+    clock, left = [0.0], list(seconds)
+    monkeypatch.setattr("benchmarks.attribution.cost.time.perf_counter", lambda: clock[0])
+
+    class Slow:
+        def top(self, queries, count):
+            clock[0] += left.pop(0)
+
+    assert answer(Slow(), None) == pytest.approx(median)
+    assert len(seconds) - len(left) == asked
