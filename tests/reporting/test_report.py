@@ -11,6 +11,7 @@ from conftest import BACKBONES, ROOT
 
 from prism_lightning.evaluation.results import TaskResult, write_result
 from prism_lightning.evaluation.suites import SuiteTask
+from prism_lightning.reporting.attribution import speed_up
 from prism_lightning.reporting.runs import find_runs, twins
 from prism_lightning.reporting.tables import accuracy_table, difference, loss_table
 
@@ -150,6 +151,18 @@ def test_a_file_that_is_no_benchmark_is_named(cli, ladder, tmp_path):
     (tmp_path / "b.json").write_text("{}")
     arguments = ["report", "--runs", ladder, "--out", tmp_path / "out", "--benchmarks", tmp_path / "b.json"]
     assert "b.json is no result" in cli(*arguments, check=2).stderr
+
+
+def test_speed_ups_of_every_benchmark_file_are_told():
+    def content(prototypes, ekfac):
+        answers = {"prototypes": {"token 1": prototypes}, "EK-FAC": {"token 1": ekfac, "token 64": [9.0]}}
+        rows = [{"method": name, "size": 1280, "answers": found} for name, found in answers.items()]
+        smaller = [{"method": row["method"], "size": 20, "answers": {"token 1": [1.0]}} for row in rows]
+        return {"results": {"cost": smaller + rows}}
+
+    several = [content([0.01, 0.02, 0.9], [40.0]), {"results": {"quality": {}}}, content([0.01], [30.0])]
+    assert speed_up(several) == "2,000 at q = 1 (1,280 sequences) / 3,000 at q = 1 (1,280 sequences)"
+    assert speed_up([{"results": {"quality": {}}}]) is None
 
 
 def test_reported_figures_have_a_source():
