@@ -1,4 +1,4 @@
-"""An interrupted cost stage goes on with what it had measured."""
+"""What a measurement is, and that an interrupted cost stage goes on with what it had measured."""
 
 import pytest
 
