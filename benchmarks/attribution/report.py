@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.attribution import plots
 from benchmarks.attribution.config import Settings
-from benchmarks.attribution.cost import KINDS, at, break_even, growth, line
+from benchmarks.attribution.cost import KINDS, TURN_ANSWERS, TURN_SECONDS, at, break_even, growth, line
 from benchmarks.attribution.lds import Interval
 from benchmarks.attribution.quality import ASKED
 from benchmarks.report import processor
@@ -186,7 +186,8 @@ def cost_sections(run: Settings, rows: list[dict[str, Any]]) -> list[str]:
     assert run.cost is not None
     sections = [
         "## Cost",
-        f"{run.cost.threads} threads; medians (lowest to highest; the number of repeats where not {run.cost.repeats}).",
+        f"{run.cost.threads} threads; medians (lowest to highest; the number of repeats where not {run.cost.repeats}). "
+        f"A repeat is the median of up to {TURN_ANSWERS} answers within {TURN_SECONDS:g} s; a longer one stands alone.",
     ]
     for size in sizes_of(rows):
         mine = [row for row in rows if row["size"] == size]
