@@ -32,8 +32,8 @@ from benchmarks.attribution.task import Method, Queries, Task
 from prism_lightning.attribution.files import read_json, write_json
 
 TOP, KINDS = 100, ("token", "sequence")
-# One answer of 7 ms, behind methods that sweep the caches, took 6.8 to 20 ms. In turns of .1 s, a first one of 150 ms in
-# place of 27 was the only one.
+# One answer of 7 ms, behind methods that sweep the caches, took 6.8 to 20 ms. In turns of .1 s, a first one of 150 ms
+# in place of 27 was the only one.
 TURN_SECONDS, TURN_ANSWERS = 0.5, 11
 
 
