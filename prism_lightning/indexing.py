@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from prism_lightning.attribution.attributor import default_index
 from prism_lightning.attribution.build import Builder
-from prism_lightning.attribution.files import read_json
+from prism_lightning.common.files import read_json
 from prism_lightning.attribution.identity import check_tokenizer, model_fingerprint
 from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings

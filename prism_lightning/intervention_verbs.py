@@ -168,7 +168,7 @@ def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
 
 def _write(path: Path, details: dict[str, Any], report: str, figure: Figure) -> None:
     """Everything that is known of an intervention, beside its file."""
-    from prism_lightning.attribution.files import write_json, write_whole
+    from prism_lightning.common.files import write_json, write_whole
     from prism_lightning.interventions.intervention import FORMAT
     from prism_lightning.tracking import environment
 

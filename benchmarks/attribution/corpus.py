@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.attribution.config import CorpusSettings, Settings
-from prism_lightning.attribution.files import write_json
+from prism_lightning.common.files import write_json
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.data.sources import hub_dataset, local_files, standard_library
 from prism_lightning.data.store import TokenStore

@@ -29,7 +29,7 @@ from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import decoder, planned, retrain
 from benchmarks.attribution.scoring import task_of, token_targets
 from benchmarks.attribution.task import Method, Queries, Task
-from prism_lightning.attribution.files import read_json, write_json
+from prism_lightning.common.files import read_json, write_json
 
 TOP, KINDS = 100, ("token", "sequence")
 # One answer of 7 ms, behind methods that sweep the caches, took 6.8 to 20 ms. In turns of .1 s, a first one of 150 ms

@@ -18,7 +18,7 @@ from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.scoring import task_of, truth
 from benchmarks.attribution.task import Queries
-from prism_lightning.attribution.files import write_file
+from prism_lightning.common.files import write_file
 
 DICTIONARIES: dict[str, dict[str, Any]] = {
     "own": {"dictionary": "model"},

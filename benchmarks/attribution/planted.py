@@ -21,7 +21,7 @@ from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import read_decoder
 from benchmarks.attribution.task import Queries, Task
 from benchmarks.attribution.training import fit_model
-from prism_lightning.attribution.files import write_json
+from prism_lightning.common.files import write_json
 
 FACTS, COPIES = 25, 3
 SYLLABLES = "ba be bo da de do fa fi go gu ka ki ko la le lo ma mi mo na ne no pa pe po ra ri ro sa se so ta ti to"

@@ -15,7 +15,7 @@ from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.retraining import FIRST_SEED, Job, losses_of, retrain
 from benchmarks.attribution.scoring import Case, scores_of, task_of
 from benchmarks.attribution.task import Queries, query_loss
-from prism_lightning.attribution.files import write_json
+from prism_lightning.common.files import write_json
 
 
 def removal_jobs(

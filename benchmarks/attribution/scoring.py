@@ -24,7 +24,7 @@ from benchmarks.attribution.pool import run_all
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import Variant, decoder, half_path, halves, losses_of
 from benchmarks.attribution.task import Method, Queries, Task
-from prism_lightning.attribution.files import write_file, write_json
+from prism_lightning.common.files import write_file, write_json
 from prism_lightning.tracking import environment
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.attribution.dictionary import Dictionary
-from prism_lightning.attribution.files import map_file
+from prism_lightning.common.files import map_file
 from prism_lightning.attribution.hidden_index import HiddenIndex
 from prism_lightning.attribution.identity import check_model, check_tokenizer, open_store
 from prism_lightning.attribution.index import Hits, Index, Query

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prism_lightning.attribution.dictionary import Dictionary, default_size, fitted_dictionary
-from prism_lightning.attribution.files import damage, map_file, read_json, write_file, write_json
+from prism_lightning.common.files import integrity_error, map_file, read_json, write_file, write_json
 from prism_lightning.attribution.hidden_shards import HiddenShards
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.index import FORMAT, made_from, parts_of, shard_path
@@ -90,7 +90,7 @@ class Builder:
     def build(self, rank: int = 0, world_size: int = 1) -> bool:
         """Do this rank's share; True once the index is whole, False while other ranks have shards to finish."""
         with self.lock:
-            if damage(self.folder / "dictionary.safetensors"):
+            if integrity_error(self.folder / "dictionary.safetensors"):
                 self.prepare_frame()
         shards = self.shards()
         missing = [n for n in range(rank, self.num_shards, world_size) if not self._finished(n)]
@@ -110,14 +110,14 @@ class Builder:
         """Whether a shard is there, undamaged, and assigned to this very dictionary."""
         path = shard_path(self.folder, shard)
         facts = read_json(path.with_suffix(".json"))
-        return facts is not None and facts["dictionary"] == self._dictionary_checksum() and not damage(path)
+        return facts is not None and facts["dictionary"] == self._dictionary_checksum() and not integrity_error(path)
 
     def _dictionary_checksum(self) -> int | None:
         return (read_json(self.folder / "dictionary.json") or {}).get("crc32")
 
     def _unfinished(self) -> bool:
         manifest = read_json(self.folder / "manifest.json")
-        whole = manifest is not None and not damage(self.folder / "curvature.safetensors")
+        whole = manifest is not None and not integrity_error(self.folder / "curvature.safetensors")
         return not (whole and manifest == self._manifest() and made_from(self.folder, self.num_shards))
 
     def blocks_of(self, shard: int) -> range:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prism_lightning.attribution.files import damage, map_file, read_json
+from prism_lightning.common.files import integrity_error, map_file, read_json
 from prism_lightning.errors import UserError
 
 FORMAT = 2
@@ -86,7 +86,7 @@ class Index(ABC):
 
     def _verify(self) -> None:
         others = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
-        found = {path: damage(path) for path in [*self.shard_paths, *others]}
+        found = {path: integrity_error(path) for path in [*self.shard_paths, *others]}
         if not any(found.values()) and not made_from(self.folder, self.num_shards):
             raise UserError(f"{self.folder} mixes files of different builds: run the same `index` command to finish it")
         problems = [

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prism_lightning.attribution.attributor import default_index
 from prism_lightning.attribution.dictionary import Dictionary, fitted_dictionary
-from prism_lightning.attribution.files import damage, map_file, read_json
+from prism_lightning.common.files import integrity_error, map_file, read_json
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.localisation import Localisation, compare
 from prism_lightning.data.store import TokenStore
@@ -73,7 +73,7 @@ def measured(
         dictionaries[f"own, K {len(own.unit_KD):,} k {own.active}"] = own
     path = default_index(run) / "dictionary.safetensors"
     facts, manifest = read_json(path.with_suffix(".json")), read_json(path.with_name("manifest.json"))
-    if facts and manifest and manifest["model"] == model_fingerprint(model) and not damage(path):
+    if facts and manifest and manifest["model"] == model_fingerprint(model) and not integrity_error(path):
         prototypes_KD = torch.from_numpy(map_file(path)["prototypes"].astype("float32"))
         dictionaries[f"index, K {len(prototypes_KD):,} k {facts['active']}"] = Dictionary(
             prototypes_KD, facts["active"]

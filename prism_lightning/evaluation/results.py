@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prism_lightning.attribution.files import read_json, write_json, write_whole
+from prism_lightning.common.files import read_json, write_json, write_whole
 from prism_lightning.errors import UserError
 
 Z95 = 1.959964

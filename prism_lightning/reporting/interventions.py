@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from prism_lightning.attribution.files import read_json
+from prism_lightning.common.files import read_json
 from prism_lightning.evaluation.results import normal_interval
 from prism_lightning.interventions.intervention import FORMAT
 from prism_lightning.reporting.runs import Run

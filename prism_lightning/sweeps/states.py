@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prism_lightning.attribution.files import read_json, write_json
+from prism_lightning.common.files import read_json, write_json
 from prism_lightning.evaluation.results import read_result
 from prism_lightning.evaluation.suites import load_suite
 from prism_lightning.sweeps.trials import Trial

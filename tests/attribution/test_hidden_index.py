@@ -16,7 +16,7 @@ DAMPING = 1e-3  # the settings' default
 
 
 def dictionary_of(index):
-    from prism_lightning.attribution.files import map_file
+    from prism_lightning.common.files import map_file
 
     prototypes = map_file(index.folder / "dictionary.safetensors")["prototypes"]
     return Dictionary(torch.from_numpy(prototypes.astype("float32")), index.manifest["active"])
@@ -95,7 +95,7 @@ def sample_of(model, store):
 
 
 def test_eigenvalues_divide_each_block_by_its_own(built, model, store):
-    from prism_lightning.attribution.files import map_file
+    from prism_lightning.common.files import map_file
 
     index = built(curvature="eigenvalues")
     basis_DD = torch.from_numpy(map_file(index.folder / "dictionary.safetensors")["basis"].copy()).double()

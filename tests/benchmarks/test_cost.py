@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.attribution.config import CostSettings
 from benchmarks.attribution.cost import TURN_ANSWERS, Cost, answer
-from prism_lightning.attribution.files import read_json
+from prism_lightning.common.files import read_json
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.attribution.task import BATCH, Method, Queries, Task
-from prism_lightning.attribution.files import map_file, write_file
+from prism_lightning.common.files import map_file, write_file
 
 
 class HiddenCosine(Method):

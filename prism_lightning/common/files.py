@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def damage(path: Path) -> str | None:
+def integrity_error(path: Path) -> str | None:
     """What is wrong with a file of an index, in words; None where its bytes are those that were written."""
     facts = read_json(path.with_suffix(".json"))
     if facts is None or not path.is_file():
