@@ -1,7 +1,5 @@
 """python -m prism_lightning VERB ..."""
 
-import sys
+from prism_lightning.cli import console_script
 
-from prism_lightning.cli import main
-
-sys.exit(main(sys.argv[1:]))
+console_script()

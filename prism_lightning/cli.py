@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
 from importlib import import_module, resources
 
 from prism_lightning import __version__
+from prism_lightning.common.stops import Stopped, stop_signals_raise
 from prism_lightning.errors import UserError, nearest, user_error_in
 
 TRAINING_VERBS = {
@@ -40,7 +42,7 @@ ATTRIBUTION_VERBS = {
 
 OVERVIEW = f"""prism_lightning {__version__}: train prototype language models and ask why they say what they say
 
-usage: python -m prism_lightning VERB ...
+usage: python -m prism_lightning VERB ..., or prism VERB ...
 
 verbs on a recipe (--config recipes/X.yaml, any setting overridden by --key value):
 {{training}}
@@ -62,35 +64,68 @@ First steps: python -m prism_lightning fit --config recipes/quickstart.yaml
 """
 
 
+# Verbs that keep what they have finished: the same command goes on there.
+RESUMABLE = {"fit", "index", "prototypes", "suppress", "calibrate", "evaluate", "sweep"}
+# Nothing is sent anywhere unless the user says so; a value set outside wins.
+QUIET_LIBRARIES = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+def console_script() -> None:
+    """The command `prism`."""
+    sys.exit(main(sys.argv[1:]))
+
+
 def main(arguments: list[str]) -> int:
     """Run a command line; returns the exit code. Errors of the user's are one line each and exit with 2."""
     # Every torch.load below us, also inside Lightning and DeepSpeed, then reads tensors and plain values only.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            groups = {"training": TRAINING_VERBS, "model": MODEL_VERBS, "attribution": ATTRIBUTION_VERBS}
-            groups |= {"evaluation": EVALUATION_VERBS, "intervention": INTERVENTION_VERBS}
-            print(OVERVIEW.format(**{name: _listed(verbs) for name, verbs in groups.items()}), end="")
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? in its place
+    verb = arguments[0] if arguments else "help"
+    with stop_signals_raise():
+        try:
+            _run(verb, arguments[1:])
             return 0
-        if arguments[0] == "--version":
-            print(__version__)
-            return 0
-        _verb(arguments[0])(arguments[1:])
-        return 0
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns an interrupt into an exit of its own, after saving its loggers.
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        mendable = user_error_in(error)
-        if mendable is None:
-            raise
-        for problem in mendable.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        except Stopped as stop:
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other processes of a run have nothing to add
+                print(stop_line(verb, stop), file=sys.stderr)
+            return stop.exit_code
+        except Exception as error:
+            mendable = user_error_in(error)
+            if mendable is None:
+                raise
+            for problem in mendable.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            return 2
+
+
+def stop_line(verb: str, stop: Stopped) -> str:
+    """What the user reads after a signal: what stopped the verb, what was saved, and how to go on."""
+    parts = [f"stopped by {stop.signal.name}"]
+    if stop.saved:
+        parts.append(f": {stop.saved}; the same command resumes there")
+    elif verb in RESUMABLE:
+        parts.append(": what is finished is kept; the same command goes on")
+    return "".join(parts)
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    if verb in ("-h", "--help", "help"):
+        groups = {"training": TRAINING_VERBS, "model": MODEL_VERBS, "attribution": ATTRIBUTION_VERBS}
+        groups |= {"evaluation": EVALUATION_VERBS, "intervention": INTERVENTION_VERBS}
+        print(OVERVIEW.format(**{name: _listed(verbs) for name, verbs in groups.items()}), end="")
+    elif verb == "--version":
+        print(f"prism_lightning {__version__}")
+    else:
+        _verb(verb)(arguments)
 
 
 def _verb(name: str) -> Callable[[list[str]], None]:

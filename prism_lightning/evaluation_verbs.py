@@ -103,7 +103,7 @@ def evaluated(
     batch_tokens: int = BATCH_TOKENS,
     quiet: bool = False,
 ) -> list[TaskResult]:
-    """Results of a suite on a run with interventions, with a progress bar on a terminal, a line a task elsewhere."""
+    """Results of a suite on a run with interventions, with progress, and without a terminal a line a task."""
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.evaluation.evaluator import run_suite
     from prism_lightning.evaluation.harness import PrismHarnessModel
@@ -123,19 +123,14 @@ def evaluated(
     identity: dict[str, object] = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}
     identity |= {"scalings": model.config.scalings} if model.scalings else {}
     tasks = build_tasks(suite, data_dir, texts)
-    progress = Progressing()
-
-    def report(what: str, done: int, total: int) -> None:
-        if console.is_terminal:  # elsewhere a line a task is enough
-            progress(what, done, total)
 
     def finished(result: TaskResult) -> None:
         if not console.is_terminal and not quiet:
             scored = f"{result.metric} {result.value:.4f}, {result.seconds:.1f} s"
             print(f"{_name(run, interventions)} {result.task}: {scored}", flush=True)
 
-    with progress.bar:
-        bridge = PrismHarnessModel(model=model, tokenizer=tokenizer, batch_tokens=batch_tokens, report=report)
+    with Progressing() as progress:
+        bridge = PrismHarnessModel(model=model, tokenizer=tokenizer, batch_tokens=batch_tokens, report=progress)
         return run_suite(bridge, suite, tasks, results_folder(run, interventions), identity, limit, finished)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from rich.progress import track
 
 from prism_lightning.checkpoints import load_checkpoint, load_model_weights
 from prism_lightning.data.datamodule import TextData
@@ -21,6 +20,7 @@ from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
 from prism_lightning.models import PrismConfig, PrismForCausalLM
 from prism_lightning.models.polishing import polish
+from prism_lightning.progress import Progressing
 from prism_lightning.strategies import trust_deepspeed_types
 from prism_lightning.tracking import RunDirectory
 
@@ -69,10 +69,11 @@ def show_sample(model: PrismForCausalLM, data: TextData, prompt: str | None) -> 
 @torch.no_grad()
 def evaluate(module: DenseLM, data: TextData) -> dict[str, float]:
     """Loss, perplexity, bits per byte and the prototypes' diagnostics over the validation split."""
-    for number, batch in enumerate(
-        track(data.validation_loader(), description="evaluating", transient=True, disable=not console.is_terminal)
-    ):
-        module.validation_step({name: value.to(module.device) for name, value in batch.items()}, number)
+    loader = data.validation_loader()
+    with Progressing() as progress:
+        for number, batch in enumerate(loader):
+            module.validation_step({name: value.to(module.device) for name, value in batch.items()}, number)
+            progress("evaluating", number + 1, len(loader))
     return {name: round(value.item(), 6) for name, value in module.evaluation(data.validation.bytes_per_token).items()}
 
 
@@ -80,10 +81,9 @@ def polish_prototypes(module: PrismLM, data: TextData) -> None:
     """Fit the prototypes to hidden states of training blocks, with the decoder frozen."""
     z_ND = module.sampled_hidden_states(step=0, tokens=module.polish_tokens, salt=2)
     steps = polish(module.layer, z_ND, module.polish_steps, module.polish_learning_rate, data.seed)
-    for _ in track(
-        steps, description="polishing", total=module.polish_steps, transient=True, disable=not console.is_terminal
-    ):
-        pass
+    with Progressing() as progress:
+        for number, _ in enumerate(steps):
+            progress("polishing prototypes", number + 1, module.polish_steps)
 
 
 def consolidated_model(config: PrismConfig, checkpoint: Path) -> PrismForCausalLM:

@@ -14,14 +14,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from prism_lightning.attribution.attributor import default_index
 from prism_lightning.attribution.build import Builder
-from prism_lightning.common.files import read_json
 from prism_lightning.attribution.identity import check_tokenizer, model_fingerprint
 from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.spaces import open_index
+from prism_lightning.common.files import read_json
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.errors import UserError
-from prism_lightning.explaining import console
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.progress import Progressing
@@ -55,7 +54,7 @@ def run(arguments: list[str]) -> None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     progress = Progressing()
     started = time.monotonic()
-    with progress.bar:
+    with progress:
         builder = Builder(model.to(device), data.train, settings, folder, progress)  # type: ignore[arg-type]
         whole = builder.build(rank, world_size)
     if not whole:
@@ -73,7 +72,7 @@ def data_of(run: Path) -> TextData:
     recipe = run / "recipe.yaml"
     if not recipe.is_file():
         raise UserError(f"{run} has no recipe.yaml: give a run directory that `fit` has made")
-    data, _, _ = _parsed(compose(recipe, []), str(recipe))
+    data, _, _ = _parsed(compose(recipe, [], groups=("data", "model")), str(recipe))
     data.setup()
     return data
 
@@ -90,15 +89,10 @@ def own_index(run: Path, model: PrismForCausalLM) -> Path:
         if manifest["model"] == model_fingerprint(model) and Path(manifest["store"]).is_dir():
             return folder
         shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
-    settings, progress = IndexSettings(dictionary="model"), Progressing()
-
-    def report(what: str, done: int, total: int) -> None:
-        if console.is_terminal:  # elsewhere stdout is for the answer
-            progress(what, done, total)
-
+    settings = IndexSettings(dictionary="model")
     print(f"looking once through the training data for the model's own prototypes: {folder}", file=sys.stderr)
-    with progress.bar:
-        Builder(model, data_of(run_directory(run)).train, settings, folder, report).build()
+    with Progressing() as progress:
+        Builder(model, data_of(run_directory(run)).train, settings, folder, progress).build()
     return folder
 
 

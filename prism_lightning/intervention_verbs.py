@@ -115,7 +115,7 @@ def suppress(arguments: list[str]) -> None:
     sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
     plan = Plan(Goal(options.fall, options.rise), options.factor, options.prompts, options.draws, sampling)
     progress = Progressing()
-    with progress.bar:
+    with progress:
         found = suppress(
             model,
             tokenizer,
@@ -264,7 +264,7 @@ def calibrate(arguments: list[str]) -> None:
     data = data_of(run_directory(options.ckpt_path))
     train, validation = data.train, data.validation
     progress = Progressing()
-    with progress.bar:
+    with progress:
         calibration, held_out = split_items(
             model,
             tokenizer,

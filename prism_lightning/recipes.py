@@ -1,7 +1,13 @@
-"""Recipes: YAML files composed by `base:`, overridden from the command line, then interpolated, in that order."""
+"""Recipes: YAML files composed by `base:`, overridden from the command line, then interpolated, in that order.
+
+Values that come from the environment (`${oc.env:NAME}`) may be secrets: they are used, and never written out.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +17,52 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prism_lightning.errors import UserError, nearest
 
+Key = tuple[str | int, ...]  # the way to a value through nested mappings and lists
 
-def compose(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """The recipe as plain nested dictionaries.
+
+@dataclass
+class Recipe:
+    """A composed recipe.
+
+    Attributes:
+        settings: plain nested dictionaries, interpolations resolved.
+        from_environment: the unresolved text of every value that the environment has a part in, by its key.
+    """
+
+    settings: dict[str, Any]
+    from_environment: dict[Key, str] = field(default_factory=dict)
+
+    def without_environment(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings made from these, with the unresolved text in place of values from the environment. In place."""
+        for key, text in self.from_environment.items():
+            parent: Any = settings
+            for part in key[:-1]:
+                parent = parent[part]
+            parent[key[-1]] = text
+        return settings
+
+    def hide_environment(self, text: str) -> str:
+        """A text for people, with the unresolved text in place of values from the environment."""
+        for key, raw in self.from_environment.items():
+            value: Any = self.settings
+            for part in key:
+                value = value[part]
+            text = text.replace(repr(value), raw).replace(str(value), raw) if value not in (None, "") else text
+        return text
+
+
+def compose(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe as plain nested dictionaries; arguments and errors as of `composed`."""
+    return composed(path, overrides, groups).settings
+
+
+def composed(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> Recipe:
+    """Compose a recipe.
 
     Args:
         path: a recipe; its `base:` (a path or a list, relative to it) is merged beneath it.
         overrides: `key.path=value`, each parsed as YAML and set before interpolations are resolved.
+        groups: resolve these alone, by default all. A recorded run can then be read where its environment is gone.
 
     Raises:
         UserError: missing file, broken YAML, circular bases, an interpolation without a target.
@@ -28,11 +73,53 @@ def compose(path: Path, overrides: list[str]) -> dict[str, Any]:
             key, _, value = override.partition("=")
             key = _full_key(key, config)
             OmegaConf.update(config, key, _value(value), merge=False, force_add=True)
-        container = OmegaConf.to_container(config, resolve=True)
+        raw = OmegaConf.to_container(config, resolve=False)
+        if groups:
+            container = {
+                name: OmegaConf.to_container(config[name], resolve=True) for name in groups if config.get(name)
+            }
+        else:
+            container = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{path}: {_one_line(error)}") from error
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return Recipe({str(key): value for key, value in container.items()}, dict(_environment_values(raw)))
+
+
+def _leaves(node: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        yield from _leaves(child, (*key, name))
+    if not isinstance(node, dict | list):
+        yield key, node
+
+
+def _environment_values(raw: Any) -> Iterator[tuple[Key, str]]:
+    """Keys whose text reads the environment, by itself or through other keys, with that text."""
+    texts = {key: value for key, value in _leaves(raw) if isinstance(value, str) and "${" in value}
+    secret = {key for key, text in texts.items() if "oc.env" in text}
+    while True:
+        names = {".".join(map(str, key)) for key in secret}
+        # A reference may be relative (leading dots) and may name a group that holds the value.
+        more = {
+            key
+            for key, text in texts.items()
+            if any(name.endswith(ref) or name.startswith(f"{ref}.") for ref in _references(text) for name in names)
+        }
+        if more <= secret:
+            break
+        secret |= more
+    yield from ((key, texts[key]) for key in sorted(secret, key=str))
+
+
+def _references(text: str) -> list[str]:
+    return [name for name in re.findall(r"\$\{(?:[\w.]+:)?\.*([\w.\[\]]+)", text) if name]
+
+
+def take_flags(arguments: list[str], *names: str) -> tuple[set[str], list[str]]:
+    """Which of some flags, written --NAME without a value, are among the arguments, and the other arguments."""
+    flags = {f"--{name}" for name in names}
+    return {a[2:] for a in arguments if a in flags}, [a for a in arguments if a not in flags]
 
 
 def split_arguments(arguments: list[str]) -> tuple[Path, list[str]]:

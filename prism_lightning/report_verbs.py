@@ -50,7 +50,7 @@ def report(arguments: list[str]) -> None:
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     progress = Progressing()
-    with progress.bar:
+    with progress:
         scaling = scaling_of(runs, progress)
     interventions = read_interventions(runs)
     tables = [paper_table(runs, suites, benchmarks, interventions), *run_tables(runs, suites)]

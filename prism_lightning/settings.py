@@ -21,24 +21,30 @@ from prism_lightning.lightning_modules.prism import PrismLM
 from prism_lightning.tracking import RunSettings
 
 MODEL_CLASSES: dict[str, type] = {"DenseLM": DenseLM, "PrismLM": PrismLM}
+MODEL_PATHS = {f"{owner.__module__}.{name}": owner for name, owner in MODEL_CLASSES.items()} | MODEL_CLASSES
 GROUPS: dict[str, type] = {"trainer": Trainer, "data": TextData, "run": RunSettings, "index": IndexSettings}
 TOP_LEVEL = {"seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions", "model", *GROUPS}
 
 
-def problems_in(config: dict[str, Any]) -> list[str]:
-    """One line for each setting that is unknown or of the wrong type; empty where every setting is fine alone."""
+def problems_in(config: dict[str, Any], allow_custom_code: bool = False) -> list[str]:
+    """One line for each setting that is unknown or of the wrong type; empty where every setting is fine alone.
+
+    With `allow_custom_code` the model may be any class; the settings of a class that is not ours are not looked at.
+    """
     found = [f"{key} is no setting: {nearest(key, TOP_LEVEL)}" for key in config if key not in TOP_LEVEL]
     for group, owner in GROUPS.items():
         found += _problems_of(group, config.get(group) or {}, owner)
-    return found + _model_problems(config.get("model"))
+    return found + _model_problems(config.get("model"), allow_custom_code)
 
 
-def _model_problems(model: Any) -> list[str]:
+def _model_problems(model: Any, allow_custom_code: bool) -> list[str]:
     if not isinstance(model, dict) or "class_path" not in model:
         return ["model.class_path is missing: give DenseLM or PrismLM"]
-    name = str(model["class_path"]).rpartition(".")[2]
-    if name not in MODEL_CLASSES:
-        return [f"model.class_path={model['class_path']!r} is no model: {nearest(name, MODEL_CLASSES)}"]
+    name = str(model["class_path"])
+    if name not in MODEL_PATHS:
+        if allow_custom_code and "." in name:
+            return []
+        return [f"model.class_path={name!r} is no model: {nearest(name.rpartition('.')[2], MODEL_CLASSES)}"]
     stray = [
         f"model.{key} is no setting: write model.init_args.{key}"
         for key in model
@@ -49,7 +55,7 @@ def _model_problems(model: Any) -> list[str]:
         stray.append(
             "model.init_args.backbone is missing: give the settings of a Hugging Face decoder, e.g. {model_type: gpt2}"
         )
-    return stray + _problems_of("model.init_args", settings, MODEL_CLASSES[name])
+    return stray + _problems_of("model.init_args", settings, MODEL_PATHS[name])
 
 
 def _problems_of(group: str, settings: Any, owner: type) -> list[str]:
@@ -96,6 +102,14 @@ def settings_page() -> str:
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of weights, order and everything random.")
     parser.add_argument(
         "--ckpt_path", help="Checkpoint or exported folder to start from; by default the run directory's newest."
+    )
+    parser.add_argument(
+        "--allow_custom_code",
+        action="store_true",
+        help="Let the recipe import classes that are not prism_lightning's or on its list: their code runs.",
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="Print the composed recipe with every default, and do nothing."
     )
     parser.add_argument(
         "--model.class_path",

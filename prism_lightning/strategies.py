@@ -29,6 +29,37 @@ def check_devices(recipe: str, trainer: dict[str, Any]) -> None:
         )
 
 
+# Settings of the trainer that a run decides by others of its own: their neutral values, and what to set in their place.
+DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "default_root_dir": ((None,), "everything that a run writes goes to its run directory: set run.dir"),
+    "accumulate_grad_batches": ((1, None), "data.batch_size and data.micro_batch_size decide it"),
+    "max_epochs": ((-1, None), "a run's length is trainer.max_steps"),
+    "min_epochs": ((None,), "a run's length is trainer.max_steps"),
+    "use_distributed_sampler": ((False, None), "the data module shares blocks out over devices itself"),
+    "check_val_every_n_epoch": ((None,), "trainer.val_check_interval counts optimiser steps"),
+    "reload_dataloaders_every_n_epochs": ((0, None), "the order of blocks depends on the seed and the step alone"),
+    "barebones": ((False, None), "it would turn off checkpoints and metrics that a run needs"),
+    "fast_dev_run": ((False, 0, None), "it would export a model of one step: set trainer.max_steps and run.dir"),
+}
+
+
+def check_trainer(recipe: str, trainer: dict[str, Any], fit: bool) -> None:
+    """Refuse settings of the trainer that would be overridden silently; all problems at once.
+
+    Raises:
+        UserError: such a setting, or for `fit` no number of steps.
+    """
+    problems = [
+        f"{recipe}: trainer.{name} is {trainer[name]!r} and has no effect here: {instead}"
+        for name, (neutral, instead) in DECIDED_ELSEWHERE.items()
+        if name in trainer and not any(trainer[name] is value or trainer[name] == value for value in neutral)
+    ]
+    if fit and (trainer.get("max_steps") or -1) < 1:
+        problems.append(f"{recipe}: trainer.max_steps must be a positive number: it sets the schedule's length")
+    if problems:
+        raise UserError(problems)
+
+
 def device_count(trainer: dict[str, Any]) -> int:
     """Devices that the recipe will use over all nodes."""
     devices, nodes = trainer.get("devices", "auto"), int(trainer.get("num_nodes", 1) or 1)

@@ -16,7 +16,10 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from prism_lightning.common.files import write_json, write_whole
 from prism_lightning.errors import UserError
+from prism_lightning.run.lock import lock_run
+from prism_lightning.run.mlflow_store import open_logger
 
 PACKAGES = (
     "torch",
@@ -74,13 +77,16 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.results = self.path / "results.jsonl"
+        self.mlflow_run = self.path / "mlflow_run_id"
 
     def record(self, config: dict[str, Any], data_fingerprint: str) -> None:
-        """Write the resolved recipe and the environment.
+        """Lock the directory for this process, and write the resolved recipe and the environment.
 
         Raises:
-            UserError: the directory holds a run of another recipe.
+            UserError: the directory holds a run of another recipe, or another process has it.
         """
+        if _first_process():
+            self._lock()
         recipe = self.path / "recipe.yaml"
         if recipe.is_file() and self.last_checkpoint():
             changed = _differences(yaml.safe_load(recipe.read_text()) or {}, config)
@@ -91,16 +97,17 @@ class RunDirectory:
                 )
         if not _first_process():
             return
+        write_whole(recipe, yaml.safe_dump(config, sort_keys=False).encode())
+        write_json(self.path / "environment.json", environment() | {"data_fingerprint": data_fingerprint})
+
+    def _lock(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"run.dir {self.path} cannot be made ({error.strerror}): choose another --run.dir"
             ) from error
-        recipe.write_text(yaml.safe_dump(config, sort_keys=False))
-        (self.path / "environment.json").write_text(
-            json.dumps(environment() | {"data_fingerprint": data_fingerprint}, indent=1)
-        )
+        self.lock = lock_run(self.path)
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint: files are renamed into place, a DeepSpeed folder ends with `latest`."""
@@ -108,42 +115,56 @@ class RunDirectory:
         return max(found, key=lambda path: path.name, default=None)
 
     def last_results(self) -> dict[str, Any] | None:
-        """The last line of results.jsonl."""
+        """The last line of results.jsonl; None where there is none.
+
+        Raises:
+            UserError: it is not the JSON object that `fit` wrote.
+        """
         if not self.results.is_file():
             return None
-        lines = self.results.read_text().splitlines()
+        lines = self.results.read_text(errors="replace").splitlines()
+        if not lines:
+            return None
         try:
-            return json.loads(lines[-1]) if lines else None
-        except ValueError as error:
-            raise UserError(f"the last line of {self.results} is damaged: remove it and run fit again") from error
+            results = json.loads(lines[-1])
+            step = results["step"]
+        except (ValueError, KeyError, TypeError):
+            step = None
+        if not isinstance(step, int):
+            raise UserError(f"the last line of {self.results} is damaged: remove that line and run fit again")
+        return results
 
     def add_results(self, results: dict[str, Any]) -> None:
-        """Append one line of results."""
-        with self.results.open("a") as file:
-            file.write(json.dumps(results) + "\n")
+        """Append one line of results; the file is written whole, so that a kill leaves no half line."""
+        before = self.results.read_bytes() if self.results.is_file() else b""
+        write_whole(self.results, before + json.dumps(results, allow_nan=False).encode() + b"\n")
 
     def loggers(self) -> tuple[CSVLogger, MLFlowLogger]:
         """CSV first (a database URI as the first logger's directory breaks Lightning), MLflow beside it.
 
         A resumed run goes on in the same MLflow run.
+
+        Raises:
+            UserError: as `open_logger`.
         """
+        own = self.settings.tracking_uri is None
         uri = self.settings.tracking_uri or f"sqlite:///{(self.path / 'mlflow.db').absolute()}"
-        run_file = self.path / "mlflow_run_id"
-        mlflow_logger = MLFlowLogger(
+        mlflow_logger = open_logger(
+            uri,
+            used_before=not own or self.mlflow_run.is_file(),
             experiment_name=self.settings.experiment,
             run_name=self.path.name,
-            run_id=run_file.read_text() if run_file.is_file() else None,
-            tracking_uri=uri,
+            run_id=self.mlflow_run.read_text() if self.mlflow_run.is_file() else None,
             artifact_location=str((self.path / "mlflow_artifacts").absolute()) if uri.startswith("sqlite") else None,
         )
         return CSVLogger(self.path, name="csv"), mlflow_logger
 
     def log_settings(self, config: dict[str, Any], mlflow_logger: MLFlowLogger) -> None:
         """Log a new run's settings, and remember the MLflow run for resuming."""
-        run_file = self.path / "mlflow_run_id"
-        if _first_process() and not run_file.is_file():
+        run_id = str(mlflow_logger.run_id) if _first_process() else None
+        if run_id and not (self.mlflow_run.is_file() and self.mlflow_run.read_text() == run_id):
             mlflow_logger.log_hyperparams(config)
-            run_file.write_text(str(mlflow_logger.run_id))
+            write_whole(self.mlflow_run, run_id.encode())
 
 
 def _first_process() -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,14 +28,11 @@ from prism_lightning.finishing import finish, load_weights
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.progress import ProgressBar, progress_callback
 from prism_lightning.lightning_modules.throughput import Throughput
-from prism_lightning.recipes import compose, split_arguments
+from prism_lightning.recipes import Recipe, composed, split_arguments, take_flags
 from prism_lightning.settings import problems_in
-from prism_lightning.strategies import (
-    check_devices,
-    settled_strategy,
-    trust_deepspeed_types,
-)
+from prism_lightning.strategies import check_devices, check_trainer, settled_strategy, trust_deepspeed_types
 from prism_lightning.tracking import RunDirectory, RunSettings
+from prism_lightning.trust import limit_imports
 
 
 class TrainingCLI(LightningCLI):
@@ -44,8 +42,11 @@ class TrainingCLI(LightningCLI):
     model: DenseLM
     datamodule: TextData
 
-    def __init__(self, verb: str, config: dict[str, Any], recipe: str) -> None:
-        self.verb, self.recipe_config, self.recipe = verb, config, recipe
+    def __init__(
+        self, verb: str, recipe: Recipe, name: str, allow_custom_code: bool = False, print_config: bool = False
+    ) -> None:
+        self.verb, self.recipe, self.recipe_name = verb, recipe, name
+        self.allow_custom_code, self.print_config = allow_custom_code, print_config
         super().__init__(
             model_class=DenseLM,
             subclass_mode_model=True,
@@ -64,57 +65,84 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the composed recipe; every problem in it is reported at once."""
+        settings = self.recipe.settings
+        limit_imports(settings, self.recipe_name, self.allow_custom_code)
         try:
-            self.config = parser.parse_object({"subcommand": self.verb, self.verb: self.recipe_config})
+            self.config = parser.parse_object({"subcommand": self.verb, self.verb: settings})
         except (ArgumentError, TypeError, ValueError, KeyError) as error:
-            found = problems_in(self.recipe_config) or [" ".join(str(error).split())[:300]]
-            raise UserError([f"{self.recipe}: {problem}" for problem in found]) from error
+            problems = problems_in(settings, self.allow_custom_code) or [" ".join(str(error).split())[:300]]
+            raise UserError([f"{self.recipe_name}: {self.recipe.hide_environment(p)}" for p in problems]) from error
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's hyper-parameters never override the recipe."""
 
+    def before_instantiate_classes(self) -> None:
+        """With --print_config: print the composed recipe with every default, and end here."""
+        if self.print_config:
+            print(yaml.safe_dump(self.recorded_config, sort_keys=False, allow_unicode=True), end="")
+            raise SystemExit(0)
+
     def instantiate_classes(self) -> None:
         """Check steps and devices, then build data, model and trainer."""
-        settings = self.config[self.verb]["trainer"]
-        check_devices(self.recipe, settings.as_dict())
-        if self.verb == "fit" and (settings["max_steps"] or -1) < 1:
-            raise UserError(
-                f"{self.recipe}: trainer.max_steps must be a positive number: it sets the schedule's length"
-            )
+        settings = self.config[self.verb]["trainer"].as_dict()
+        check_devices(self.recipe_name, settings)
+        check_trainer(self.recipe_name, settings, fit=self.verb == "fit")
         try:
             super().instantiate_classes()
         except Exception as error:  # the parser wraps what a constructor raises
             raise user_error_in(error) or error from error
 
+    @property
+    def recorded_config(self) -> dict[str, Any]:
+        """Every setting, defaults included, as it may be written out: nothing from the environment."""
+        self._dump_config()
+        return self.recipe.without_environment(self.config_dump)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run directory's loggers, checkpoints and progress."""
         settings = self.config_init[self.verb]
-        run: RunSettings = settings["run"]
-        self.run_directory = RunDirectory(run)
-        self._dump_config()
+        self.run_directory = RunDirectory(settings["run"])
         kwargs["strategy"] = settled_strategy(self.config[self.verb]["trainer"].as_dict())
         if isinstance(kwargs["strategy"], dict):
             kwargs["strategy"] = settings["trainer"]["strategy"]
         kwargs["plugins"] = [*(settings["trainer"].get("plugins") or []), AtomicCheckpointIO()]
         kwargs["logger"] = False
         if self.verb == "fit":
-            self.datamodule.prepare_data()  # errors about data come before any directory is made
-            self.datamodule.setup()
-            self.model.check_data(self.datamodule)
-            self.run_directory.record(self.config_dump, self.datamodule.train.manifest["fingerprint"])
-            csv_logger, mlflow_logger = self.run_directory.loggers()
-            self.run_directory.log_settings(self.config_dump, mlflow_logger)
-            kwargs["logger"] = [csv_logger, mlflow_logger]
-            progress = progress_callback()
-            kwargs["enable_progress_bar"] = isinstance(progress, ProgressBar)
-            callbacks = [Throughput(), progress]
-            if settings["trainer"].get("enable_checkpointing") is not False:
-                callbacks.append(
-                    Checkpoints(self.run_directory.checkpoints, run.checkpoint_interval, run.checkpoints_kept)
-                )
-            given = settings["trainer"].get("callbacks") or []
-            settings["trainer"]["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
+            self._take_run_directory()
+            kwargs["logger"] = self._loggers(settings["trainer"].get("logger"))
+            callbacks = self._callbacks(settings)
+            kwargs["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
+            settings["trainer"]["callbacks"] = [*as_list(settings["trainer"].get("callbacks")), *callbacks]
         return super().instantiate_trainer(**kwargs)
+
+    def _take_run_directory(self) -> None:
+        """Prepare the data, then lock the run directory and record the run in it.
+
+        In that order: errors about data come before any directory is made.
+        """
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        self.model.check_data(self.datamodule)
+        self.run_directory.record(self.recorded_config, self.datamodule.train.manifest["fingerprint"])
+
+    def _loggers(self, given: Any) -> list[Any] | bool:
+        """The run's own loggers and those of the recipe beside them; none where the recipe says `logger: false`."""
+        if given is False:
+            return False
+        csv_logger, mlflow_logger = self.run_directory.loggers()
+        self.run_directory.log_settings(self.recorded_config, mlflow_logger)
+        return [csv_logger, mlflow_logger, *([] if given is True else as_list(given))]
+
+    def _callbacks(self, settings: Any) -> list[Callback]:
+        """Throughput, progress and checkpoints, unless the recipe turns one of them off."""
+        run: RunSettings = settings["run"]
+        callbacks: list[Callback] = [Throughput()]
+        if settings["trainer"].get("enable_progress_bar") is not False:
+            callbacks.append(progress_callback())
+        if settings["trainer"].get("enable_checkpointing") is not False:
+            folder = self.run_directory.checkpoints
+            callbacks.append(Checkpoints(folder, run.checkpoint_interval, run.checkpoints_kept))
+        return callbacks
 
     def before_fit(self) -> None:
         """Resume where the run directory's newest checkpoint stands; share the batch out over the devices."""
@@ -149,7 +177,7 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Polish, evaluate, export, explain: on one process, from the trained weights."""
         if self.trainer.is_global_zero and not self.complete:
-            finish(self.model, self.datamodule, self.trainer, self.run_directory, self.recipe)
+            finish(self.model, self.datamodule, self.trainer, self.run_directory, self.recipe_name)
 
     def _load_for_evaluation(self, ckpt_path: str | None) -> None:
         load_weights(self.model, Path(ckpt_path) if ckpt_path else None, self.run_directory)
@@ -180,8 +208,15 @@ class TrainingCLI(LightningCLI):
 def run(verb: str, arguments: list[str]) -> None:
     """Run one of the training verbs on a command line of `--config RECIPE` and overrides."""
     quiet()
+    flags, arguments = take_flags(arguments, "allow_custom_code", "print_config")
     path, overrides = split_arguments(arguments)
-    TrainingCLI(verb, compose(path, overrides), str(path))
+    recipe = composed(path, overrides)
+    TrainingCLI(verb, recipe, str(path), "allow_custom_code" in flags, "print_config" in flags)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A setting that may be absent, one thing or several, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 @rank_zero_only

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from prism_lightning.attribution.dictionary import Dictionary, default_size, fitted_dictionary
-from prism_lightning.common.files import integrity_error, map_file, read_json, write_file, write_json
 from prism_lightning.attribution.hidden_shards import HiddenShards
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.index import FORMAT, made_from, parts_of, shard_path
 from prism_lightning.attribution.logit_shards import LogitShards
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.shards import Shards
+from prism_lightning.common.files import integrity_error, map_file, read_json, write_file, write_json
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM

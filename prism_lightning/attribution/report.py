@@ -13,9 +13,9 @@ from rich.text import Text
 
 from prism_lightning.attribution.attributor import default_index
 from prism_lightning.attribution.dictionary import Dictionary, fitted_dictionary
-from prism_lightning.common.files import integrity_error, map_file, read_json
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.localisation import Localisation, compare
+from prism_lightning.common.files import integrity_error, map_file, read_json
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prism_lightning.common.files import read_json
 from prism_lightning.attribution.hidden_index import HiddenIndex
 from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.logit_index import LogitIndex
+from prism_lightning.common.files import read_json
 
 INDEXES: dict[str, type[Index]] = {"hidden": HiddenIndex, "logits": LogitIndex}
 

@@ -122,9 +122,15 @@ class DenseLM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Recount the batches done: a step takes another number of them when devices or micro-batches have changed."""
+        """Recount the batches done: a step takes another number of them when devices or micro-batches have changed.
+
+        A validation that a stop cut short is not continued: its metrics of the first part are gone.
+        """
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loops = checkpoint["loops"]["fit_loop"]
+        validation = loops["epoch_loop.val_loop.batch_progress"]
+        validation["current"] = dict.fromkeys(validation["current"], 0)
+        progress = loops["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             surplus = counts["ready"] - done
             counts.update({name: count - surplus for name, count in counts.items()})

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from prism_lightning.lightning_modules.throughput import ends_logged_step
+from prism_lightning.progress import LINE_SECONDS
 
 
 def progress_callback() -> Callback:
@@ -33,26 +34,43 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """For log files: step, loss, tokens/s and time left, one line per logging interval."""
+    """For log files: step, loss, tokens/s and time left, a line per logging interval or ten seconds."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
+        self._printed = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print at the logger's steps."""
+        """Print at the logger's steps, and where these are further apart than ten seconds."""
         step = trainer.global_step
         if self._start is None:
             self._start = (time.perf_counter(), step)
-        if not trainer.is_global_zero or not ends_logged_step(trainer, batch_idx):
+        silent = time.perf_counter() - self._printed
+        if not trainer.is_global_zero or not (ends_logged_step(trainer, batch_idx) or silent > LINE_SECONDS):
             return
+        self._printed = time.perf_counter()
         metrics = trainer.callback_metrics
         started, first = self._start
         pace = (time.perf_counter() - started) / max(1, step - first)
         left = f"{pace * (trainer.max_steps - step):.0f} s left" if step > first else "time left unknown"
         rate = f"  {metrics['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in metrics else ""
         print(f"step {step}/{trainer.max_steps}  loss {metrics['train/loss']:.3f}{rate}  {left}", flush=True)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say how far a long validation has come."""
+        if trainer.is_global_zero and time.perf_counter() - self._printed > LINE_SECONDS:
+            self._printed = time.perf_counter()
+            print(f"step {trainer.global_step}  validating {batch_idx + 1}/{trainer.num_val_batches[0]}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the validation loss."""

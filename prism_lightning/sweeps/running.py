@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_lightning.common.stops import STOP_EXIT_CODES, Stopped
 from prism_lightning.errors import UserError
 from prism_lightning.sweeps.parents import adopt
 from prism_lightning.sweeps.states import HEARTBEAT, record_path, write_record
@@ -82,7 +83,7 @@ class Runner:
         facts: dict[str, Any] = {"seconds": round(time.time() - started, 1), "commands": work.commands}
         if code == 0:
             write_record(work.record, state="finished", **facts)
-        elif self.stopped or code == 130:
+        elif self.stopped or code in STOP_EXIT_CODES:
             write_record(work.record, state="interrupted", **facts)
         else:
             error = error or last_line(work.log, printed)
@@ -181,7 +182,7 @@ def run_here(works: list[Work], runner: Runner, jobs: int, retries: int, report:
 
     Raises:
         UserError: naming every trial that failed each time.
-        KeyboardInterrupt: after the children have ended.
+        Stopped: after the children have ended.
     """
     tries = {work.name: retries for work in works}
     failed: dict[str, Work] = {}
@@ -198,7 +199,7 @@ def run_here(works: list[Work], runner: Runner, jobs: int, retries: int, report:
                         pending[pool.submit(runner, work)] = work
                     elif code > 0:
                         failed[work.name] = work
-        except KeyboardInterrupt:
+        except Stopped:
             runner.stop()
             wait(pending)
             raise

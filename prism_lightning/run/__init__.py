@@ -1,0 +1,1 @@
+"""A run directory: its lock and its MLflow store."""

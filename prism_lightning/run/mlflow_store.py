@@ -1,0 +1,119 @@
+"""The MLflow store of a run: made aside where it is a SQLite file, and told in one line where it cannot be used."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+from lightning.pytorch.loggers import MLFlowLogger
+
+from prism_lightning.errors import UserError, disk_is_full, visible
+
+SQLITE = "sqlite:///"
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+
+
+def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
+    """A logger whose MLflow run exists.
+
+    Args:
+        uri: of the store: sqlite:///FILE, a database or a server.
+        used_before: whether the store has runs that must not be lost; otherwise a broken SQLite file is made anew.
+        settings: of `MLFlowLogger`; a `run_id` that the store does not know is replaced by a new run.
+
+    Raises:
+        UserError: an address that MLflow does not take, a damaged database, a server that does not answer.
+    """
+    check_uri(uri)
+    try:
+        if uri.startswith(SQLITE):
+            make_database(Path(uri.removeprefix(SQLITE)), used_before)
+        return _opened(uri, settings)
+    except UserError:
+        raise
+    except Exception as error:  # SQLAlchemy's, MLflow's and the network's errors share no base class
+        raise UserError(_reason(uri, error)) from error
+
+
+def check_uri(uri: str) -> None:
+    """Raises UserError where MLflow would not take an address."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if ":" not in uri or scheme not in SCHEMES:
+        raise UserError(
+            f"run.tracking_uri {uri}: MLflow keeps runs in a database or on a server, not in a folder: give"
+            " sqlite:///path/to/mlflow.db or http://SERVER:PORT"
+        )
+    if scheme == "sqlite" and not uri.startswith(SQLITE):
+        raise UserError(f"run.tracking_uri {uri}: give sqlite:///path/to/mlflow.db, with three slashes")
+
+
+def make_database(path: Path, used_before: bool) -> None:
+    """Make a SQLite database with MLflow's tables, where there is none: aside, then renamed.
+
+    MLflow itself migrates fifty versions of an empty file in place; killed in between, it refuses that file for ever.
+    A lock lets trials of a sweep that share the file wait for each other.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.tracking_uri: {path.parent} cannot be made ({error.strerror}): choose another") from error
+    with filelock.FileLock(path.with_name(path.name + ".lock")):
+        if path.is_file() and (used_before or _has_tables(path)):
+            return
+        partial = path.with_name(path.name + ".partial")
+        for left in (partial, path):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        SqlAlchemyStore(f"{SQLITE}{partial}", "./mlruns")._dispose_engine()
+        os.replace(partial, path)
+
+
+def _has_tables(path: Path) -> bool:
+    """Whether MLflow's newest tables are there: a file that a killed process left behind has only some of them."""
+    import sqlite3
+
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    with suppress(sqlite3.DatabaseError):
+        connection = sqlite3.connect(path)
+        try:
+            versions = connection.execute("select version_num from alembic_version").fetchall()
+            return versions == [(_get_latest_schema_revision(),)]
+        finally:
+            connection.close()
+    return False
+
+
+def _opened(uri: str, settings: dict[str, Any]) -> MLFlowLogger:
+    from mlflow.exceptions import MlflowException
+
+    logger = MLFlowLogger(tracking_uri=uri, **settings)
+    try:
+        _ = logger.run_id
+    except MlflowException as error:
+        if settings.get("run_id") is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        logger = MLFlowLogger(tracking_uri=uri, **settings | {"run_id": None})
+        _ = logger.run_id
+    return logger
+
+
+def _reason(uri: str, error: Exception) -> str:
+    if disk_is_full(error):
+        return "the disk is full: free space and run the same command; earlier checkpoints are whole"
+    cause = " ".join(visible(str(error)).split())[:160]
+    if uri.startswith(SQLITE):
+        path = uri.removeprefix(SQLITE)
+        return (
+            f"the MLflow database {path} is damaged ({cause}): remove it and run the same command, which makes a new"
+            " one; weights and csv metrics are not in it"
+        )
+    return f"run.tracking_uri {uri} does not work ({cause}): start the server, or leave the setting out"
