@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGTERM
@@ -17,7 +18,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from prism_lightning.common.stops import Stopped, StopRequest, defer_stops, stop_at_once
 from prism_lightning.errors import UserError, disk_is_full
+from prism_lightning.exported import check_finite
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.strategies import trust_deepspeed_types
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,8 +54,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint file.
 
     Raises:
-        UserError: missing, truncated, or a pickle that would run code.
+        UserError: missing, truncated, damaged, or a pickle that would run code.
     """
+    if path.is_file():
+        check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -67,11 +72,35 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def check_archive(path: Path) -> None:
+    """Compare every record of a file of `torch.save` with its checksum, which torch writes but does not read.
+
+    Raises:
+        UserError: a record that differs; files that are no zip archives are left to `torch.load`.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        damaged = str(error)
+    if damaged:
+        raise UserError(f"checkpoint {path} is damaged ({damaged}): remove it, and `fit` resumes from the one before")
+
+
+def open_deepspeed(folder: Path) -> None:
+    """Check every file of a DeepSpeed checkpoint and let weights-only loading read it. Raises as `check_archive`."""
+    for path in sorted(folder.rglob("*.pt")):
+        check_archive(path)
+    trust_deepspeed_types()
+
+
 def load_model_weights(model: PrismForCausalLM, state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Load the `model.` part of a module's weights; a tied head may be absent.
 
     Raises:
-        UserError: names or shapes differ.
+        UserError: names or shapes differ, or values are not finite.
     """
     weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     expected = model.state_dict()
@@ -87,6 +116,7 @@ def load_model_weights(model: PrismForCausalLM, state: Mapping[str, torch.Tensor
         raise UserError(
             f"{path} is of another model ({'; '.join(wrong[:3])}; {len(wrong)} in all): give its own recipe"
         )
+    check_finite(weights, path)
     model.load_state_dict(weights)
 
 

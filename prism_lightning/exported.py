@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, write_checksums
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
@@ -24,6 +26,7 @@ def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, f
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    write_checksums(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(partial, folder)
 
@@ -45,12 +48,18 @@ def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast
     Only safetensors are read: a pickle among the files is never opened. Weights are fp32, however they are stored.
 
     Raises:
-        UserError: no such folder, not a model of ours, or damaged weights.
+        UserError: no such folder, not a model of ours, damaged files, or weights that are not finite.
     """
     folder = exported_folder(path)
     if folder is None:
         raise UserError(
             f"{path} holds no exported model: give a run directory that `fit` has finished, or its model folder"
+        )
+    damaged = folder_integrity_error(folder)
+    if damaged:
+        raise UserError(
+            f"{damaged}: remove {folder} and run the same fit, which exports it anew; if the file was changed on"
+            f" purpose, remove {folder / CHECKSUMS}"
         )
     try:
         model = PrismForCausalLM.from_pretrained(
@@ -61,4 +70,12 @@ def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast
         raise UserError(
             f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}; export it anew with fit"
         ) from error
+    check_finite(model.state_dict(), folder)
     return model.eval(), tokenizer
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raises UserError where weights are NaN or infinite: whatever is computed from them would be, too."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: {name} holds values that are not finite: use an earlier checkpoint or train anew")

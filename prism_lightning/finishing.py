@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from prism_lightning.checkpoints import load_checkpoint, load_model_weights
+from prism_lightning.checkpoints import load_checkpoint, load_model_weights, open_deepspeed
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.errors import UserError
 from prism_lightning.explaining import console, explain_prompt, explanation_table
@@ -21,7 +22,6 @@ from prism_lightning.lightning_modules.prism import PrismLM
 from prism_lightning.models import PrismConfig, PrismForCausalLM
 from prism_lightning.models.polishing import polish
 from prism_lightning.progress import Progressing
-from prism_lightning.strategies import trust_deepspeed_types
 from prism_lightning.tracking import RunDirectory
 
 
@@ -48,6 +48,12 @@ def finish(module: DenseLM, data: TextData, trainer: Trainer, run: RunDirectory,
     if "tokens_per_second" in trainer.callback_metrics:
         results["tokens_per_second"] = round(trainer.callback_metrics["tokens_per_second"].item())
     results["commit"] = json.loads((run.path / "environment.json").read_text())["commit"]
+    strange = [name for name, value in results.items() if isinstance(value, float) and not math.isfinite(value)]
+    if strange:
+        raise UserError(
+            f"{', '.join(strange)} of the trained model are not finite: train anew with a lower model.learning_rate in"
+            " another run.dir"
+        )
     save_exported(module.model, data.train.tokenizer, run.model)
     run.add_results(results)
     show_sample(module.model.cpu(), data, run.settings.sample_prompt)
@@ -90,7 +96,7 @@ def consolidated_model(config: PrismConfig, checkpoint: Path) -> PrismForCausalL
     """The model with the full fp32 weights of a DeepSpeed checkpoint folder, of any ZeRO stage."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    trust_deepspeed_types()
+    open_deepspeed(checkpoint)
     weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="checkpoint")
     model = PrismForCausalLM(config)
     load_model_weights(model, weights, checkpoint)

@@ -74,10 +74,10 @@ def composed(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> 
             key = _full_key(key, config)
             OmegaConf.update(config, key, _value(value), merge=False, force_add=True)
         raw = OmegaConf.to_container(config, resolve=False)
+        container: Any
         if groups:
-            container = {
-                name: OmegaConf.to_container(config[name], resolve=True) for name in groups if config.get(name)
-            }
+            chosen = [name for name in groups if config.get(name)]
+            container = {name: OmegaConf.to_container(config[name], resolve=True) for name in chosen}
         else:
             container = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:

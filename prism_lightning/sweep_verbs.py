@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +97,7 @@ def _plan(trials: list[Trial], options: argparse.Namespace) -> None:
 
 def _run(trials: list[Trial], options: argparse.Namespace) -> None:
     from prism_lightning.evaluation.suites import load_suites
+    from prism_lightning.progress import Progressing
     from prism_lightning.sweeps.parents import parent_run
     from prism_lightning.sweeps.planning import cost, device_speed
     from prism_lightning.sweeps.running import Runner, run_here, submit, work_of
@@ -134,8 +134,15 @@ def _run(trials: list[Trial], options: argparse.Namespace) -> None:
         ids = submit(works, runner, "slurm", parameters)
         print(f"submitted {len(ids)} jobs: {' '.join(ids)}; `sweep status` tells how they do")
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trials are told too
-    run_here(works, runner, options.jobs, options.retries, _Telling({t.name: flops[t.name] for t in due}))
+    telling = _Telling({t.name: flops[t.name] for t in due})
+    with Progressing() as progress:
+        progress("trials", 0, len(works))
+
+        def report(work: Work, code: int) -> None:
+            telling(work, code)
+            progress("trials", telling.ended, len(works))
+
+        run_here(works, runner, options.jobs, options.retries, report)
 
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:

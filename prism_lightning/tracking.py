@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
 import yaml
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -78,6 +79,7 @@ class RunDirectory:
         self.model = self.path / "model"
         self.results = self.path / "results.jsonl"
         self.mlflow_run = self.path / "mlflow_run_id"
+        self.lock: filelock.BaseFileLock | None = None
 
     def record(self, config: dict[str, Any], data_fingerprint: str) -> None:
         """Lock the directory for this process, and write the resolved recipe and the environment.
@@ -108,6 +110,11 @@ class RunDirectory:
                 f"run.dir {self.path} cannot be made ({error.strerror}): choose another --run.dir"
             ) from error
         self.lock = lock_run(self.path)
+
+    def unlock(self) -> None:
+        """Give the directory free again."""
+        if self.lock is not None:
+            self.lock.release()
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint: files are renamed into place, a DeepSpeed folder ends with `latest`."""

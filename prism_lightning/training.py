@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.checkpoints import (
@@ -21,6 +22,7 @@ from prism_lightning.checkpoints import (
     Checkpoints,
     load_checkpoint,
     load_model_weights,
+    open_deepspeed,
 )
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.errors import UserError, user_error_in
@@ -30,7 +32,7 @@ from prism_lightning.lightning_modules.progress import ProgressBar, progress_cal
 from prism_lightning.lightning_modules.throughput import Throughput
 from prism_lightning.recipes import Recipe, composed, split_arguments, take_flags
 from prism_lightning.settings import problems_in
-from prism_lightning.strategies import check_devices, check_trainer, settled_strategy, trust_deepspeed_types
+from prism_lightning.strategies import check_devices, check_trainer, settled_strategy
 from prism_lightning.tracking import RunDirectory, RunSettings
 from prism_lightning.trust import limit_imports
 
@@ -47,16 +49,20 @@ class TrainingCLI(LightningCLI):
     ) -> None:
         self.verb, self.recipe, self.recipe_name = verb, recipe, name
         self.allow_custom_code, self.print_config = allow_custom_code, print_config
-        super().__init__(
-            model_class=DenseLM,
-            subclass_mode_model=True,
-            datamodule_class=TextData,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "check_val_every_n_epoch": None},
-            auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False},
-        )
+        try:
+            super().__init__(
+                model_class=DenseLM,
+                subclass_mode_model=True,
+                datamodule_class=TextData,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "check_val_every_n_epoch": None},
+                auto_configure_optimizers=False,
+                parser_kwargs={"exit_on_error": False},
+            )
+        finally:
+            if hasattr(self, "run_directory"):
+                self.run_directory.unlock()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own settings, and those of the index, which `index` reads from the same recipe."""
@@ -90,7 +96,19 @@ class TrainingCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:  # the parser wraps what a constructor raises
-            raise user_error_in(error) or error from error
+            raise user_error_in(error) or self._refusal(error) or error from error
+
+    def _refusal(self, error: Exception) -> UserError | None:
+        """What Lightning or a package says where a setting does not suit it, as one line of the user's."""
+        text = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            return UserError(f"{self.recipe_name}: {text}: install it with pip, or leave the setting out")
+        _, problem, rest = text.partition("Problem with given class_path ")
+        if problem:  # the parser's report on every type that was tried
+            return UserError(f"{self.recipe_name}: {rest.split(' - Expected')[0][:300]}")
+        if isinstance(error, MisconfigurationException):
+            return UserError(f"{self.recipe_name}: the trainer refuses its settings: {text[:300]}")
+        return None
 
     @property
     def recorded_config(self) -> dict[str, Any]:
@@ -113,7 +131,10 @@ class TrainingCLI(LightningCLI):
             callbacks = self._callbacks(settings)
             kwargs["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
             settings["trainer"]["callbacks"] = [*as_list(settings["trainer"].get("callbacks")), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(str(error)) from error
 
     def _take_run_directory(self) -> None:
         """Prepare the data, then lock the run directory and record the run in it.
@@ -165,7 +186,7 @@ class TrainingCLI(LightningCLI):
             return
         if checkpoint:
             if (checkpoint / "latest").is_file():
-                trust_deepspeed_types()
+                open_deepspeed(checkpoint)
             elif checkpoint.is_dir():
                 raise UserError(f"{checkpoint} is no checkpoint to go on from: give a file under RUN/checkpoints")
             else:

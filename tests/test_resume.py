@@ -75,25 +75,6 @@ def test_the_checkpoint_that_a_run_resumes_from_stays_as_it_is(cli, tiny, tmp_pa
     assert checkpoint.read_bytes() == before
 
 
-def test_an_interrupt_says_how_to_go_on(tiny):
-    child = subprocess.Popen(
-        command("fit", *tiny, "--trainer.max_steps", "5000"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=child_environment(),
-        cwd=ROOT,
-        # A suite started in the background ignores interrupts, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    while "step 10/" not in child.stdout.readline():
-        assert child.poll() is None
-    child.send_signal(signal.SIGINT)
-    errors = child.communicate()[1]
-    assert child.returncode == 130
-    assert "interrupted: the same command goes on" in errors and "Traceback" not in errors
-
-
 def blocks_of(folder):
     """Blocks of every optimiser step, over ranks and micro-batches."""
     steps = {}

@@ -15,6 +15,7 @@ from prism_lightning.errors import UserError, disk_is_full
 
 TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I8": "i1", "U16": "u2", "U32": "u4", "I64": "i8", "U8": "u1"}
 READ_BYTES = 2**22
+CHECKSUMS = "checksums.json"
 
 
 def write_file(path: Path, tensors: dict[str, np.ndarray], **facts: Any) -> None:
@@ -72,11 +73,37 @@ def integrity_error(path: Path) -> str | None:
     size = path.stat().st_size
     if size != facts["bytes"]:
         return f"has {size} of {facts['bytes']} bytes"
+    return None if _size_and_checksum(path)["crc32"] == facts["crc32"] else "does not match its checksum"
+
+
+def write_checksums(folder: Path) -> None:
+    """Write checksums.json: the size and CRC-32 of every other file of a folder. Raises as `write_file` does."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
+    write_json(folder / CHECKSUMS, {path.name: _size_and_checksum(path) for path in files})
+
+
+def folder_integrity_error(folder: Path) -> str | None:
+    """What differs between a folder's files and its checksums.json, in words; None where nothing or no such file."""
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return None
+    checksums = read_json(path)
+    if not isinstance(checksums, dict):
+        return f"{path} is damaged"
+    for name, facts in checksums.items():
+        if not (folder / name).is_file():
+            return f"{folder / name} is missing"
+        if _size_and_checksum(folder / name) != facts:
+            return f"{folder / name} does not match its checksum"
+    return None
+
+
+def _size_and_checksum(path: Path) -> dict[str, int]:
     checksum = 0
     with path.open("rb") as file:
         while part := file.read(READ_BYTES):
             checksum = zlib.crc32(part, checksum)
-    return None if checksum == facts["crc32"] else "does not match its checksum"
+    return {"bytes": path.stat().st_size, "crc32": checksum}
 
 
 def map_file(path: Path) -> dict[str, np.ndarray]:

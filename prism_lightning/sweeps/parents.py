@@ -9,9 +9,19 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
+from prism_lightning.common.files import write_whole
+from prism_lightning.run.mlflow_store import SQLITE, check_uri, make_database
+
 
 def parent_run(folder: Path, uri: str) -> str:
-    """Id of the sweep's own run, made when it is not there yet."""
+    """Id of the sweep's own run, made when it is not there yet.
+
+    Raises:
+        UserError: an address that MLflow does not take.
+    """
+    check_uri(uri)
+    if uri.startswith(SQLITE):
+        make_database(Path(uri.removeprefix(SQLITE)), used_before=True)
     remembered = folder / "mlflow_parent_id"
     if remembered.is_file():
         return remembered.read_text()
@@ -23,7 +33,7 @@ def parent_run(folder: Path, uri: str) -> str:
     else:
         number = experiment.experiment_id
     run = client.create_run(number, tags={MLFLOW_RUN_NAME: f"sweep {folder.name}"})
-    remembered.write_text(run.info.run_id)
+    write_whole(remembered, run.info.run_id.encode())
     return run.info.run_id
 
 

@@ -110,7 +110,7 @@ def test_an_interrupt_reaches_the_trials(sweep_file):
         time.sleep(0.2)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    assert child.returncode == 130 and "stopped by SIGINT" in err and "Traceback" not in err
     assert states.read_json(folder / "trials" / "prism_1B_seed0.json")["state"] == "interrupted"
 
 

@@ -1,0 +1,113 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint, say so in one true line, and exit as a shell reports them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, child_environment, command, fit, in_run
+from safetensors.torch import load_file
+
+from prism_lightning.cli import main, stop_line
+from prism_lightning.common.stops import Stopped, StopRequest, defer_stops, stop_signals_raise
+
+LONG = ["--trainer.logger", "false", "--trainer.max_steps", "60", "--run.checkpoint_interval", "50"]
+LONG += ["--trainer.val_check_interval", "20", "--data.validation_blocks", "200"]
+
+
+def stopped_fit(arguments, line, number):
+    """Run fit until it prints a line, and send it a signal; returns exit code and stderr."""
+    child = subprocess.Popen(
+        command("fit", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+        cwd=ROOT,
+        # A suite started in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while line not in child.stdout.readline():
+        assert child.poll() is None
+    child.send_signal(number)
+    errors = child.communicate()[1]
+    return child.returncode, errors
+
+
+def test_signals_save_a_checkpoint_and_the_resumed_weights_are_bit_equal(tiny, tmp_path):
+    """The last signal comes while a validation runs: it neither waits for its end nor spoils the resumed run."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fit(in_run(tiny, whole, *LONG))
+    moments = [("step 10/", signal.SIGTERM, 143), ("step 30/", signal.SIGUSR1, 138), ("step 40/", signal.SIGINT, 130)]
+    for line, number, code in moments:
+        returned, errors = stopped_fit(in_run(tiny, stopped, *LONG), line, number)
+        assert returned == code and "Traceback" not in errors
+        newest = max((stopped / "checkpoints").glob("step-*.ckpt")).stem.removeprefix("step-").lstrip("0")
+        assert int(newest) >= int(line.split()[1].rstrip("/"))
+        expected = f"stopped by {number.name}: the checkpoint of step {newest} is saved; the same command resumes there"
+        assert errors.strip().splitlines()[-1] == expected
+    assert "resuming from" in fit(in_run(tiny, stopped, *LONG))
+    expected, resumed = (load_file(folder / "model" / "model.safetensors") for folder in (whole, stopped))
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
+
+
+def test_a_signal_raises_at_once_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_signals_raise(), pytest.raises(Stopped) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_deferred_signal_is_noted_and_a_late_second_one_raises(monkeypatch):
+    request = StopRequest()
+    with stop_signals_raise():
+        defer_stops(request)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # as a terminal and a parent send it: counted once
+        assert request.signal == signal.SIGINT
+        monkeypatch.setattr("prism_lightning.common.stops.SECOND_SIGNAL_SECONDS", -1.0)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with stop_signals_raise():
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_line_is_true_for_verbs_that_keep_nothing(monkeypatch, capsys):
+    assert stop_line("generate", Stopped(signal.SIGTERM)) == "stopped by SIGTERM"
+    assert stop_line("index", Stopped(signal.SIGINT)).endswith("what is finished is kept; the same command goes on")
+
+    def interrupted(name):
+        return lambda arguments: os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr("prism_lightning.cli._verb", interrupted)
+    assert main(["generate"]) == 138
+    assert capsys.readouterr().err == "stopped by SIGUSR1\n"
+
+
+def test_a_stop_while_the_tokenizer_trains_leaves_nothing_half_done(tiny, tmp_path):
+    """The signal comes while data are prepared: there is no run directory yet, and no folder in the cache."""
+    script = (
+        "import os, signal, sys\nfrom prism_lightning.cli import main\nfrom prism_lightning.data import prepare\n"
+        "def stop(*_): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "prepare.train_tokenizer = stop\nsys.exit(main(sys.argv[1:]))"
+    )
+    arguments = [*tiny, "--data.cache_dir", str(tmp_path / "cache")]
+    result = subprocess.run(
+        [sys.executable, "-c", script, "fit", *arguments],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        cwd=ROOT,
+    )
+    assert result.returncode == 143 and "stopped by SIGTERM" in result.stderr
+    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
