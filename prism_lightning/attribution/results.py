@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prism_lightning.attribution.index import Hits, Index, Query, summed
-from prism_lightning.data.sources import ROW_SUFFIXES
+from prism_lightning.data.sources import has_rows
 from prism_lightning.data.store import TokenStore
 
 PASSAGE_TOKENS = 64
@@ -137,7 +136,7 @@ class Describer:
 
     def _name(self, document: int) -> tuple[str, bool]:
         name, row = (self.store.documents[column][document].as_py() for column in ("name", "row"))
-        is_table = "dataset" in self.store.manifest["inputs"] or Path(name).suffix.lower() in ROW_SUFFIXES
+        is_table = "dataset" in self.store.manifest["inputs"] or has_rows(name)
         return (f"{name} row {row}" if is_table else name), is_table
 
     def _passage_text(self, position: int) -> str:

@@ -52,15 +52,19 @@ class TextData(LightningDataModule):
     """Documents packed into blocks of tokens. Without `path` and `dataset`: the running Python's standard library.
 
     Args:
-        path: local files or globs (txt, jsonl, csv, parquet); wins over `dataset`.
+        path: local files, folders or globs; wins over `dataset`. JSON, JSON Lines, CSV, TSV, Parquet and Arrow files
+            give a document per row, text files one each; .gz and .zst are unpacked.
         dataset: name of a Hugging Face dataset, read as a stream.
         dataset_config: its configuration, where it has several.
         dataset_revision: its commit or tag; pin it for runs that must be repeatable.
         train_split: its split to train on.
         validation_split: its split to validate on; without one, documents are held out by `validation_fraction`.
         validation_path: local files to validate on; without them, documents are held out by `validation_fraction`.
-        validation_fraction: share of documents held out where there is no validation source of its own.
-        text_column: the column of jsonl, csv, parquet and dataset rows that holds the text.
+        validation_fraction: share of documents held out where there is no validation source of its own; of too few
+            documents, the end of the text is held out.
+        text_column: the column of rows that holds the text; a dotted path, as text.content, names a field inside one.
+        chat_template: Jinja template, or a file of it, that turns a row's list of messages, each with role and content,
+            into text; by default "role: content", with a blank line between messages.
         tokenizer: folder, tokenizer.json or hub name; without one, a byte-level BPE is trained on the corpus.
         vocab_size: tokens of the tokenizer that is trained.
         max_tokens: stop preparing after about this many training tokens.
@@ -82,6 +86,7 @@ class TextData(LightningDataModule):
     validation_path: str | list[str] | None = None
     validation_fraction: float = 0.05
     text_column: str = "text"
+    chat_template: str | None = None
     tokenizer: str | None = None
     vocab_size: int = 4096
     max_tokens: int | None = None
@@ -125,9 +130,10 @@ class TextData(LightningDataModule):
         self.validation = TokenStore(folder, "validation", self.block_size)
         for store in (self.train, self.validation):
             if len(store) == 0:
+                more = "give more text" if store is self.train else "give --data.validation_path, more text,"
                 raise UserError(
-                    f"the {store.split} split has {store.counts['tokens']} tokens, fewer than one block of"
-                    f" {self.block_size}: give more text or lower data.block_size"
+                    f"the {store.split} split has {store.counts['tokens']} tokens, too few for one block of"
+                    f" {self.block_size}: {more} or lower data.block_size"
                 )
 
     def prepare(self) -> Path:
@@ -143,13 +149,15 @@ class TextData(LightningDataModule):
         )
 
     def _sources(self) -> tuple[Source, Source | None]:
-        column = self.text_column
-        validation = local_files(self.validation_path, column, "data.validation_path") if self.validation_path else None
+        column, chat = self.text_column, self.chat_template
+        validation = None
+        if self.validation_path:
+            validation = local_files(self.validation_path, column, "data.validation_path", chat)
         if self.path:
-            return local_files(self.path, column), validation
+            return local_files(self.path, column, chat_template=chat), validation
         if self.dataset:
             splits = [
-                hub_dataset(self.dataset, self.dataset_config, split, self.dataset_revision, column)
+                hub_dataset(self.dataset, self.dataset_config, split, self.dataset_revision, column, chat)
                 for split in (self.train_split, self.validation_split)
                 if split
             ]

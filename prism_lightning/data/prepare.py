@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.data.sources import Document, Source
+from prism_lightning.data.splitting import end_held_out, tagged
 from prism_lightning.data.store import StoreWriter
 from prism_lightning.data.tokenizer import encode_batch, load_tokenizer, train_tokenizer
-from prism_lightning.errors import UserError
+from prism_lightning.errors import UserError, visible
 
 FORMAT = 1  # raise when the files below change meaning: older caches are then prepared anew
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000
@@ -48,6 +50,16 @@ class Preparation:
             "format": FORMAT,
         }
         return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @cached_property
+    def end_held_out(self) -> int | None:
+        """Characters before the end of the text that is held out, where no whole document is."""
+        return None if self.validation else end_held_out(self.train, self.validation_fraction)
+
+    @property
+    def skipped_nulls(self) -> int:
+        """Rows without text in the last pass over the documents."""
+        return self.train.skipped_nulls + (self.validation.skipped_nulls if self.validation else 0)
 
 
 def prepare(preparation: Preparation, cache_dir: Path) -> Path:
@@ -82,15 +94,6 @@ def prepare(preparation: Preparation, cache_dir: Path) -> Path:
     return folder
 
 
-def in_validation(document: Document, fraction: float) -> bool:
-    """Whether a document belongs to validation: its identity decides, neither order, seed nor other documents.
-
-    So runs of several seeds are validated on the same text, and share one prepared folder.
-    """
-    key = f"0\0{document.key}\0{document.row}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") < fraction * 2**64
-
-
 def _write(preparation: Preparation, work: Path) -> None:
     columns = (
         SpinnerColumn(),
@@ -110,10 +113,13 @@ def _write(preparation: Preparation, work: Path) -> None:
                 done = f"{writers['train'].documents:,} documents, {writers['train'].tokens:,} tokens"
                 progress.update(task, done=done)
             counts = {split: writer.counts for split, writer in writers.items()}
+    for remark in remarks(preparation):
+        print(remark, flush=True)
     _check(counts, tokenizer)
     tokenizer.save_pretrained(work / "tokenizer")
     manifest: dict[str, Any] = {"format": FORMAT, "fingerprint": preparation.fingerprint, "dtype": dtype, **counts}
     manifest |= {"tokenizer_size": len(tokenizer), "inputs": preparation.train.identity}
+    manifest["skipped_nulls"] = preparation.skipped_nulls
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
@@ -125,12 +131,23 @@ def _tokenizer(preparation: Preparation) -> PreTrainedTokenizerFast:
 
 
 def _tagged(preparation: Preparation) -> Iterator[tuple[str, Document]]:
-    """Every document with its split; validation first where it has a source of its own, so a token limit spares it."""
-    if preparation.validation:
-        yield from (("validation", document) for document in preparation.validation.documents())
-    for document in preparation.train.documents():
-        held_out = not preparation.validation and in_validation(document, preparation.validation_fraction)
-        yield ("validation" if held_out else "train"), document
+    """Every document with its split."""
+    return tagged(preparation.train, preparation.validation, preparation.validation_fraction, preparation.end_held_out)
+
+
+def remarks(preparation: Preparation) -> list[str]:
+    """What a user should know about the pass over the documents that has ended, in a line each."""
+    lines = []
+    for source in filter(None, (preparation.train, preparation.validation)):
+        if source.unread_files:
+            names = ", ".join(source.unread_files[:3]) + (", ..." if len(source.unread_files) > 3 else "")
+            lines.append(f"{len(source.unread_files):,} files without text were passed over: {names}")
+    if preparation.skipped_nulls:
+        lines.append(f"{preparation.skipped_nulls:,} rows without text (null) were skipped")
+    if preparation.end_held_out is not None:
+        share = f"{100 * preparation.validation_fraction:g} %"
+        lines.append(f"too few documents to hold whole ones out: the last {share} of the text is the validation split")
+    return [visible(line) for line in lines]
 
 
 def _tagged_batches(preparation: Preparation, train_tokens: Callable[[], int]) -> Iterator[tuple[str, list[Document]]]:
@@ -161,7 +178,7 @@ def _append(writer: StoreWriter, tokenizer: PreTrainedTokenizerFast, documents: 
 def _check(counts: dict[str, dict[str, int]], tokenizer: PreTrainedTokenizerFast) -> None:
     for split in SPLITS:
         if counts[split]["documents"] == 0:
-            fix = "raise data.validation_fraction" if split == "validation" else "check data.path and data.text_column"
+            fix = "give --data.validation_path" if split == "validation" else "check data.path and data.text_column"
             raise UserError(f"the {split} split is empty: {fix}")
         if counts[split]["max_id"] >= len(tokenizer):
             raise UserError(

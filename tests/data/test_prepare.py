@@ -144,7 +144,7 @@ def test_empty_and_tiny_corpora_are_refused(tmp_path):
         validation_fraction=0.2,
         cache_dir=str(tmp_path),
     )
-    with pytest.raises(UserError, match="fewer than one block"):
+    with pytest.raises(UserError, match="too few for one block"):
         tiny.setup()
 
 

@@ -1,0 +1,84 @@
+"""Local files as documents."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prism_lightning.data.sources.chat import Chat
+from prism_lightning.data.sources.column import TextColumn
+from prism_lightning.data.sources.paths import files_of
+from prism_lightning.data.sources.registry import AS_BEFORE, TEXT, conversion_advice, kind_of, read_texts, unreadable
+from prism_lightning.data.sources.source import Document, Source
+from prism_lightning.errors import UserError
+
+WHOLE_DIGEST_BYTES = 64 * 2**20
+
+
+def local_files(
+    patterns: str | list[str], text_column: str, setting: str = "data.path", chat_template: str | None = None
+) -> Source:
+    """Files by path, folder or glob: a text file is one document, files with rows give one a row.
+
+    Args:
+        patterns: files, folders and globs, in the order in which they are read.
+        text_column: of files with rows; a dotted path names a field inside a column.
+        setting: that gave the patterns, for errors.
+        chat_template: Jinja that renders rows of chat messages, or a file of it.
+
+    Raises:
+        UserError: nothing matches; a kind of file that cannot be read. While reading: what `read_texts` raises.
+    """
+    column = TextColumn(text_column, Chat.of(chat_template))
+    files, unread = files_of([patterns] if isinstance(patterns, str) else list(patterns), setting)
+    for path in files:
+        if advice := conversion_advice(path.name):
+            raise UserError(f"{path}: {path.suffix} files are not read: {advice}, or leave it out of {setting}")
+    root = Path(os.path.commonpath([path.resolve().parent for path in files]))
+    keys = {path: path.resolve().relative_to(root).as_posix() for path in files}
+
+    def records() -> Iterator[Document | None]:
+        for path in files:
+            for row, text in read_texts(path, column, setting):
+                yield None if text is None else Document(text, str(path), keys[path], row)
+
+    digests = {keys[path]: file_digest(path, setting) for path in files}
+    return Source({"files": digests} | _reading(keys) | column.identity, records, [str(path) for path in unread])
+
+
+def _reading(keys: dict[Path, str]) -> dict[str, Any]:
+    """What the documents depend on beside the files' content, where it differs from what older versions did."""
+    order = list(keys.values())
+    facts = {
+        "order": order if order != sorted(order) else None,  # data.max_tokens takes the first
+        "kinds": {key: kind.name for path, key in keys.items() if (kind := kind_of(path.name)).name not in AS_BEFORE},
+        "without_mark": [key for path, key in keys.items() if kind_of(path.name) is TEXT and _has_mark(path)],
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether a file begins with a byte order mark, which older versions kept in the text."""
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
+def file_digest(path: Path, setting: str) -> str:
+    """Content digest; past 64 MiB of size, time and first megabyte, since hashing a terabyte takes an hour.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size > WHOLE_DIGEST_BYTES:
+                start = f"{status.st_size} {status.st_mtime_ns}".encode() + file.read(2**20)
+                return hashlib.blake2b(start, digest_size=16).hexdigest()
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise unreadable(path, error, setting) from error
