@@ -183,7 +183,11 @@ def _full_key(key: str, config: DictConfig) -> str:
 
 
 def _value(text: str) -> Any:
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+    """A value of the command line as YAML reads it; what is no YAML, a Jinja template say, is plain text."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+    except yaml.YAMLError:
+        return text
 
 
 def _one_line(error: Exception) -> str:
