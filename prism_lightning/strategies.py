@@ -38,6 +38,11 @@ DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_distributed_sampler": ((False, None), "the data module shares blocks out over devices itself"),
     "check_val_every_n_epoch": ((None,), "trainer.val_check_interval counts optimiser steps"),
     "reload_dataloaders_every_n_epochs": ((0, None), "the order of blocks depends on the seed and the step alone"),
+    "limit_train_batches": ((None, 1.0), "a run's length is trainer.max_steps"),
+    "limit_val_batches": ((None, 1.0), "set data.validation_blocks"),
+    "limit_test_batches": ((None, 1.0), "set data.validation_blocks"),
+    "limit_predict_batches": ((None, 1.0), "set data.validation_blocks"),
+    "overfit_batches": ((None, 0.0), "set data.max_tokens"),
     "barebones": ((False, None), "it would turn off checkpoints and metrics that a run needs"),
     "fast_dev_run": ((False, 0, None), "it would export a model of one step: set trainer.max_steps and run.dir"),
 }

@@ -51,8 +51,8 @@ def arguments(command: str, full: bool) -> list[str]:
     """What to start for a command of the README."""
     words = shlex.split(command)[3:]
     shorter = [] if full else SHORTER.get(words[0], [])
-    given = [] if "--help" in words else [*words[1:], *shorter]
-    return [sys.executable, "-m", "prism_lightning", words[0], *(given or words[1:])]
+    given = words[1:] if {"--help", "--print_config"} & set(words) else [*words[1:], *shorter]
+    return [sys.executable, "-m", "prism_lightning", words[0], *given]
 
 
 def run(words: list[str], folder: Path, name: str) -> bool:
