@@ -1,0 +1,222 @@
+"""kill -9 aimed at every stage, three times each: the same command finishes, and its files are byte-equal.
+
+Each child is forked from a server that has the imports done, and kills itself in the middle of a named function.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from functools import reduce
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY_RECIPE
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["prism_lightning.training", "prism_lightning.indexing", "mlflow", "lm_eval.tasks"])
+SUITE = """tasks:
+  continuation: {kind: continuation, metric: acc, chance: 0.25, context: 20, continuation: 6}
+  validation: {kind: validation, metric: bits_per_byte, documents: 4}
+"""
+NO_LOGGER = ["--trainer.logger", "false"]
+
+
+def child(arguments, kill, output):
+    """Run a command line in this process; `kill` is (module:function, call, "before" or "after"), or None."""
+    os.chdir(ROOT)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if kill:
+        aim(*kill)
+    from prism_lightning.cli import main
+
+    code = main([str(argument) for argument in arguments])
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def aim(target, call, when):
+    """Let a function kill its process at the given call, before or after it does its work."""
+    module, _, names = target.partition(":")
+    *path, name = names.split(".")
+    owner = reduce(getattr, path, import_module(module))
+    function, calls = getattr(owner, name), 0
+
+    def deadly(*arguments, **settings):
+        nonlocal calls
+        calls += 1
+        if calls == call and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*arguments, **settings)
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, deadly)
+
+
+def run(arguments, output, kill=None):
+    """Run a command in a forked child; its exit code, -9 where it was killed."""
+    process = CONTEXT.Process(target=child, args=(arguments, kill, str(output)))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def survives(arguments, output, kills):
+    """Run a command once for each kill and once to its end."""
+    for kill in kills:
+        assert run(arguments, output, kill) == -signal.SIGKILL, (kill, Path(output).read_text()[-2000:])
+    assert run(arguments, output) == 0, Path(output).read_text()[-2000:]
+
+
+def contents(folder, *left_out):
+    """The bytes of every file of a folder, by its name, without locks."""
+    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {n: p.read_bytes() for n, p in names.items() if "lock" not in n and not n.endswith(left_out or ("\0",))}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, corpus):
+    """A fit, an index and an evaluation that nothing interrupted: folder and data cache."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "suite.yaml").write_text(SUITE)
+    assert run([*fit(folder, corpus), *NO_LOGGER], folder / "out") == 0, (folder / "out").read_text()[-2000:]
+    assert run(index(folder, corpus), folder / "out") == 0, (folder / "out").read_text()[-2000:]
+    assert run(evaluate(folder), folder / "out") == 0, (folder / "out").read_text()[-2000:]
+    return folder
+
+
+def arguments_of(folder, corpus):
+    recipe = ["--config", TINY_RECIPE, "--run.dir", folder / "run", "--data.cache_dir", folder / "cache"]
+    return [*recipe, "--data.path", f"{corpus}/*.txt", "--run.sample_prompt", "null"]
+
+
+def fit(folder, corpus):
+    return ["fit", *arguments_of(folder, corpus)]
+
+
+def index(folder, corpus):
+    small = ["--index.prototypes", "64", "--index.active", "2", "--index.fit_steps", "3"]
+    return ["index", *arguments_of(folder, corpus), *small, "--index.shard_tokens", "100000"]
+
+
+def evaluate(folder):
+    return ["evaluate", "--ckpt_path", folder / "run", "--suite", folder / "suite.yaml", "--limit", "4"]
+
+
+FIT_KILLS = {
+    "data preparation": [
+        ("prism_lightning.data.store:StoreWriter.append", 1, "before"),
+        ("prism_lightning.data.store:StoreWriter.append", 1, "after"),
+        ("prism_lightning.data.prepare:_write", 1, "after"),
+    ],
+    "tokenizer": [
+        ("prism_lightning.data.prepare:train_tokenizer", 1, "before"),
+        ("prism_lightning.data.prepare:train_tokenizer", 1, "after"),
+        ("transformers:PreTrainedTokenizerFast.save_pretrained", 1, "after"),
+    ],
+    "mid-step": [
+        ("prism_lightning.lightning_modules.dense:DenseLM.training_step", 3, "after"),
+        ("prism_lightning.lightning_modules.dense:DenseLM.training_step", 10, "before"),
+        ("torch.optim:AdamW.step", 5, "after"),
+    ],
+    "checkpoint write": [
+        ("torch:save", 1, "after"),
+        ("prism_lightning.checkpoints:AtomicCheckpointIO.save_checkpoint", 2, "before"),
+        ("prism_lightning.checkpoints:AtomicCheckpointIO.save_checkpoint", 1, "after"),
+    ],
+    "export": [
+        ("prism_lightning.finishing:save_exported", 1, "before"),
+        ("prism_lightning.exported:write_checksums", 1, "before"),
+        ("prism_lightning.tracking:RunDirectory.add_results", 1, "before"),
+    ],
+}
+
+
+@pytest.mark.parametrize("stage", sorted(FIT_KILLS))
+def test_fit_killed_at(stage, whole, corpus, tmp_path):
+    survives([*fit(tmp_path, corpus), *NO_LOGGER], tmp_path / "out", FIT_KILLS[stage])
+    assert contents(tmp_path / "cache") == contents(whole / "cache")
+    assert contents(tmp_path / "run" / "model") == contents(whole / "run" / "model")
+
+
+def test_fit_killed_in_its_first_seconds(whole, corpus, tmp_path):
+    """The run directory is made, MLflow's database half migrated, or made and not yet in its place."""
+    kills = [
+        ("prism_lightning.tracking:lock_run", 1, "after"),
+        ("mlflow.store.db.utils:_upgrade_db", 1, "before"),
+        ("mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.__init__", 1, "after"),
+    ]
+    survives(fit(tmp_path, corpus), tmp_path / "out", kills)
+    assert contents(tmp_path / "run" / "model") == contents(whole / "run" / "model")
+    assert not (tmp_path / "run" / "mlflow.db.partial").exists()
+
+
+INDEX_KILLS = {
+    "shard": [
+        ("prism_lightning.attribution.build:Builder.prepare_frame", 1, "after"),
+        ("prism_lightning.attribution.build:Builder.write_shard", 1, "after"),
+        ("prism_lightning.common.files:os.fsync", 1, "before"),
+    ],
+    "merge": [
+        ("prism_lightning.attribution.build:Builder._merge", 1, "before"),
+        ("prism_lightning.attribution.logit_shards:LogitShards.curvature", 1, "after"),
+        ("prism_lightning.attribution.build:Builder._manifest", 1, "before"),
+    ],
+}
+
+
+@pytest.mark.parametrize("stage", sorted(INDEX_KILLS))
+def test_index_killed_at(stage, whole, corpus, tmp_path):
+    elsewhere = ["--index.dir", tmp_path / "index"]
+    survives([*index(whole, corpus), *elsewhere], tmp_path / "out", INDEX_KILLS[stage])
+    assert contents(tmp_path / "index") == contents(whole / "run" / "index")
+
+
+def test_evaluate_killed(whole, tmp_path):
+    """What is finished is kept; seconds differ from run to run, samples and metrics do not."""
+    (tmp_path / "run").mkdir()
+    for name in ("run/model", "run/recipe.yaml", "suite.yaml"):
+        os.symlink(whole / name, tmp_path / name)
+    kills = [
+        ("prism_lightning.evaluation.evaluator:write_result", 1, "before"),
+        ("prism_lightning.evaluation.evaluator:write_result", 1, "after"),
+        ("prism_lightning.evaluation.results:write_json", 1, "before"),
+    ]
+    survives(evaluate(tmp_path), tmp_path / "out", kills)
+    expected, found = contents(whole / "run" / "evaluation"), contents(tmp_path / "run" / "evaluation")
+    assert expected.keys() == found.keys() and len(found) == 4
+    for name in found:
+        if name.endswith("samples.jsonl"):
+            assert found[name] == expected[name]
+        else:
+            assert json.loads(found[name])["metrics"] == json.loads(expected[name])["metrics"]
+
+
+def test_sweep_killed(whole, corpus, tmp_path):
+    """The sweep itself is killed: before a trial, between its fit and its evaluation, and behind it."""
+    settings = {"data.path": f"{corpus}/*.txt", "data.cache_dir": str(whole / "cache"), "trainer.logger": False}
+    sweep = {
+        "dir": str(tmp_path / "runs"),
+        "recipe": str(TINY_RECIPE),
+        "variant": ["prism"],
+        "suites": [str(whole / "suite.yaml")],
+    }
+    (tmp_path / "sweep.yaml").write_text(json.dumps(sweep | {"settings": settings | {"run.sample_prompt": None}}))
+    kills = [
+        ("prism_lightning.sweeps.running:Runner._command", 1, "before"),
+        ("prism_lightning.sweeps.running:Runner._command", 1, "after"),
+        ("prism_lightning.sweeps.running:Runner._commands", 1, "after"),
+    ]
+    survives(
+        ["sweep", "run", "--config", tmp_path / "sweep.yaml", "--limit", "4", "--jobs", "2"], tmp_path / "out", kills
+    )
+    (run_folder,) = [path.parent for path in (tmp_path / "runs").glob("*/model")]
+    assert contents(run_folder / "model") == contents(whole / "run" / "model")
