@@ -29,14 +29,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    model, _ = load_exported(options.ckpt_path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)  # type: ignore[arg-type]
+    model, _ = load_exported(options.ckpt_path, "auto")
     factors = dict.fromkeys(range(min(options.prototypes, model.config.num_prototypes)), 0.0)
     rows, results = [], {}
     for batch in options.batches:
         generator = torch.Generator().manual_seed(0)
-        prompts = torch.randint(0, model.config.vocab_size, (batch, 16), generator=generator).to(device)
+        prompts = torch.randint(0, model.config.vocab_size, (batch, 16), generator=generator).to(model.device)
         times: dict[str, list[float]] = {"without": [], "with": []}
         for repeat in range(options.repeats + 1):
             turns = [("without", {}), ("with", factors)]
