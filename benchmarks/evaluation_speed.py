@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    model, tokenizer = load_exported(options.ckpt_path)
+    model, tokenizer = load_exported(options.ckpt_path, "auto")
     store = data_of(run_directory(options.ckpt_path)).validation
     bridge = PrismHarnessModel(model=model, tokenizer=tokenizer)
     suites = load_suites(options.suites)

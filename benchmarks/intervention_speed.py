@@ -8,6 +8,7 @@ Both take turns, each first in every other repeat, greedily, with a key-value ca
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from benchmarks.report import Spread, finish
 from prism_lightning.exported import load_exported
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.steering import Scaling
+
+TURNS = ("without", "with")
 
 
 def main() -> None:
@@ -29,30 +32,54 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    model, _ = load_exported(options.ckpt_path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)  # type: ignore[arg-type]
+    model, _ = load_exported(options.ckpt_path, "auto")
     factors = dict.fromkeys(range(min(options.prototypes, model.config.num_prototypes)), 0.0)
     rows, results = [], {}
     for batch in options.batches:
-        generator = torch.Generator().manual_seed(0)
-        prompts = torch.randint(0, model.config.vocab_size, (batch, 16), generator=generator).to(device)
-        times: dict[str, list[float]] = {"without": [], "with": []}
-        for repeat in range(options.repeats + 1):
-            turns = [("without", {}), ("with", factors)]
-            for name, given in turns if repeat % 2 else turns[::-1]:
-                model.intervene(Scaling(given))
-                took = milliseconds(model, prompts, options.new_tokens)
-                if repeat:  # the first warms up
-                    times[name].append(took)
-        ratios = [100 * (with_ / without - 1) for with_, without in zip(times["with"], times["without"], strict=True)]
-        rows.append([str(batch), *(Spread.of(times[name]).show(2) for name in times), Spread.of(ratios).show(1)])
-        results[str(batch)] = times | {"more_percent": ratios}
+        found = turns(model, batch, factors, options.new_tokens, options.repeats)
+        rows.append(
+            [str(batch), *(Spread.of(found[n]).show(2) for n in TURNS), Spread.of(found["more_percent"]).show(1)]
+        )
+        results[str(batch)] = found
     columns = ["prompts", "ms a token without", "with", "more, %"]
     title = (
         f"Generating with {len(factors)} of {model.config.num_prototypes} prototypes scaled, {options.ckpt_path.name}"
     )
     finish("intervention_speed", title, columns, rows, results, options.out)
+
+
+def turns(
+    model: PrismForCausalLM,
+    batch: int,
+    factors: dict[int, float],
+    new_tokens: int,
+    repeats: int,
+    seconds: float = math.inf,
+) -> dict[str, list[float]]:
+    """Milliseconds a token `without` and `with` factors, pair by pair, and by how much more that is.
+
+    Args:
+        model: a PRISM model, on its device.
+        batch: prompts of 16 random tokens continued at once.
+        factors: on prototypes.
+        new_tokens: of each.
+        repeats: pairs; fewer, but one at least, where they take longer than `seconds`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(0, model.config.vocab_size, (batch, 16), generator=generator).to(model.device)
+    times: dict[str, list[float]] = {name: [] for name in TURNS}
+    started = time.perf_counter()
+    for repeat in range(repeats + 1):
+        if repeat > 1 and time.perf_counter() - started > seconds:
+            break
+        for name in TURNS if repeat % 2 else TURNS[::-1]:
+            model.intervene(Scaling(factors if name == "with" else {}))
+            took = milliseconds(model, prompts, new_tokens)
+            if repeat:  # the first warms up
+                times[name].append(took)
+    model.intervene()
+    more = [100 * (with_ / without - 1) for without, with_ in zip(*times.values(), strict=True)]
+    return times | {"more_percent": more}
 
 
 def milliseconds(model: PrismForCausalLM, prompts: torch.Tensor, new_tokens: int) -> float:

@@ -24,27 +24,39 @@ CPU_SIZES = [(4, 128, 4, 2048), (6, 256, 8, 4096), (8, 384, 8, 8192)]
 GPU_SIZES = [(12, 768, 12, 8192), (24, 1024, 16, 8192), (48, 1600, 25, 16384)]
 
 
-class Trainee:
-    """A model with its optimiser, stepped on random tokens: what is computed does not depend on which they are."""
+def gpt2(size: tuple[int, int, int, int], prism: bool, context: int, vocab: int) -> PrismConfig:
+    """The configuration of a size."""
+    layers, width, heads, prototypes = size
+    backbone = {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "n_head": heads, "vocab_size": vocab}
+    backbone |= {"n_positions": context, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return PrismConfig(backbone_config=backbone, num_prototypes=prototypes if prism else 0)
 
-    def __init__(
-        self, size: tuple[int, int, int, int], prism: bool, tokens: tuple[int, int], vocab: int, device: str
-    ) -> None:
-        layers, width, heads, prototypes = size
+
+class Trainee:
+    """A model with its optimiser, stepped on random tokens: what is computed does not depend on which they are.
+
+    Args:
+        config: of the model.
+        tokens: blocks of a micro-batch, and their length.
+        device: cpu or cuda.
+        accumulation: micro-batches of an optimiser step.
+    """
+
+    def __init__(self, config: PrismConfig, tokens: tuple[int, int], device: str, accumulation: int = 1) -> None:
         torch.manual_seed(0)
-        backbone = {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "n_head": heads, "vocab_size": vocab}
-        backbone |= {"n_positions": tokens[1], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        config = PrismConfig(backbone_config=backbone, num_prototypes=prototypes if prism else 0)
-        self.model: PrismForCausalLM = PrismForCausalLM(config).to(torch.device(device))  # type: ignore[arg-type]
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 1e-3, 1e-2, 0.1), fused=True)
-        self.ids = torch.randint(vocab, tokens, device=device)
-        self.device = device
+        with torch.device(device):  # 1.6 B weights are drawn in a second there
+            self.model: PrismForCausalLM = PrismForCausalLM(config)
+            self.ids = torch.randint(config.vocab_size, tokens)
+        groups = parameter_groups(self.model, 1e-3, 1e-2, 0.1)
+        self.optimizer = torch.optim.AdamW(groups, fused=device != "cuda")  # as `fit` has it in mixed precision
+        self.device, self.accumulation = device, accumulation
 
     def step(self) -> None:
         """One optimiser step, with the settings `fit` uses."""
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            result = self.model.objective(self.ids, self.ids, prototype_gradient_scale=PROTOTYPE_GRADIENT_SCALE)
-        result.loss.backward()
+        for _ in range(self.accumulation):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+                result = self.model.objective(self.ids, self.ids, prototype_gradient_scale=PROTOTYPE_GRADIENT_SCALE)
+            (result.loss / self.accumulation).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -56,13 +68,13 @@ class Trainee:
             self.step()
         if self.device == "cuda":
             torch.cuda.synchronize()
-        return steps * self.ids.numel() / (time.perf_counter() - started)
+        return steps * self.accumulation * self.ids.numel() / (time.perf_counter() - started)
 
 
 def compare(size: tuple[int, int, int, int], repeats: int, steps: int, device: str) -> dict[str, Any]:
     """Rates of both twins, taken in turn, and their ratio pair by pair."""
     tokens, vocab = ((8, 256), 4096) if device == "cpu" else ((16, 1024), 50304)
-    dense, prism = (Trainee(size, kind, tokens, vocab, device) for kind in (False, True))
+    dense, prism = (Trainee(gpt2(size, kind, tokens[1], vocab), tokens, device) for kind in (False, True))
     for trainee in (dense, prism):
         trainee.rate(2)
     pairs = [(dense.rate(steps), prism.rate(steps)) for _ in range(repeats)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.model_verbs import model_parser, refuse_below, steered_parser
+from prism_lightning.model_verbs import device_options, model_parser, refuse_below, steered_parser
 
 if TYPE_CHECKING:
     from prism_lightning.attribution.attributor import Attributor
@@ -57,19 +57,25 @@ def attribute(arguments: list[str]) -> None:
     parser.add_argument(
         "--rerank", action="store_true", help="second stage, for an index of --index.space hidden: the head's K-FAC"
     )
+    device_options(parser)
     options = parser.parse_args(arguments)
     if (options.why is None) != (options.rather_than is None) or (options.why is not None and options.prompt is None):
         parser.error("a contrast needs --prompt, --why and --rather_than together")
     refuse_below(parser, options, 1, "max_new_tokens", "top")
 
     from prism_lightning.attribution.attributor import Attributor
-    from prism_lightning.interventions.intervention import apply
+    from prism_lightning.interventions.intervention import load_with
 
     questions = list(_questions(options.queries)) if options.queries else [_given(options)]
     attributor = Attributor.open(
-        options.ckpt_path, options.index, options.top, options.rerank, options.opposing, not options.no_verify
+        options.ckpt_path,
+        options.index,
+        options.top,
+        options.rerank,
+        options.opposing,
+        not options.no_verify,
+        loaded=load_with(options.ckpt_path, options.intervention, options.device, options.dtype),
     )
-    apply(attributor.model, options.ckpt_path, options.intervention)
     if options.queries:
         _answer_all(attributor, questions, options.max_new_tokens)
         return
@@ -150,13 +156,16 @@ def prototypes(arguments: list[str]) -> None:
     _index_options(parser, "RUN/prototypes, built on the first call")
     parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")
     parser.add_argument("--top", type=int, default=3, help="prototypes, and tokens of each group (default 3)")
+    device_options(parser)
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 1, "top")
 
     from prism_lightning.attribution.inspection import inspect_prototypes
+    from prism_lightning.exported import load_exported
     from prism_lightning.interventions.tracing import own_attributor
 
-    attributor = own_attributor(options.ckpt_path, options.index, not options.no_verify)
+    loaded = load_exported(options.ckpt_path, options.device, options.dtype)
+    attributor = own_attributor(options.ckpt_path, options.index, not options.no_verify, loaded)
     cards = inspect_prototypes(attributor, options.id, options.top)
     if options.json:
         print(json.dumps([card.as_dict() for card in cards]))
@@ -180,6 +189,7 @@ def curvature(arguments: list[str]) -> None:
     parser.add_argument("--sample", type=int, default=4096, help="of them compared pair by pair (default 4,096)")
     parser.add_argument("--seed", type=int, default=0, help="of fits, sample and random prototypes (default 0)")
     parser.add_argument("--out", type=Path, help="folder for curvature.json and curvature.png (default: the first run)")
+    device_options(parser)
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 2, "tokens", "sample")
     fitted = []
@@ -198,7 +208,7 @@ def curvature(arguments: list[str]) -> None:
     rows = []
     with console.status("") as status:
         for run in options.ckpt_path:
-            model, _ = load_exported(run)
+            model, _ = load_exported(run, options.device, options.dtype)
             data = data_of(run)
             name = f"{run}, commitment {model.config.commitment:g}"
             for row in measured(

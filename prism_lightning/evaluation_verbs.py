@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prism_lightning.model_verbs import refuse_below, steered_parser, suite_options
+from prism_lightning.model_verbs import device_options, refuse_below, steered_parser, suite_options
 
 if TYPE_CHECKING:
     from prism_lightning.evaluation.results import Difference, TaskResult
@@ -42,6 +42,7 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument(
         "--batch_tokens", type=int, default=BATCH_TOKENS, help=f"in one forward pass (default {BATCH_TOKENS})"
     )
+    device_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 1, "limit", "batch_tokens")
@@ -52,10 +53,8 @@ def evaluate(arguments: list[str]) -> None:
     suite = load_suites(options.suite, options.tasks)
     runs = [(options.ckpt_path, options.intervention), *([(options.against, [])] if options.against else [])]
     _say_what_was_fitted(*runs[0], suite)
-    found = [
-        evaluated(run, names, suite, options.data_dir, options.limit, options.batch_tokens, options.json)
-        for run, names in runs
-    ]
+    how = (options.limit, options.batch_tokens, options.json, options.device, options.dtype)
+    found = [evaluated(run, names, suite, options.data_dir, *how) for run, names in runs]
     differences = []
     if options.against:
         one, other = (results_folder(*run) for run in runs)
@@ -102,6 +101,8 @@ def evaluated(
     limit: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     quiet: bool = False,
+    device: str = "auto",
+    dtype: str = "fp32",
 ) -> list[TaskResult]:
     """Results of a suite on a run with interventions, with progress, and without a terminal a line a task."""
     from prism_lightning.attribution.identity import model_fingerprint
@@ -119,9 +120,10 @@ def evaluated(
 
         return data_of(run_directory(run)).validation.texts()
 
-    model, tokenizer = load_with(run, interventions)
+    model, tokenizer = load_with(run, interventions, device, dtype)
     identity: dict[str, object] = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}
     identity |= {"scalings": model.config.scalings} if model.scalings else {}
+    identity |= {"dtype": dtype} if dtype != "fp32" else {}
     tasks = build_tasks(suite, data_dir, texts)
 
     def finished(result: TaskResult) -> None:

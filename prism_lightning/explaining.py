@@ -84,7 +84,8 @@ def explain_ids(
     if len(ids) < 2:
         raise UserError("the text is shorter than two tokens: there is no prediction in it to explain")
     check_length(model, len(ids))
-    split = decompose(model, torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]))
+    tokens_1T = torch.tensor([ids], device=model.device)
+    split = decompose(model, tokens_1T[:, :-1], tokens_1T[:, 1:])
     promotes: dict[int, list[str]] = {}
     explained = []
     for position in range(max(1, first), len(ids)):

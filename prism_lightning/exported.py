@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, write_checksums
+from prism_lightning.devices import device_named, dtype_named
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
@@ -42,14 +44,22 @@ def run_directory(path: Path) -> Path:
     return folder.parent if folder and folder.name == "model" else path
 
 
-def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
+def load_exported(
+    path: Path, device: str = "cpu", dtype: str = "fp32"
+) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
     """Model (in eval mode) and tokenizer of an exported folder, or of the run directory that holds one.
 
     Only safetensors are read: a pickle among the files is never opened. Weights are fp32, however they are stored.
 
+    Args:
+        path: the folder.
+        device: auto, cpu, cuda, cuda:N or mps, see `device_named`.
+        dtype: fp32, or bf16 for the decoder, see `PrismForCausalLM.narrow_decoder`.
+
     Raises:
-        UserError: no such folder, not a model of ours, damaged files, or weights that are not finite.
+        UserError: no such folder, device or type, not a model of ours, damaged files, or weights that are not finite.
     """
+    place, decoder_dtype = device_named(device), dtype_named(dtype)
     folder = exported_folder(path)
     if folder is None:
         raise UserError(
@@ -71,7 +81,9 @@ def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast
             f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}; export it anew with fit"
         ) from error
     check_finite(model.state_dict(), folder)
-    return model.eval(), tokenizer
+    if decoder_dtype != torch.float32:
+        model.narrow_decoder(decoder_dtype, model_fingerprint(model))  # a second for each GB
+    return model.eval().to(place), tokenizer  # type: ignore[arg-type]
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:

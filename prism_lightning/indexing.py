@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from prism_lightning.attribution.attributor import default_index
@@ -20,6 +19,7 @@ from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.spaces import open_index
 from prism_lightning.common.files import read_json
 from prism_lightning.data.datamodule import TextData
+from prism_lightning.devices import device_named
 from prism_lightning.errors import UserError
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
@@ -35,12 +35,13 @@ def run(arguments: list[str]) -> None:
     Started several times with RANK and WORLD_SIZE set, as torchrun does, each process builds its own shards.
     """
     path, overrides = split_arguments(arguments)
+    device, dtype, overrides = _place(overrides)
     config = compose(path, overrides)
     data, settings, run_settings = _parsed(config, str(path))
     model_path = Path(config.get("ckpt_path") or run_settings.dir)
     if model_path.is_file():
         raise UserError(f"{model_path} is a checkpoint: give the run directory or its exported folder by --ckpt_path")
-    model, tokenizer = load_exported(model_path)
+    model, tokenizer = load_exported(model_path, device, dtype)
     data.setup()
     if data.block_size > model.config.context_length:
         raise UserError(
@@ -49,18 +50,29 @@ def run(arguments: list[str]) -> None:
     check_tokenizer(tokenizer, data.train)
     folder = Path(settings.dir) if settings.dir else default_index(model_path)
     rank, world_size = _ranks()
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     progress = Progressing()
     started = time.monotonic()
     with progress:
-        builder = Builder(model.to(device), data.train, settings, folder, progress)  # type: ignore[arg-type]
+        builder = Builder(model, data.train, settings, folder, progress)
         whole = builder.build(rank, world_size)
     if not whole:
         print(f"this process's shards of {folder} are done; the last of the others finishes the index")
         return
     print(summary(open_index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
+
+
+def _place(overrides: list[str]) -> tuple[str, str, list[str]]:
+    """`--device`, one for each of several processes, and `--dtype`; and the settings of the recipe among them."""
+    place = {"device": "auto", "dtype": "fp32"}
+    settings = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in place:
+            place[key] = value
+        else:
+            settings.append(override)
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    return str(device_named(place["device"], rank)), place["dtype"], settings
 
 
 def data_of(run: Path) -> TextData:

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.model_verbs import model_parser, refuse_below, suite_options
+from prism_lightning.model_verbs import device_options, model_parser, refuse_below, suite_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +67,7 @@ def _suppress_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of continuations and draws (default 0)")
     parser.add_argument("--suite", nargs="+", type=Path, help="also score these suites, as it is and suppressed")
     parser.add_argument("--data_dir", type=Path, help="of the suites: folder with TASK/SPLIT.jsonl (default: the hub)")
+    device_options(parser)
     options = parser.parse_args(arguments)
     by_example, by_hand = bool(options.with_texts or options.without_texts), bool(options.id or options.label)
     if by_example and (by_hand or options.words or not (options.with_texts and options.without_texts)):
@@ -105,7 +106,7 @@ def suppress(arguments: list[str]) -> None:
     from prism_lightning.interventions.tracing import own_attributor, prototypes_labelled
     from prism_lightning.progress import Progressing
 
-    model, tokenizer = _prism(options.ckpt_path)
+    model, tokenizer = _prism(options)
     suite = load_suites(options.suite) if options.suite else {}
     data = data_of(run_directory(options.ckpt_path))
     behaviour, examples, labels = _behaviour(options, tokenizer)
@@ -147,13 +148,13 @@ def suppress(arguments: list[str]) -> None:
     console.print(f"wrote {path} and, beside it, {options.name}.md and {options.name}.png", markup=False)
 
 
-def _prism(run: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
+def _prism(options: argparse.Namespace) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
     from prism_lightning.errors import UserError
     from prism_lightning.exported import load_exported
 
-    model, tokenizer = load_exported(run)
+    model, tokenizer = load_exported(options.ckpt_path, options.device, options.dtype)
     if model.prototypes is None:
-        raise UserError(f"{run} is dense: it has no prototypes to turn; give a PRISM model")
+        raise UserError(f"{options.ckpt_path} is dense: it has no prototypes to turn; give a PRISM model")
     return model, tokenizer
 
 
@@ -181,7 +182,8 @@ def _write(path: Path, details: dict[str, Any], report: str, figure: Figure) -> 
 def _scored(options: argparse.Namespace, suite: dict[str, SuiteTask], interventions: list[str]) -> list[TaskResult]:
     from prism_lightning.evaluation_verbs import evaluated
 
-    return evaluated(options.ckpt_path, interventions, suite, options.data_dir)
+    given = (options.ckpt_path, interventions, suite, options.data_dir)
+    return evaluated(*given, device=options.device, dtype=options.dtype)
 
 
 def _differences(
@@ -233,6 +235,7 @@ def _calibrate_options(arguments: list[str]) -> argparse.Namespace:
         "--traced", type=int, default=10, help="cards in the report; all are in NAME.details.json (default 10)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of splits, folds and permutations (default 0)")
+    device_options(parser)
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 1, "items", "traced")
     refuse_below(parser, options, 0, "permutations")
@@ -258,7 +261,7 @@ def calibrate(arguments: list[str]) -> None:
     from prism_lightning.models.steering import Scaling
     from prism_lightning.progress import Progressing
 
-    model, tokenizer = _prism(options.ckpt_path)
+    model, tokenizer = _prism(options)
     suite = load_suites(options.suite, options.tasks)
     attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
     data = data_of(run_directory(options.ckpt_path))

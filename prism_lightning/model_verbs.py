@@ -32,6 +32,20 @@ def steered_parser(verb: str, description: str, **settings: Any) -> argparse.Arg
     return parser
 
 
+def device_options(parser: argparse.ArgumentParser) -> None:
+    """Where the model computes, and in which type."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:N or mps (default auto: CUDA where there is one, otherwise cpu)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="fp32",
+        help="fp32, or bf16 for the decoder: half its memory; head and prototypes stay fp32 (default fp32)",
+    )
+
+
 def suite_options(parser: argparse.ArgumentParser) -> None:
     """Which tasks, and where their data are."""
     parser.add_argument("--suite", nargs="+", type=Path, required=True, help="YAML files of tasks, see evals/*.yaml")
@@ -56,7 +70,10 @@ def generate(arguments: list[str]) -> None:
         "--temperature", type=float, default=0.8, help="0 takes the likeliest token each time (default 0.8)"
     )
     parser.add_argument("--top_k", type=int, default=50, help="sample among this many likeliest tokens (default 50)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the sampling, which differs between devices (default 0)"
+    )
+    device_options(parser)
     parser.add_argument("--json", action="store_true", help="print prompt, continuation and token ids as JSON")
     options = parser.parse_args(arguments)
 
@@ -66,8 +83,8 @@ def generate(arguments: list[str]) -> None:
     from prism_lightning.explaining import check_length
     from prism_lightning.interventions.intervention import load_with
 
-    model, tokenizer = load_with(options.ckpt_path, options.intervention)
-    prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt")
+    model, tokenizer = load_with(options.ckpt_path, options.intervention, options.device, options.dtype)
+    prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
     length = prompt["input_ids"].shape[1]
     if length == 0:
         raise UserError("the prompt is empty: give some text by --prompt")
@@ -99,6 +116,7 @@ def explain(arguments: list[str]) -> None:
     what.add_argument("--prompt", help="let the model continue this, and explain each new token")
     parser.add_argument("--max_new_tokens", type=int, default=5, help="with --prompt: tokens to add (default 5)")
     parser.add_argument("--promoted", type=int, default=4, help="promoted tokens shown for each prototype (default 4)")
+    device_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(arguments)
 
@@ -110,7 +128,7 @@ def explain(arguments: list[str]) -> None:
     )
     from prism_lightning.interventions.intervention import load_with
 
-    model, tokenizer = load_with(options.ckpt_path, options.intervention)
+    model, tokenizer = load_with(options.ckpt_path, options.intervention, options.device, options.dtype)
     if options.text is not None:
         tokens = explain_text(model, tokenizer, options.text, promoted=options.promoted)
     else:
@@ -125,15 +143,23 @@ def export(arguments: list[str]) -> None:
     """Write a Hugging Face folder of a model with interventions applied."""
     parser = steered_parser("export", "Write a model with its interventions as a Hugging Face folder of its own.")
     parser.add_argument("--out", type=Path, required=True, help="the folder; it must not exist")
+    parser.add_argument(
+        "--dtype",
+        default="fp32",
+        help="fp32, or bf16 for half the size: rounded weights are another model, with indexes and interventions of its"
+        " own (default fp32)",
+    )
     options = parser.parse_args(arguments)
 
+    from prism_lightning.devices import dtype_named
     from prism_lightning.errors import UserError
     from prism_lightning.exported import save_exported
     from prism_lightning.interventions.intervention import load_with
 
+    dtype = dtype_named(options.dtype)
     if options.out.exists():
         raise UserError(f"--out {options.out} exists: give a new folder")
     model, tokenizer = load_with(options.ckpt_path, options.intervention)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_exported(model, tokenizer, options.out)
+    save_exported(model.to(dtype), tokenizer, options.out)  # type: ignore[arg-type]
     print(f"wrote {options.out}: {len({i for s in model.scalings for i in s.factors})} prototypes scaled")

@@ -112,6 +112,12 @@ def settings_page() -> str:
         "--print_config", action="store_true", help="Print the composed recipe with every default, and do nothing."
     )
     parser.add_argument(
+        "--device", default="auto", help="With `index`: cpu, cuda, cuda:N or mps; auto is CUDA where there is one."
+    )
+    parser.add_argument(
+        "--dtype", default="fp32", help="With `index`: fp32, or bf16 for the decoder; what follows it stays fp32."
+    )
+    parser.add_argument(
         "--model.class_path",
         default="PrismLM",
         help="DenseLM or PrismLM; DenseLM takes those below that are no prototype's.",

@@ -88,7 +88,7 @@ class Attributor:
         self.model, self.tokenizer, self.index = model, tokenizer, index
         self.top, self.rerank, self.opposing = top, rerank, opposing
         tensors = map_file(index.folder / "dictionary.safetensors")
-        prototypes_KD = torch.tensor(tensors["prototypes"], device=model.device, dtype=model.dtype)
+        prototypes_KD = torch.tensor(tensors["prototypes"], device=model.device, dtype=model.lm_head.weight.dtype)
         self.dictionary = Dictionary(prototypes_KD, index.manifest["active"], exact=True)
         self.describe = Describer(store, index)
         self.notes: list[str] = []
@@ -106,7 +106,7 @@ class Attributor:
     ) -> Attributor:
         """Open a run directory with its index (by default RUN/index), every file compared with its checksum.
 
-        `loaded` is its model and tokenizer, where they were loaded already.
+        `loaded` is its model and tokenizer, where they were loaded already: on another device than the CPU, say.
 
         Raises:
             UserError: no model or index there, a damaged file, or an index of another model, tokenizer or corpus.

@@ -71,6 +71,8 @@ class Builder:
             "tokens": self.tokens,
             "settings": {name: value for name, value in asdict(self.settings).items() if name != "dir"},
         }
+        if self.model.dtype != torch.float32:  # of the decoder; shards of both would not be of one model
+            facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
         with self.lock:
             found = read_json(self.folder / "settings.json")
             if found is None and (self.folder / "dictionary.json").is_file():
@@ -78,7 +80,8 @@ class Builder:
             if found is None:
                 write_json(self.folder / "settings.json", facts)
             elif found != facts:
-                changed = [name for name in facts if found.get(name) != facts[name] and name != "settings"]
+                names = dict.fromkeys([*facts, *found])
+                changed = [name for name in names if found.get(name) != facts.get(name) and name != "settings"]
                 old = found.get("settings", {})
                 changed += [f"index.{n}" for n, value in facts["settings"].items() if old.get(n) != value]
                 raise UserError(

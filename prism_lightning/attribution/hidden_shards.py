@@ -18,6 +18,7 @@ from prism_lightning.attribution.quantisation import quantised
 from prism_lightning.attribution.records import head_chunks, loss_gradient, records_of
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.shards import Shards, array
+from prism_lightning.devices import check_float64
 from prism_lightning.models import PrismForCausalLM
 
 CURVATURE_TOKENS = 65_536  # of the sample, for the basis in which records are stored; S itself is summed over all
@@ -36,6 +37,7 @@ class HiddenShards(Shards):
     @staticmethod
     def frame(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
         head_VD = model.lm_head.weight.detach()
+        check_float64(head_VD.device, "--index.space hidden")
         step = max(1, len(sample_ND) // CURVATURE_TOKENS)
         rank = min(settings.rank or head_VD.shape[1], head_VD.shape[1])
         values_m, basis_Dm = eigenbasis(mean_curvature(head_VD, sample_ND[::step]), rank)

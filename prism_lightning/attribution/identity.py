@@ -15,7 +15,9 @@ from prism_lightning.models import PrismForCausalLM
 
 
 def model_fingerprint(model: PrismForCausalLM) -> str:
-    """Identity of a model's weights."""
+    """Identity of a model's stored weights, whatever device and type it was loaded to."""
+    if model.stored_fingerprint is not None:
+        return model.stored_fingerprint
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -164,16 +164,16 @@ def compare(
     curvature_nDD = curvatures(head_VD, z_ND[sample])
     mean_DD = curvature_nDD.mean(0)
     flat = curvature_nDD.flatten(1)
-    products_nn = (flat @ flat.T).double().numpy()
+    products_nn = (flat @ flat.T).double().cpu().numpy()
     del curvature_nDD, flat
     rows = sample.numpy()
-    dense = scipy.sparse.csr_array(z_ND.double().numpy())
+    dense = scipy.sparse.csr_array(z_ND.double().cpu().numpy())
     size = z_ND.shape[1]
-    head_nn = head_products(probabilities_nV.double()).numpy()
+    head_nn = head_products(probabilities_nV.double()).cpu().numpy()
     yield localisation("dense head", dense, size, rows, head_nn, mean_DD, None)
     for name, dictionary in dictionaries.items():
         shape = dictionary.prototypes_KD.shape
-        control = Dictionary(torch.randn(shape, generator=generator), dictionary.active)
+        control = Dictionary(torch.randn(shape, generator=generator).to(z_ND.device), dictionary.active)
         for label, candidate in ((name, dictionary), (f"random, as {name}", control)):
             indices_Nk, activations_Nk = candidate.assign(z_ND)
             unexplained = None

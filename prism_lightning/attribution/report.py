@@ -17,6 +17,7 @@ from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.localisation import Localisation, compare
 from prism_lightning.common.files import integrity_error, map_file, read_json
 from prism_lightning.data.store import TokenStore
+from prism_lightning.devices import check_float64
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
@@ -33,7 +34,8 @@ def hidden_sample(model: PrismForCausalLM, store: TokenStore, tokens: int) -> to
     parts = []
     for start in range(0, count, BATCH_BLOCKS):
         items = store.__getitems__(chosen[start : start + BATCH_BLOCKS])
-        parts.append(model.hidden_states(torch.stack([item["input_ids"] for item in items])).flatten(0, 1))
+        ids_BT = torch.stack([item["input_ids"] for item in items]).to(model.device)
+        parts.append(model.hidden_states(ids_BT).flatten(0, 1))
     return torch.cat(parts)
 
 
@@ -59,8 +61,9 @@ def measured(
         report: told what is being done.
 
     Raises:
-        UserError: more prototypes than tokens.
+        UserError: more prototypes than tokens, or a device without float64.
     """
+    check_float64(model.device, "the curvature")
     size = model.config.hidden_size
     if sample * size**2 * 4 > LARGEST_SAMPLE_BYTES:
         fits = LARGEST_SAMPLE_BYTES // (4 * size**2)
@@ -74,7 +77,7 @@ def measured(
     path = default_index(run) / "dictionary.safetensors"
     facts, manifest = read_json(path.with_suffix(".json")), read_json(path.with_name("manifest.json"))
     if facts and manifest and manifest["model"] == model_fingerprint(model) and not integrity_error(path):
-        prototypes_KD = torch.from_numpy(map_file(path)["prototypes"].astype("float32"))
+        prototypes_KD = torch.from_numpy(map_file(path)["prototypes"].astype("float32")).to(model.device)
         dictionaries[f"index, K {len(prototypes_KD):,} k {facts['active']}"] = Dictionary(
             prototypes_KD, facts["active"]
         )

@@ -35,10 +35,11 @@ class PrismHarnessModel(HFLM):
 
     Args:
         checkpoint: run directory of a finished fit, or its exported folder.
-        model, tokenizer: in its place, loaded already.
+        model, tokenizer: in its place, loaded already; the model stays where it is.
         batch_tokens: in one forward pass, padding included.
         batch_size: windows of a text that are scored together, for rolling log-likelihoods.
-        device: where to compute; by default CUDA where there is one.
+        device: where to load a checkpoint to, see `device_named`; by default CUDA where there is one.
+        dtype: of a checkpoint's decoder, fp32 or bf16.
         report: called as the work goes on with what is done, how much of it, and of how much.
     """
 
@@ -49,22 +50,21 @@ class PrismHarnessModel(HFLM):
         tokenizer: PreTrainedTokenizerFast | None = None,
         batch_tokens: int = BATCH_TOKENS,
         device: str | None = None,
+        dtype: str = "fp32",
         report: Callable[[str, int, int], None] = lambda *_: None,
         batch_size: int | str = 64,
         **ignored: Any,
     ) -> None:
         if model is None or tokenizer is None:
             assert checkpoint is not None, "checkpoint=RUN"
-            model, tokenizer = load_exported(Path(checkpoint))
-        if not torch.cuda.is_available() and (device is None or device.startswith("cuda")):
-            device = "cpu"  # the harness's command line asks for cuda:0 everywhere
-        device = device or "cuda"
+            if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
+                device = "auto"  # the harness's command line asks for cuda:0 everywhere
+            model, tokenizer = load_exported(Path(checkpoint), device, dtype)
         super().__init__(
-            pretrained=model.to(device),  # type: ignore[arg-type]
+            pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
             max_length=model.config.context_length,
-            device=device,
             batch_size=batch_size,
         )
         self.prism: PrismForCausalLM = model

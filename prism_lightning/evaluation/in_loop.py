@@ -73,7 +73,7 @@ class InLoopEvaluation(Callback):
         assert isinstance(module, DenseLM)
         training = module.model.training
         tokenizer = module.data.train.tokenizer
-        bridge = PrismHarnessModel(model=module.model, tokenizer=tokenizer, device=str(module.device))
+        bridge = PrismHarnessModel(model=module.model, tokenizer=tokenizer)
         results = harness_results(bridge, self.tasks, self.limit, bootstraps=0)
         module.model.train(training)
         values = {}

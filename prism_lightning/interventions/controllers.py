@@ -81,7 +81,7 @@ def slopes(model: PrismForCausalLM, answers: Answers) -> csr_matrix:
         delta_CD = loss_gradient(head_VD, model.logits(z_CD).softmax(-1) @ head_VD, targets_C)
         dots_Ck = selected_dots(delta_CD, model.prototypes.weight, indices_Ck)
         factors_Ck = terms.factors(indices_Ck, targets_C)
-        values.append((-factors_Ck * activations_Ck * dots_Ck).double().cpu().numpy())
+        values.append((-factors_Ck * activations_Ck * dots_Ck).cpu().double().numpy())
         columns.append(indices_Ck.cpu().numpy())
         rows.append(np.repeat(answer_C.numpy()[:, None], terms.active, 1))
     row_n, column_n, value_n = (np.concatenate(part).ravel() for part in (rows, columns, values))

@@ -109,8 +109,10 @@ def apply(model: PrismForCausalLM, run: Path, names: list[str]) -> None:
     model.intervene(*scalings)
 
 
-def load_with(run: Path, interventions: list[str]) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
+def load_with(
+    run: Path, interventions: list[str], device: str = "cpu", dtype: str = "fp32"
+) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
     """A model as `load_exported` gives it, with interventions applied; raises as it and `apply` do."""
-    model, tokenizer = load_exported(run)
+    model, tokenizer = load_exported(run, device, dtype)
     apply(model, run, interventions)
     return model, tokenizer

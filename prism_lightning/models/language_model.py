@@ -87,6 +87,8 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             else None
         )
         self._scaled: ScaledTerms | None = None
+        # Of the weights that `narrow_decoder` rounded; None where the weights are as they are stored.
+        self.stored_fingerprint: str | None = None
         self.post_init()
         # Parameters of decoder and head that multiply each token: all but prototypes and embeddings merely looked up.
         # Counted now, since a sharding strategy empties them later.
@@ -118,8 +120,28 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         return sum(p.numel() for p in self.backbone.parameters()) - looked_up + self.lm_head.weight.numel()
 
     def hidden_states(self, input_ids_BT: Tensor, **kwargs: Any) -> Tensor:
-        """z [B, T, D]: the decoder's final hidden state, after its final norm."""
-        return self.backbone(input_ids=input_ids_BT, use_cache=False, **kwargs).last_hidden_state
+        """z [B, T, D]: the decoder's final hidden state, after its final norm, in the head's type."""
+        z_BTD = self.backbone(input_ids=input_ids_BT, use_cache=False, **kwargs).last_hidden_state
+        return z_BTD.to(self.lm_head.weight.dtype)
+
+    def narrow_decoder(self, dtype: torch.dtype, fingerprint: str) -> None:
+        """Round the decoder's weights to a narrower type, for inference.
+
+        Head and prototypes keep theirs, so that logits, log-probabilities, decompositions and an index's records are
+        computed as before from hidden states that alone are less exact. A tied head becomes a matrix of its own.
+
+        Args:
+            dtype: of the decoder.
+            fingerprint: of the weights before, which ties indexes and interventions to this model.
+        """
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach().clone())
+            self.config.tie_word_embeddings = self.config.get_text_config().tie_word_embeddings = False
+        # Not `self.backbone.to(dtype)`: rotary frequencies are no stored weights, and need their fp32.
+        for tensor in self.backbone.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+        self.stored_fingerprint = fingerprint
 
     def intervene(self, *scalings: Scaling) -> None:
         """Scale prototypes' terms in the logits from now on, all scalings one after the other; none: as they are.
@@ -166,7 +188,8 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits_BTV = self.logits(outputs.last_hidden_state[:, -logits_to_keep:])
+        z_BTD = outputs.last_hidden_state[:, -logits_to_keep:].to(self.lm_head.weight.dtype)
+        logits_BTV = self.logits(z_BTD)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size)
