@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from prism_lightning.data.tokenizer import open_tokenizer
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
@@ -56,7 +57,7 @@ def load_exported(path: Path) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast
         model = PrismForCausalLM.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
         )
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = open_tokenizer(folder)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}; export it anew with fit"

@@ -69,14 +69,35 @@ def integrity_error(path: Path) -> str | None:
     facts = read_json(path.with_suffix(".json"))
     if facts is None or not path.is_file():
         return "is missing"
+    return mismatch(path, facts)
+
+
+def file_facts(path: Path) -> dict[str, int]:
+    """The size and the checksum of a file, as `mismatch` compares them."""
+    return {"bytes": path.stat().st_size, "crc32": _checksum(path)}
+
+
+def mismatch(path: Path, facts: dict[str, Any], checksum: bool = True) -> str | None:
+    """What differs between a file and its facts, in words; None where nothing does. Without `checksum`, the size alone.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not path.is_file():
+        return "is missing"
     size = path.stat().st_size
     if size != facts["bytes"]:
         return f"has {size} of {facts['bytes']} bytes"
+    return "does not match its checksum" if checksum and _checksum(path) != facts["crc32"] else None
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file."""
     checksum = 0
     with path.open("rb") as file:
         while part := file.read(READ_BYTES):
             checksum = zlib.crc32(part, checksum)
-    return None if checksum == facts["crc32"] else "does not match its checksum"
+    return checksum
 
 
 def map_file(path: Path) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prism_lightning.data.tokenizer import encode_batch, load_tokenizer, train_tokenizer
+from prism_lightning.data.tokenizer import encode, encode_batch, load_tokenizer, train_tokenizer
 from prism_lightning.errors import UserError
 
 TOKENIZER = train_tokenizer(["def f(x):\n    return x\n" * 20], vocab_size=280)
@@ -30,7 +30,7 @@ def test_too_small_a_vocabulary_is_refused():
 def test_loading_by_folder_and_by_file(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
     for path in (tmp_path, tmp_path / "tokenizer.json"):
-        assert encode_batch(load_tokenizer(str(path)), ["def g"]) == encode_batch(TOKENIZER, ["def g"])
+        assert encode(load_tokenizer(str(path)), "def g") == encode(TOKENIZER, "def g")
 
 
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path):
