@@ -88,7 +88,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer {name_or_path} has no fast version: data preparation needs one")
-    if note := _set_end_token(tokenizer, f"tokenizer {name_or_path}"):
+    if note := _set_end_token(tokenizer, name_or_path, path / "tokenizer.json" if path.is_dir() else path):
         print(visible(note), file=sys.stderr, flush=True)
     return encoding_plain_text(tokenizer)
 
@@ -172,20 +172,22 @@ def _configured_end(path: Path) -> str | None:
     return end["content"] if isinstance(end, dict) else end
 
 
-def _set_end_token(tokenizer: PreTrainedTokenizerFast, name: str) -> str | None:
-    """Choose the token that ends documents, or add one; returns what to say about it."""
-    size = tokenizer_size(tokenizer)
-    known = tokenizer.get_vocab()
+def _set_end_token(tokenizer: PreTrainedTokenizerFast, name: str, file: Path) -> str | None:
+    """Choose the token that ends documents, or add one; returns what to say about it.
+
+    `file` is the tokenizer.json, if any: transformers itself adds an end token that only the configuration names.
+    """
+    known = Tokenizer.from_file(str(file)).get_vocab() if file.is_file() else tokenizer.get_vocab()
     if tokenizer.eos_token is None:
         tokenizer.eos_token = _own_end(tokenizer) or END_OF_TEXT
     end = str(tokenizer.eos_token)
-    # transformers adds a token that it is given and does not find, when the tokenizer is opened.
-    if end not in known:
+    if end not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"eos_token": end})
     number = tokenizer.convert_tokens_to_ids(end)
-    if tokenizer_size(tokenizer) > size:
-        return f"{name} has no end token: {end} is added as id {number}, {tokenizer_size(tokenizer):,} tokens in all"
-    return None if end == END_OF_TEXT else f"{name}: documents end with its own {end}, id {number}"
+    if end not in known:
+        size = tokenizer_size(tokenizer)
+        return f"tokenizer {name} has no end token: {end} is added as id {number}, {size:,} tokens in all"
+    return None if end == END_OF_TEXT else f"tokenizer {name}: documents end with its own {end}, id {number}"
 
 
 def _own_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
@@ -201,8 +203,8 @@ def _own_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
 
 def _training_batches(texts: Iterable[str], cutter: Cutter) -> Iterator[list[str]]:
     """Pieces of texts to train on, up to TRAINING_CHARACTERS."""
-    characters, texts = 0, _without_long_words(texts)
-    pieces = (piece.text for text in texts for piece in cutter.pieces(text))
+    characters = 0
+    pieces = _without_long_words(piece.text for text in texts for piece in cutter.pieces(text))
     while characters < TRAINING_CHARACTERS and (batch := list(islice(pieces, 256))):
         characters += sum(map(len, batch))
         yield batch
