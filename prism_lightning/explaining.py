@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
+from prism_lightning.data.token_text import token_bytes, token_text
+from prism_lightning.data.tokenizer import encode
 from prism_lightning.errors import UserError, visible
 from prism_lightning.models import PrismForCausalLM, decompose
 from prism_lightning.models.decomposition import promoted_tokens
@@ -22,12 +24,16 @@ BAR_WIDTH = 12
 
 @dataclass
 class ExplainedToken:
-    """One token, and the prototypes active where the model predicted it, strongest contribution first."""
+    """One token, and the prototypes active where the model predicted it, strongest contribution first.
+
+    `token` and `context` are for people, `token_bytes` is the token's UTF-8 in hexadecimal digits.
+    """
 
     position: int
     context: str
     token_id: int
     token: str
+    token_bytes: str
     log_probability: float
     logit: float
     residual: float
@@ -51,7 +57,7 @@ def explain_text(
     Raises:
         UserError: a dense model, or a text too short or too long to explain.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = encode(tokenizer, text)
     return explain_ids(model, tokenizer, ids, first, promoted)
 
 
@@ -59,7 +65,7 @@ def explain_prompt(
     model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str, new_tokens: int, promoted: int = 4
 ) -> list[ExplainedToken]:
     """Let the model continue a prompt greedily, and explain each new token. Raises as `explain_text` does."""
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = encode(tokenizer, prompt)
     if not ids:
         raise UserError("the prompt is empty: give some text by --prompt")
     check_length(model, len(ids) + new_tokens)
@@ -99,15 +105,16 @@ def explain_ids(
             strict=True,
         ):
             if index not in promotes:
-                promotes[index] = [decoded(tokenizer, [t]) for t in promoted_tokens(model, index, promoted)]
+                promotes[index] = [token_text(tokenizer, [t]) for t in promoted_tokens(model, index, promoted)]
             term = {"id": index, "activation": activation, "factor": factor, "contribution": contribution}
             terms.append(term | {"promotes": promotes[index]})
         explained.append(
             ExplainedToken(
                 position=position,
-                context=decoded(tokenizer, ids[max(0, position - 12) : position]),
+                context=token_text(tokenizer, ids[max(0, position - 12) : position]),
                 token_id=ids[position],
-                token=decoded(tokenizer, [ids[position]]),
+                token=token_text(tokenizer, [ids[position]]),
+                token_bytes=token_bytes(tokenizer, [ids[position]]).hex(),
                 log_probability=split.log_probability_BT[0, row].item(),
                 logit=split.logit_BT[0, row].item(),
                 residual=split.residual_BT[0, row].item(),
@@ -115,11 +122,6 @@ def explain_ids(
             )
         )
     return explained
-
-
-def decoded(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
-    """The text of some tokens."""
-    return str(tokenizer.decode(ids))
 
 
 def check_length(model: PrismForCausalLM, tokens: int) -> None:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, write_checksums
+from prism_lightning.data.tokenizer import open_tokenizer
 from prism_lightning.devices import device_named, dtype_named
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
@@ -75,7 +76,7 @@ def load_exported(
         model = PrismForCausalLM.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
         )
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = open_tokenizer(folder)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}; export it anew with fit"

@@ -79,6 +79,7 @@ def generate(arguments: list[str]) -> None:
 
     import torch
 
+    from prism_lightning.data.token_text import token_text
     from prism_lightning.errors import UserError, visible
     from prism_lightning.explaining import check_length
     from prism_lightning.interventions.intervention import load_with
@@ -98,7 +99,7 @@ def generate(arguments: list[str]) -> None:
         **(sampling if options.temperature > 0 else {"do_sample": False}),
     )
     ids = out[0, length:].tolist()
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = token_text(tokenizer, [number for number in ids if number not in tokenizer.all_special_ids])
     if options.json:
         print(json.dumps({"prompt": options.prompt, "continuation": text, "token_ids": ids}))
     else:

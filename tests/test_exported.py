@@ -54,7 +54,7 @@ def test_missing_and_truncated_files_and_a_damaged_list_of_checksums_are_named(e
     weights = exported / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1])
-    with pytest.raises(UserError, match="model.safetensors does not match its checksum"):
+    with pytest.raises(UserError, match=r"model.safetensors has \d+ of \d+ bytes"):
         load_exported(exported)
     weights.unlink()
     with pytest.raises(UserError, match="model.safetensors is missing"):
@@ -62,7 +62,7 @@ def test_missing_and_truncated_files_and_a_damaged_list_of_checksums_are_named(e
     weights.write_bytes(content)
     for broken in (b"", b"{", b"[1, 2]", b'{"model.safetensors": 3}'):
         (exported / CHECKSUMS).write_bytes(broken)
-        with pytest.raises(UserError, match=f"{CHECKSUMS} is damaged|model.safetensors does not match"):
+        with pytest.raises(UserError, match=f"{CHECKSUMS} is damaged"):
             load_exported(exported)
 
 

@@ -22,7 +22,7 @@ from prism_lightning.common.files import write_json
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.data.sources import hub_dataset, local_files, standard_library
 from prism_lightning.data.store import TokenStore
-from prism_lightning.data.tokenizer import encode_batch, train_tokenizer
+from prism_lightning.data.tokenizer import encode_batch, open_tokenizer, train_tokenizer
 from prism_lightning.errors import UserError
 
 
@@ -55,7 +55,7 @@ def open_corpus(settings: Settings) -> Corpus:
         path.with_suffix(".partial").rename(path)
     if not facts.is_file():  # processes that train at once read it
         write_json(facts, wanted)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    tokenizer = open_tokenizer(folder / "tokenizer")
     tensors = load_file(path)
     return Corpus(tensors["train"].long(), tensors["queries"].long(), tensors["tuning"].long(), tokenizer)
 
@@ -97,7 +97,7 @@ def _windows(
     """The windows of each document that has one, without end-of-text tokens: all sequences are text throughout."""
     length = settings.tokens + 1
     for start in range(0, len(texts), 64):
-        for ids in encode_batch(tokenizer, texts[start : start + 64]):
+        for ids in (encoded.tolist() for encoded in encode_batch(tokenizer, texts[start : start + 64])):
             windows = [ids[first : first + length] for first in range(0, len(ids) - length + 1, length)]
             if windows:
                 yield windows

@@ -35,8 +35,10 @@ from prism_lightning.attribution.results import Attribution, Describer
 from prism_lightning.attribution.spaces import open_index
 from prism_lightning.common.files import map_file
 from prism_lightning.data.store import TokenStore
+from prism_lightning.data.token_text import token_text
+from prism_lightning.data.tokenizer import encode
 from prism_lightning.errors import UserError
-from prism_lightning.explaining import continued, decoded
+from prism_lightning.explaining import continued
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
 
@@ -116,7 +118,7 @@ class Attributor:
         folder = Path(index) if index else default_index(run)
         opened = open_index(folder, verify)
         check_model(opened.manifest, model, folder, run)
-        store = open_store(opened.manifest, folder)
+        store = open_store(opened.manifest, folder, verify)
         return cls(model, tokenizer, opened, store, top=top, rerank=rerank, opposing=opposing)
 
     def text(self, text: str) -> list[Attribution]:
@@ -151,7 +153,7 @@ class Attributor:
             raise UserError(f"{why!r} and {rather_than!r} begin with the same token: contrast two different ones")
         asked = self.query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
         attribution = self._described(asked, slice(0, 1), "contrast")
-        attribution.other = decoded(self.tokenizer, [other])
+        attribution.other = token_text(self.tokenizer, [other])
         return attribution
 
     def attribute(self, ids: list[int], first: int) -> list[Attribution]:
@@ -253,8 +255,8 @@ class Attributor:
         passages, documents = self.describe.by_passage(hits), self.describe.by_document(hits)
         return Attribution(
             kind=kind,
-            context=decoded(self.tokenizer, asked.ids[max(0, first - 12) : first]),
-            token=decoded(self.tokenizer, asked.ids[first : last + 1]),
+            context=token_text(self.tokenizer, asked.ids[max(0, first - 12) : first]),
+            token=token_text(self.tokenizer, asked.ids[first : last + 1]),
             loss=float(asked.loss_Q[which].sum()),
             scored_by="head K-FAC" if self.rerank else "prototypes",
             touched=len(hits.tokens),
@@ -270,10 +272,10 @@ class Attributor:
         return hits.strongest(self.top, self.opposing)
 
     def _ids(self, text: str, what: str = "text") -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = encode(self.tokenizer, text)
         if not ids:
             raise UserError(f"the {what.removeprefix('--')} is empty: give some text")
-        return list(ids)
+        return ids
 
     def _prompt_ids(self, prompt: str, new_tokens: int) -> list[int]:
         room = self.model.config.context_length - new_tokens
@@ -288,7 +290,7 @@ class Attributor:
         """The last tokens that fit; a note in the results says what was cut."""
         self.notes = []
         if len(ids) > room:
-            cut = decoded(self.tokenizer, ids[: len(ids) - room])
+            cut = token_text(self.tokenizer, ids[: len(ids) - room])
             self.notes = [
                 f"the {what} has {len(ids)} tokens, {room} fit:"
                 f" its first {len(ids) - room} were cut, up to {cut[-40:]!r}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from prism_lightning.data.integrity import DamagedDataError, read_prepared
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
@@ -40,18 +41,25 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, store: TokenStore) -> No
         )
 
 
-def open_store(manifest: dict[str, Any], folder: Path) -> TokenStore:
-    """The training split that an index was built over.
+def open_store(manifest: dict[str, Any], folder: Path, verify: bool = True) -> TokenStore:
+    """The training split that an index was built over; with `verify`, its checksums are compared.
 
     Raises:
-        UserError: it is gone, or holds other data now.
+        UserError: it is gone or damaged, or holds other data now.
     """
     store_folder = Path(manifest["store"])
-    if not (store_folder / "manifest.json").is_file():
+    if not store_folder.is_dir():
         raise UserError(
             f"the corpus of index {folder} is not at {store_folder} any more: prepare it again with `index`"
         )
-    store = TokenStore(store_folder, "train", manifest["block_size"])
+    try:
+        read_prepared(store_folder, verify)
+        store = TokenStore(store_folder, "train", manifest["block_size"])
+    except DamagedDataError as error:
+        raise UserError(
+            f"the corpus of index {folder} at {store_folder} is damaged: {error.damage}; run the `index` that built it"
+            " again: it prepares the corpus anew"
+        ) from error
     if store.manifest["fingerprint"] != manifest["data"]:
         raise UserError(
             f"index {folder} was built over corpus {manifest['data']}, but {store_folder} holds"

@@ -15,6 +15,7 @@ from prism_lightning.attribution.attributor import Attributor
 from prism_lightning.attribution.index import Hits, Query
 from prism_lightning.attribution.labels import Label, Labeller
 from prism_lightning.attribution.results import TrainingToken
+from prism_lightning.data.token_text import token_text
 from prism_lightning.errors import UserError
 
 PROMOTED = 6
@@ -76,7 +77,6 @@ def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, t
     places = {"top": np.arange(min(top, len(rows_n))), "middle": np.arange(len(rows_n))[middle : middle + top]}
     places["random"] = np.sort(drawn)
     nothing = Query(np.empty(0, np.int64), np.empty((0, 0), np.float32))
-    decode = attributor.tokenizer.decode
     logits_V = attributor.model.lm_head(attributor.dictionary.prototypes_KD[number])
     best, worst = (logits_V.topk(PROMOTED, largest=largest).indices.tolist() for largest in (True, False))
     return PrototypeCard(
@@ -84,8 +84,8 @@ def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, t
         usage=usage,
         usage_share=usage / attributor.index.tokens,
         dead=usage == 0,
-        promotes=[str(decode([token])) for token in best],
-        demotes=[str(decode([token])) for token in worst],
+        promotes=[token_text(attributor.tokenizer, [token]) for token in best],
+        demotes=[token_text(attributor.tokenizer, [token]) for token in worst],
         label=labeller.label(rows_n),
         examples={
             group: attributor.describe.tokens(Hits(rows_n[at], activations_n[at]), nothing, carried=False)

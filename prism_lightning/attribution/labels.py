@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from prism_lightning.data.store import TokenStore
+from prism_lightning.data.token_text import token_text
 
 NAMED = 3  # tokens in either half of a label
 COUNTED = 2**24  # tokens at a time: counting widens them to eight bytes
@@ -75,11 +76,10 @@ class Labeller:
         tenth = max(1, len(rows_n) // 10)
         middle = (len(rows_n) - tenth) // 2
         drawn = np.random.default_rng(0).permutation(len(rows_n))[:tenth]
-        decode = self.store.tokenizer.decode
         return Label(
-            after=[str(decode([token])) for token in after],
+            after=[token_text(self.store.tokenizer, [token]) for token in after],
             after_share=float(np.isin(read_n, after).mean()),
-            says=[str(decode([token])) for token in says],
+            says=[token_text(self.store.tokenizer, [token]) for token in says],
             says_share=float(said_n.mean()),
             says_share_top=float(said_n[:tenth].mean()),
             says_share_middle=float(said_n[middle : middle + tenth].mean()),

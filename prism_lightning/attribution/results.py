@@ -10,13 +10,17 @@ import numpy as np
 from prism_lightning.attribution.index import Hits, Index, Query, summed
 from prism_lightning.data.sources import has_rows
 from prism_lightning.data.store import TokenStore
+from prism_lightning.data.token_text import token_bytes, token_text
 
 PASSAGE_TOKENS = 64
 
 
 @dataclass
 class TrainingToken:
-    """A training token, in its surroundings. `influence` in nats; positive lowered the query's loss."""
+    """A training token, in its surroundings. `influence` in nats; positive lowered the query's loss.
+
+    The texts are for people: parts of characters are shown as bytes. `token_bytes` is the token's UTF-8 in hexadecimal.
+    """
 
     position: int
     influence: float
@@ -25,6 +29,7 @@ class TrainingToken:
     before: str
     token: str
     after: str
+    token_bytes: str
 
 
 @dataclass
@@ -95,7 +100,9 @@ class Describer:
         for row, influence, prototypes in zip(hits.tokens.tolist(), hits.influence.tolist(), carriers, strict=True):
             position = row + 1  # row r of the index is the loss of predicting token r + 1
             before, token, after = self.store.text_around(position, 12, 8)
-            found.append(TrainingToken(position, influence, prototypes, self.source(position), before, token, after))
+            as_bytes = token_bytes(self.store.tokenizer, self.store.tokens[position : position + 1]).hex()
+            source = self.source(position)
+            found.append(TrainingToken(position, influence, prototypes, source, before, token, after, as_bytes))
         return found
 
     def by_passage(self, hits: Hits) -> Hits:
@@ -142,4 +149,4 @@ class Describer:
     def _passage_text(self, position: int) -> str:
         location = self.store.locate(position)
         tokens = self.store.document_tokens(location.document)
-        return str(self.store.tokenizer.decode(tokens[location.offset : location.offset + PASSAGE_TOKENS].tolist()))
+        return token_text(self.store.tokenizer, tokens[location.offset : location.offset + PASSAGE_TOKENS])

@@ -70,16 +70,32 @@ def integrity_error(path: Path) -> str | None:
     facts = read_json(path.with_suffix(".json"))
     if facts is None or not path.is_file():
         return "is missing"
+    return mismatch(path, facts)
+
+
+def file_facts(path: Path) -> dict[str, int]:
+    """The size and the checksum of a file, as `mismatch` compares them."""
+    return {"bytes": path.stat().st_size, "crc32": _checksum(path)}
+
+
+def mismatch(path: Path, facts: dict[str, Any], checksum: bool = True) -> str | None:
+    """What differs between a file and its facts, in words; None where nothing does. Without `checksum`, the size alone.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not path.is_file():
+        return "is missing"
     size = path.stat().st_size
     if size != facts["bytes"]:
         return f"has {size} of {facts['bytes']} bytes"
-    return None if _size_and_checksum(path)["crc32"] == facts["crc32"] else "does not match its checksum"
+    return "does not match its checksum" if checksum and _checksum(path) != facts["crc32"] else None
 
 
 def write_checksums(folder: Path) -> None:
-    """Write checksums.json: the size and CRC-32 of every other file of a folder. Raises as `write_file` does."""
+    """Write checksums.json: the facts of every other file of a folder. Raises as `write_file` does."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
-    write_json(folder / CHECKSUMS, {path.name: _size_and_checksum(path) for path in files})
+    write_json(folder / CHECKSUMS, {path.name: file_facts(path) for path in files})
 
 
 def folder_integrity_error(folder: Path) -> str | None:
@@ -91,19 +107,20 @@ def folder_integrity_error(folder: Path) -> str | None:
     if not isinstance(checksums, dict):
         return f"{path} is damaged"
     for name, facts in checksums.items():
-        if not (folder / name).is_file():
-            return f"{folder / name} is missing"
-        if _size_and_checksum(folder / name) != facts:
-            return f"{folder / name} does not match its checksum"
+        if not isinstance(facts, dict) or not facts.keys() >= {"bytes", "crc32"}:
+            return f"{path} is damaged"
+        if problem := mismatch(folder / name, facts):
+            return f"{folder / name} {problem}"
     return None
 
 
-def _size_and_checksum(path: Path) -> dict[str, int]:
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file."""
     checksum = 0
     with path.open("rb") as file:
         while part := file.read(READ_BYTES):
             checksum = zlib.crc32(part, checksum)
-    return {"bytes": path.stat().st_size, "crc32": checksum}
+    return checksum
 
 
 def map_file(path: Path) -> dict[str, np.ndarray]:

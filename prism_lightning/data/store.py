@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerFast
+
+from prism_lightning.data.integrity import read_prepared
+from prism_lightning.data.token_text import token_text
+from prism_lightning.data.tokenizer import open_tokenizer
 
 DOCUMENT_SCHEMA = pa.schema([("name", pa.string()), ("row", pa.int64()), ("start", pa.int64()), ("bytes", pa.int64())])
 
@@ -36,11 +39,11 @@ class StoreWriter:
         self._table = pa.OSFile(str(folder / "documents.arrow"), "wb")
         self._document_writer = pa.ipc.new_file(self._table, DOCUMENT_SCHEMA)
 
-    def append(self, names: list[str], rows: list[int], sizes: list[int], ids: list[list[int]]) -> None:
+    def append(self, names: list[str], rows: list[int], sizes: list[int], ids: list[np.ndarray]) -> None:
         """Add documents; `sizes` are their UTF-8 lengths in bytes."""
         starts = self.tokens + np.cumsum([0] + [len(i) for i in ids])
-        flat = np.concatenate([np.asarray(i, dtype=self.dtype) for i in ids])
-        self._token_file.write(flat.tobytes())
+        flat = np.concatenate(ids)
+        self._token_file.write(flat.astype(self.dtype))  # type: ignore[arg-type]
         self._document_writer.write_batch(pa.record_batch([names, rows, starts[:-1], sizes], schema=DOCUMENT_SCHEMA))
         self.tokens, self.documents, self.bytes = int(starts[-1]), self.documents + len(ids), self.bytes + sum(sizes)
         self.max_id = max(self.max_id, int(flat.max()))
@@ -63,11 +66,15 @@ class TokenStore(torch.utils.data.Dataset):
         folder: a prepared data folder.
         split: "train" or "validation".
         block_size: T.
+
+    Raises:
+        DamagedDataError: a file is missing or has another size; checksums are compared by `prepare` and `open_store`.
+        UserError: the folder cannot be read.
     """
 
     def __init__(self, folder: Path, split: str, block_size: int) -> None:
         self.folder, self.split, self.block_size = Path(folder), split, block_size
-        self.manifest = json.loads((self.folder / "manifest.json").read_text())
+        self.manifest = read_prepared(self.folder, checksums=False)
         self.counts: dict[str, int] = self.manifest[split]
 
     @cached_property
@@ -92,7 +99,7 @@ class TokenStore(torch.utils.data.Dataset):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that made these tokens."""
-        return PreTrainedTokenizerFast.from_pretrained(self.folder / "tokenizer")
+        return open_tokenizer(self.folder / "tokenizer")
 
     @property
     def bytes_per_token(self) -> float:
@@ -144,9 +151,12 @@ class TokenStore(torch.utils.data.Dataset):
         return sorted(order[: 1 + np.searchsorted(np.cumsum(lengths), tokens)].tolist())
 
     def text_around(self, position: int, before: int = 20, after: int = 20) -> tuple[str, str, str]:
-        """The text of a token and of up to `before` and `after` tokens beside it in the same document."""
+        """The text of a token and of up to `before` and `after` tokens beside it in the same document.
+
+        Parts of characters are shown as their bytes, see `token_text`.
+        """
         location = self.locate(position)
         tokens, at = self.document_tokens(location.document), location.offset
         pieces = tokens[max(0, at - before) : at], tokens[at : at + 1], tokens[at + 1 : at + 1 + after]
-        left, token, right = (str(self.tokenizer.decode(piece.tolist())) for piece in pieces)
+        left, token, right = (token_text(self.tokenizer, piece) for piece in pieces)
         return left, token, right

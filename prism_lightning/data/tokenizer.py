@@ -1,20 +1,44 @@
-"""Tokenizers: train a byte-level BPE on the corpus, or load one by path or hub name."""
+"""Tokenizers: train a byte-level BPE on the corpus, or load one by path or hub name. All encode in the same way.
+
+A text that spells a special token, such as <|endoftext|>, is encoded as plain text everywhere: while data are prepared
+and when a model is asked.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from prism_lightning.errors import UserError
+from prism_lightning.data.pieces import Cutter, Piece
+from prism_lightning.errors import UserError, visible
 
 END_OF_TEXT = "<|endoftext|>"
+# Names of end tokens in use, for tokenizers that do not say which of their special tokens it is.
+END_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "[EOS]", "<|eos|>", "<EOS>", "<|end|>")
 # Merges of a 32k vocabulary are settled long before this much text, and training time grows with it.
 TRAINING_CHARACTERS = 200_000_000
+# A merge inside a word costs time in proportion to the word, so that unbroken text took quadratic time: 5 s for 100,000
+# characters. Nothing in the standard library is longer than 96.
+LONGEST_WORD = 256
+# GPT-2's words, but no longer than that: its vocabulary and ids are the same for text without longer words.
+WORDS = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}{1,N}| ?\p{N}{1,N}| ?[^\s\p{L}\p{N}]{1,N}|\s{1,N}(?!\S)|\s{1,N}").replace(
+    ",N}", f",{LONGEST_WORD}}}"
+)
+# Words that long say nothing about language, and each is new: beyond this many characters they only take memory,
+# 128 bytes a character.
+LONG_WORD_CHARACTERS = 5_000_000
+LONG_WORDS = re.compile(r"[^\W\d_]{N,}|\d{N,}|(?:[^\w\s]|_){N,}".replace("N", str(LONGEST_WORD)))
+BATCH_CHARACTERS = 2**21  # encoded together: 250 MB
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -26,7 +50,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if vocab_size < 257:
         raise UserError(f"data.vocab_size is {vocab_size}: a byte-level tokenizer needs at least 257")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), "isolated"), to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -34,15 +59,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_limited(texts), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+    cutter = Cutter(tokenizer)
+    assert cutter.places_are_safe  # looked up now: training locks the tokenizer, and would wait for itself
+    tokenizer.train_from_iterator(_training_batches(texts, cutter), trainer)
+    trained = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+    return encoding_plain_text(trained)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
-    """A tokenizer folder, a tokenizer.json, or a hub name.
+    """A tokenizer folder, a tokenizer.json, or a hub name; a line says which end token it has, if another than ours.
 
     Raises:
-        UserError: not found, not a fast tokenizer, or without an end-of-text token.
+        UserError: not found, or not a fast tokenizer.
     """
     path = Path(name_or_path).expanduser()
     if not path.exists() and (path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1):
@@ -50,7 +78,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer: Any
         if path.is_file():
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END_OF_TEXT)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=_configured_end(path))
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else name_or_path)
     except Exception as error:  # hub, JSON and tokenizers errors share no base class
@@ -60,22 +88,136 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer {name_or_path} has no fast version: data preparation needs one")
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"tokenizer {name_or_path} has no end-of-text token: set eos_token in its tokenizer_config.json"
-        )
+    if note := _set_end_token(tokenizer, name_or_path, path / "tokenizer.json" if path.is_dir() else path):
+        print(visible(note), file=sys.stderr, flush=True)
+    return encoding_plain_text(tokenizer)
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that was saved in a folder of ours. Raises OSError, ValueError or what `tokenizers` raises."""
+    return encoding_plain_text(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+
+
+def encoding_plain_text(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same tokenizer, set so that every call encodes text that spells a special token as plain text, uncut."""
+    tokenizer.split_special_tokens = True
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    backend.no_truncation()  # a tokenizer.json may carry both from its training
+    backend.no_padding()
     return tokenizer
 
 
-def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, in parallel; a text that spells a special token is encoded as plain text."""
+def tokenizer_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many ids a model needs: one more than the largest, also where a vocabulary leaves ids out."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids of one text, as they are when data are prepared."""
+    return encode_batch(tokenizer, [text])[0].tolist()
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
+    """Token ids of each text, in parallel and in bounded memory; special tokens are encoded as plain text."""
+    encoding_plain_text(tokenizer)
+    cutter = _cutter(tokenizer)
+    pieces = [(number, piece) for number, text in enumerate(texts) for piece in cutter.pieces(text)]
+    parts: list[list[np.ndarray]] = [[] for _ in texts]
+    for batch in _batches(pieces):
+        for (number, _), ids in zip(batch, _encoded(tokenizer, [piece for _, piece in batch]), strict=True):
+            parts[number].append(ids)
+    return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerFast, pieces: list[Piece]) -> list[np.ndarray]:
+    """Ids of pieces, those of their contexts left out."""
+
+    def encoded(texts: list[str]) -> list[np.ndarray]:
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    contexts = sorted({piece.context for piece in pieces if piece.context})
+    lengths = {"": 0} | dict(zip(contexts, map(len, encoded(contexts)), strict=True))
+    whole = encoded([piece.context + piece.text for piece in pieces])
+    return [ids[lengths[piece.context] :] for ids, piece in zip(whole, pieces, strict=True)]
+
+
+def _batches(pieces: list[tuple[int, Piece]]) -> Iterator[list[tuple[int, Piece]]]:
+    """Pieces in turn, as many as are encoded together."""
+    batch: list[tuple[int, Piece]] = []
+    size = 0
+    for number, piece in pieces:
+        if batch and size + len(piece.text) > BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+        batch.append((number, piece))
+        size += len(piece.text)
+    if batch:
+        yield batch
+
+
+@lru_cache(maxsize=4)
+def _cutter(tokenizer: PreTrainedTokenizerFast) -> Cutter:
+    """The cutter of a tokenizer; it looks through the vocabulary, 0.1 s for 128k tokens, once."""
+    return Cutter(tokenizer.backend_tokenizer)
+
+
+def _configured_end(path: Path) -> str | None:
+    """The end token that the tokenizer_config.json beside a tokenizer.json names."""
+    config = path.with_name("tokenizer_config.json")
+    if path.name != "tokenizer.json" or not config.is_file():
+        return None
+    end = json.loads(config.read_text()).get("eos_token")
+    return end["content"] if isinstance(end, dict) else end
+
+
+def _set_end_token(tokenizer: PreTrainedTokenizerFast, name: str, file: Path) -> str | None:
+    """Choose the token that ends documents, or add one; returns what to say about it.
+
+    `file` is the tokenizer.json, if any: transformers itself adds an end token that only the configuration names.
+    """
+    known = Tokenizer.from_file(str(file)).get_vocab() if file.is_file() else tokenizer.get_vocab()
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = _own_end(tokenizer) or END_OF_TEXT
+    end = str(tokenizer.eos_token)
+    if end not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"eos_token": end})
+    number = tokenizer.convert_tokens_to_ids(end)
+    if end not in known:
+        size = tokenizer_size(tokenizer)
+        return f"tokenizer {name} has no end token: {end} is added as id {number}, {size:,} tokens in all"
+    return None if end == END_OF_TEXT else f"tokenizer {name}: documents end with its own {end}, id {number}"
+
+
+def _own_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The end token of a tokenizer that does not name it: what it puts behind a text, else one of the usual names."""
     backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    encoding = backend.encode("a")
+    last = encoding.tokens[-1] if encoding.tokens and encoding.special_tokens_mask[-1] else None
+    if last in added and encoding.tokens.index(last) > 0:
+        return last
+    return next((end for end in END_NAMES if end in added), None)
 
 
-def _limited(texts: Iterable[str]) -> Iterator[list[str]]:
-    characters, texts = 0, iter(texts)
-    while characters < TRAINING_CHARACTERS and (batch := list(islice(texts, 256))):
+def _training_batches(texts: Iterable[str], cutter: Cutter) -> Iterator[list[str]]:
+    """Pieces of texts to train on, up to TRAINING_CHARACTERS."""
+    characters = 0
+    pieces = _without_long_words(piece.text for text in texts for piece in cutter.pieces(text))
+    while characters < TRAINING_CHARACTERS and (batch := list(islice(pieces, 256))):
         characters += sum(map(len, batch))
         yield batch
+
+
+def _without_long_words(texts: Iterable[str]) -> Iterator[str]:
+    """Texts without the words of LONGEST_WORD and more, once there were LONG_WORD_CHARACTERS of them."""
+    long_characters = 0
+    for text in texts:
+        if max(map(len, text.split()), default=0) < LONGEST_WORD:  # quick, and true of most texts
+            yield text
+        elif long_characters < LONG_WORD_CHARACTERS:
+            long_characters += sum(len(word) for word in LONG_WORDS.findall(text))
+            yield text
+        else:
+            yield LONG_WORDS.sub("", text)

@@ -66,6 +66,7 @@ class PrismHarnessModel(HFLM):
             backend="causal",
             max_length=model.config.context_length,
             batch_size=batch_size,
+            add_bos_token=False,  # as in training: what stands before a text ends the one before it
         )
         self.prism: PrismForCausalLM = model
         self.batch_tokens, self.report = batch_tokens, report

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast, SequenceBiasLogitsProcessor
 
+from prism_lightning.data.tokenizer import encode_batch
 from prism_lightning.evaluation.results import Z95
 from prism_lightning.interventions.behaviours import Behaviour, Passage
 from prism_lightning.interventions.states import batches, text_losses
@@ -36,7 +37,7 @@ class Sampling:
 
 def prompts(texts: list[str], tokenizer: PreTrainedTokenizerFast, sampling: Sampling, count: int) -> list[list[int]]:
     """Beginnings of texts, as many as there are or as asked for; where texts are few, places further on in them too."""
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    encoded = [ids.tolist() for ids in encode_batch(tokenizer, texts)]
     size, apart = sampling.prompt_tokens, sampling.prompt_tokens + sampling.new_tokens
     places = [(at, number) for number, ids in enumerate(encoded) for at in range(0, len(ids) - size, apart)]
     return [encoded[number][at : at + size] for at, number in sorted(places)[:count]]
