@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -78,26 +80,33 @@ def data_of(run: Path) -> TextData:
     return data
 
 
-def own_index(run: Path, model: PrismForCausalLM) -> Path:
+def own_index(run: Path, model: PrismForCausalLM, progress: Callable[[str, int, int], None] | None = None) -> Path:
     """The index of the model's own prototypes, RUN/prototypes, built where it is not there yet.
+
+    `progress` hears of it; by default there is a bar on a terminal.
 
     Raises:
         UserError: a dense model, or as `data_of` and `Builder`.
     """
     folder = run_directory(run) / "prototypes"
     manifest = read_json(folder / "manifest.json")
-    if manifest is not None:
-        if manifest["model"] == model_fingerprint(model) and Path(manifest["store"]).is_dir():
+    known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
+    if known is not None:
+        data_there = manifest is None or Path(manifest["store"]).is_dir()
+        if known["model"] != model_fingerprint(model) or not data_there:
+            shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
+        elif manifest is not None:
             return folder
-        shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
-    settings, progress = IndexSettings(dictionary="model"), Progressing()
+    settings, shown = IndexSettings(dictionary="model"), Progressing()
 
     def report(what: str, done: int, total: int) -> None:
-        if console.is_terminal:  # elsewhere stdout is for the answer
+        if progress:
             progress(what, done, total)
+        elif console.is_terminal:  # elsewhere stdout is for the answer
+            shown(what, done, total)
 
     print(f"looking once through the training data for the model's own prototypes: {folder}", file=sys.stderr)
-    with progress.bar:
+    with shown.bar if not progress else nullcontext():
         Builder(model, data_of(run_directory(run)).train, settings, folder, report).build()
     return folder
 

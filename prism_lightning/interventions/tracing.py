@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,18 @@ def own_attributor(
     index: Path | None = None,
     verify: bool = True,
     loaded: tuple[PrismForCausalLM, PreTrainedTokenizerFast] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Attributor:
     """A run with the index of its own prototypes, built on the first call; or with the given index.
 
-    `loaded` is its model and tokenizer, where they were loaded already.
+    `loaded` is its model and tokenizer, where they were loaded already; `progress` hears of the building.
 
     Raises:
         UserError: as `own_index` and `Attributor.open`.
     """
     loaded = loaded or load_exported(run)
     if index is None and loaded[0].prototypes is not None:  # a dense model has only the index that `index` built
-        index = own_index(run, loaded[0])
+        index = own_index(run, loaded[0], progress)
     return Attributor.open(run, index, verify=verify, loaded=loaded)
 
 
