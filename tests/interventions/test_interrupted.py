@@ -1,28 +1,31 @@
 """`suppress` killed with SIGKILL wherever it is: the same command goes on and writes the same file, and no other."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 
 import pytest
+import torch
 
+from prism_lightning.cli import main
 from prism_lightning.progress import Progressing
 
-SMALL = ("--tokens", "30000", "--prompts", "40", "--new_tokens", "16", "--draws", "2")
+SMALL = ("--tokens", "8000", "--prompts", "20", "--new_tokens", "8", "--draws", "1")
 
 
 def at_phase(phase):
-    """Killed when half of a phase is done."""
+    """Be killed when half of a phase is done."""
 
     def call(self, what, done, total):
         if what == phase and 2 * done >= total:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return lambda: setattr(Progressing, "__call__", call)
+    Progressing.__call__ = call
 
 
 def at_file(part):
-    """Killed when a file was written aside and is not yet in its place."""
+    """Be killed when a file was written aside and is not yet in its place."""
     replace = os.replace
 
     def killed(source, target):
@@ -30,31 +33,32 @@ def at_file(part):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    return lambda: setattr(os, "replace", killed)
+    os.replace = killed
 
 
 MOMENTS = [
-    at_phase("indexing"),
-    at_file("curvature.safetensors"),
-    at_phase("removing prototypes one by one"),
-    at_phase("scaling random prototypes"),
-    at_file("interrupted.json"),
+    (at_file, "curvature.safetensors"),
+    (at_phase, "removing prototypes one by one"),
+    (at_phase, "scaling random prototypes"),
+    (at_file, "interrupted.json"),
 ]
 
 
-def killed(arguments, prepare):
-    """Run the verb in a forked process, which has the imports done, and see it killed."""
-    child = os.fork()
-    if not child:  # never returns into pytest
-        try:
-            from prism_lightning.cli import main
+def prepared(moment, where, arguments):
+    """What a process to be killed does."""
+    torch.set_num_threads(1)
+    moment(where)
+    main(arguments)
 
-            prepare()
-            main(arguments)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+def killed(moment, where, arguments):
+    """Run the verb in a process of its own and see it killed."""
+    context = multiprocessing.get_context("forkserver")  # its server has the imports done and no threads yet
+    context.set_forkserver_preload(["interventions.test_interrupted", "prism_lightning.interventions.suppressing"])
+    child = context.Process(target=prepared, args=(moment, where, arguments))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def test_the_same_command_goes_on_after_a_kill_and_writes_the_same_file(run, cli, tmp_path):
@@ -67,8 +71,8 @@ def test_the_same_command_goes_on_after_a_kill_and_writes_the_same_file(run, cli
     index = {path.name: path.read_bytes() for path in (folder / "prototypes").rglob("*.safetensors")}
     shutil.rmtree(folder / "interventions")
     shutil.rmtree(folder / "prototypes")
-    for prepare in MOMENTS:
-        killed(arguments, prepare)
+    for moment, where in MOMENTS:
+        killed(moment, where, arguments)
         assert not out.exists()
     cli(*arguments, check=0)
     assert out.read_bytes() == expected
@@ -80,7 +84,7 @@ def test_the_same_command_goes_on_after_a_kill_and_writes_the_same_file(run, cli
 def test_a_half_built_index_of_another_model_is_built_anew(run, cli, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("prototypes", "interventions"))
-    killed(["prototypes", "--ckpt_path", str(folder)], at_file("curvature.safetensors"))
+    killed(at_file, "curvature.safetensors", ["prototypes", "--ckpt_path", str(folder)])
     settings = folder / "prototypes" / "settings.json"
     model = settings.read_text().split('"model": "')[1].split('"')[0]
     settings.write_text(settings.read_text().replace(model, "0" * len(model)))
