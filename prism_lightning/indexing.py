@@ -97,10 +97,13 @@ def own_index(run: Path, model: PrismForCausalLM) -> Path:
     """
     folder = run_directory(run) / "prototypes"
     manifest = read_json(folder / "manifest.json")
-    if manifest is not None:
-        if manifest["model"] == model_fingerprint(model) and Path(manifest["store"]).is_dir():
+    known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
+    if known is not None:
+        data_there = manifest is None or Path(manifest["store"]).is_dir()
+        if known["model"] != model_fingerprint(model) or not data_there:
+            shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
+        elif manifest is not None:
             return folder
-        shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
     settings = IndexSettings(dictionary="model")
     print(f"looking once through the training data for the model's own prototypes: {folder}", file=sys.stderr)
     with Progressing() as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import re
 import shlex
@@ -63,7 +64,12 @@ def _suppress_options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--prompts", type=int, default=400, help="continued in each comparison (default 400)")
     parser.add_argument("--new_tokens", type=int, default=96, help="tokens of a continuation (default 96)")
-    parser.add_argument("--draws", type=int, default=20, help="of random prototypes, for comparison (default 20)")
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=20,
+        help="of random prototypes, for comparison, at most; fewer where their mean is plain (default 20)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of continuations and draws (default 0)")
     parser.add_argument("--suite", nargs="+", type=Path, help="also score these suites, as it is and suppressed")
     parser.add_argument("--data_dir", type=Path, help="of the suites: folder with TASK/SPLIT.jsonl (default: the hub)")
@@ -175,8 +181,12 @@ def _write(path: Path, details: dict[str, Any], report: str, figure: Figure) -> 
 
     write_json(path.with_suffix(".details.json"), {"format": FORMAT} | details | {"environment": environment()})
     for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=150, format=suffix[1:])
+        write_whole(path.with_suffix(suffix), drawn.getvalue())
     write_whole(path.with_suffix(".md"), report.encode())
+    for left in path.parent.glob(f"{path.stem}.*.partial"):  # by processes that were killed
+        left.unlink(missing_ok=True)
 
 
 def _scored(options: argparse.Namespace, suite: dict[str, SuiteTask], interventions: list[str]) -> list[TaskResult]:

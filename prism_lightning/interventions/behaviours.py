@@ -39,8 +39,12 @@ class Behaviour(ABC):
     notes: list[str]
 
     @abstractmethod
+    def shown_by(self, texts: list[str]) -> list[bool]:
+        """Which of some texts show it."""
+
     def present(self, text: str) -> bool:
         """Whether a text shows it."""
+        return self.shown_by([text])[0]
 
     @abstractmethod
     def spans(self, text: str) -> list[Span]:
@@ -68,8 +72,8 @@ class WordBehaviour(Behaviour):
         split = [f"{word} into {len(found)}" for word, found in pieces.items() if len(found) > 1]
         self.notes = [f"the tokenizer splits {', '.join(split)} tokens: each of them counts"] if split else []
 
-    def present(self, text: str) -> bool:
-        return self.pattern.search(text) is not None
+    def shown_by(self, texts: list[str]) -> list[bool]:
+        return [self.pattern.search(text) is not None for text in texts]
 
     def spans(self, text: str) -> list[Span]:
         return [match.span() for match in self.pattern.finditer(text)]
@@ -118,8 +122,8 @@ class ExampleBehaviour(Behaviour):
             f" first of them: {', '.join(self.words[:8])}"
         ]
 
-    def present(self, text: str) -> bool:
-        return bool(self.classifier.predict([text])[0])
+    def shown_by(self, texts: list[str]) -> list[bool]:
+        return self.classifier.predict(texts).astype(bool).tolist() if texts else []
 
     def spans(self, text: str) -> list[Span]:
         return [(0, len(text))]

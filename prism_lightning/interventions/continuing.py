@@ -1,27 +1,35 @@
-"""Continuations of many prompts, and what is counted in them: behaviours, variety, repetition, likelihood.
+"""Continuations of many prompts under many conditions, and what is counted in them.
 
-Shapes: B prompts of equal length, T tokens.
+The plain model's continuations are sampled once. Under a condition a continuation is the same up to the first token
+that the same noise draws differently from the condition's logits; from there on it is sampled anew.
+
+Shapes: B prompts, P tokens of a prompt, T new tokens at most, D hidden size, k active prototypes, c tokens of context.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessorList, PreTrainedTokenizerFast, SequenceBiasLogitsProcessor
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
+from prism_lightning.attribution.records import chunk_size
 from prism_lightning.data.tokenizer import encode_batch
 from prism_lightning.evaluation.results import Z95
-from prism_lightning.interventions.behaviours import Behaviour, Passage
-from prism_lightning.interventions.states import batches, text_losses
+from prism_lightning.interventions.behaviours import Behaviour
+from prism_lightning.interventions.conditions import Condition
+from prism_lightning.interventions.generation import GumbelNoise, continued
+from prism_lightning.interventions.states import token_losses
 from prism_lightning.models import PrismForCausalLM
 
 BATCH = 128  # prompts continued at once
 REPEATED = 4  # tokens of a repetition
+Report = Callable[[float], None]  # share of the work that is done
 
 
 @dataclass
@@ -31,7 +39,6 @@ class Sampling:
     prompt_tokens: int = 16
     new_tokens: int = 96
     temperature: float = 1.0
-    top_k: int = 0  # 0: all tokens
     seed: int = 0
 
 
@@ -43,66 +50,133 @@ def prompts(texts: list[str], tokenizer: PreTrainedTokenizerFast, sampling: Samp
     return [encoded[number][at : at + size] for at, number in sorted(places)[:count]]
 
 
-def continuations_of(
-    model: PrismForCausalLM, starts: list[list[int]], sampling: Sampling, bias: WordBias | None = None
-) -> list[list[int]]:
-    """New tokens of every prompt, up to the end of the text; the same seed for all conditions."""
-    found: list[list[int]] = []
-    processors = LogitsProcessorList([bias.processor()] if bias else [])
-    end = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(sampling.seed)
-        for first in range(0, len(starts), BATCH):
-            ids_BT = torch.tensor(starts[first : first + BATCH], device=model.device)
-            out_BT = model.generate(  # type: ignore[misc]
-                ids_BT,
-                attention_mask=torch.ones_like(ids_BT),
-                do_sample=True,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                max_new_tokens=sampling.new_tokens,
-                pad_token_id=end,
-                logits_processor=processors,
-            )
-            for row in out_BT[:, ids_BT.shape[1] :].tolist():
-                found.append(row[: row.index(end)] if end in row else row)
-    return found
-
-
 @dataclass
-class WordBias:
-    """The cheap rival: so much added to the logits of words, in all their spellings.
+class Continuations:
+    """New tokens of B prompts.
 
     Attributes:
-        sequences: token ids of every spelling.
-        bias: added to the last token's logit where those before it stand already.
+        tokens_BT: the end of the text included, -1 behind it.
+        end: the token that ends a text.
+        losses_BT: nats of every token under the plain model, 0 behind the end.
+        prompts_BP: losses of the prompts' tokens but the first, the same under all conditions.
     """
 
-    sequences: list[tuple[int, ...]]
-    bias: float
+    tokens_BT: Tensor
+    end: int | None
+    losses_BT: Tensor
+    prompts_BP: Tensor
 
-    @classmethod
-    def of(cls, words: list[str], tokenizer: PreTrainedTokenizerFast, bias: float) -> WordBias:
-        """Spellings: in lower case, upper case and capitalised, with and without a blank before.
+    @property
+    def text_BT(self) -> Tensor:
+        """Which tokens belong to the text."""
+        return (self.tokens_BT >= 0) & (self.tokens_BT != (-1 if self.end is None else self.end))
 
-        Of a sign, every token of the vocabulary that has it: quotation marks stick to full stops and commas.
-        """
-        signs = [word for word in words if not re.search(r"\w", word)]
-        forms = {form for word in words if word not in signs for form in (word, word.capitalize(), word.upper())}
-        spellings = {before + form for form in forms for before in ("", " ")}
-        sequences = {tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in spellings}
-        if signs:
-            tokens = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-            sequences |= {(token,) for token, text in enumerate(tokens) if any(sign in text for sign in signs)}
-        return cls(sorted(sequences), bias)
+    def ids(self) -> list[list[int]]:
+        """The text's tokens by prompt."""
+        return [ids[kept].tolist() for ids, kept in zip(self.tokens_BT, self.text_BT, strict=True)]
 
-    def first_tokens(self) -> tuple[int, ...]:
-        """The tokens that the words begin with."""
-        return tuple(sorted({ids[0] for ids in self.sequences}))
 
-    def processor(self) -> SequenceBiasLogitsProcessor:
-        """For `generate` and `text_losses`."""
-        return SequenceBiasLogitsProcessor([[list(ids), self.bias] for ids in self.sequences])
+class Continuer:
+    """Continues the same prompts under conditions.
+
+    Args:
+        model: the plain model.
+        starts: the prompts.
+        sampling: temperature, number of new tokens, seed.
+        report: hears how far the plain continuations are.
+    """
+
+    def __init__(
+        self, model: PrismForCausalLM, starts: list[list[int]], sampling: Sampling, report: Report = lambda _: None
+    ) -> None:
+        self.model, self.sampling = model, sampling
+        self.end = model.generation_config.eos_token_id  # type: ignore[union-attr]
+        self.starts_BP = torch.tensor(starts, device=model.device)
+        self.noise = GumbelNoise(sampling.seed, sampling.new_tokens, model.config.vocab_size)
+        tokens, z = [], []
+        for rows, part in _batches(np.arange(len(starts)), report):
+            tokens_BT, z_BTD = self._sampled(rows, 0, lambda z_ND, _: model.logits(z_ND), part)
+            tokens.append(tokens_BT)
+            z.append(z_BTD)
+        self.z_BTD = torch.cat(z)
+        tokens_BT = torch.cat(tokens)
+        with torch.no_grad():
+            read_BPD, targets_BP = model.hidden_states(self.starts_BP)[:, :-1], self.starts_BP[:, 1:]
+        prompts_BP = self._losses(targets_BP, read_BPD)
+        self.plain = Continuations(tokens_BT, self.end, self._losses(tokens_BT, self.z_BTD), prompts_BP)
+        self.indices_BTk = torch.cat([model.scaled_terms().assign(z_TD)[0][None] for z_TD in self.z_BTD])
+
+    def under(self, condition: Condition, report: Report = lambda _: None) -> Continuations:
+        """Continuations under a condition."""
+        first_B = self._first_changes(condition)
+        # Rows sorted by where they change go on together from the first such place among them: those that change later
+        # draw the tokens that they have once more.
+        changed = sorted(np.flatnonzero(first_B < self.sampling.new_tokens).tolist(), key=lambda row: first_B[row])
+        tokens_BT, losses_BT = self.plain.tokens_BT.clone(), self.plain.losses_BT.clone()
+        for rows, part in _batches(np.array(changed, dtype=int), report):
+            begin = int(first_B[rows[0]])
+            new_BT, z_BTD = self._sampled(rows, begin, condition.logits, part)
+            tokens_BT[rows, begin:], losses_BT[rows, begin:] = new_BT, self._losses(new_BT, z_BTD)
+        report(1.0)
+        return replace(self.plain, tokens_BT=tokens_BT, losses_BT=losses_BT)
+
+    def _sampled(
+        self, rows_B: np.ndarray, begin: int, logits: Callable[[Tensor, Tensor], Tensor], report: Report
+    ) -> tuple[Tensor, Tensor]:
+        ids_BP = self.starts_BP[rows_B]
+        if begin:
+            ids_BP = torch.cat([ids_BP, self.plain.tokens_BT[rows_B, :begin]], 1)
+        steps = range(begin, self.sampling.new_tokens)
+
+        def choose(z_ND: Tensor, context_Nc: Tensor, prompts_N: np.ndarray, step: int) -> Tensor:
+            return self._drawn(logits(z_ND, context_Nc), prompts_N, np.full(len(prompts_N), step))
+
+        return continued(self.model, ids_BP, rows_B, steps, choose, self.end, lambda n: report(n / len(steps)))
+
+    def _drawn(self, logits_NV: Tensor, prompts_N: np.ndarray, steps_N: np.ndarray) -> Tensor:
+        """Tokens [N], by the noise of their prompts and steps."""
+        noise_NV = self.noise(prompts_N, steps_N).to(logits_NV.device)
+        return noise_NV.add_(logits_NV, alpha=1 / self.sampling.temperature).argmax(-1)
+
+    def _losses(self, tokens_BT: Tensor, z_BTD: Tensor) -> Tensor:
+        losses_BT = torch.zeros(tokens_BT.shape)
+        drawn_BT = tokens_BT >= 0
+        losses_BT[drawn_BT.cpu()] = token_losses(self.model, z_BTD[drawn_BT], tokens_BT[drawn_BT])
+        return losses_BT
+
+    @torch.no_grad()
+    def _first_changes(self, condition: Condition) -> np.ndarray:
+        """The first step [B] at which another token is drawn; T where there is none."""
+        first_B = np.full(len(self.starts_BP), self.sampling.new_tokens)
+        tokens_BT = self.plain.tokens_BT
+        row_N, step_N = (tokens_BT >= 0).nonzero(as_tuple=True)
+        context_Nc = self._context(row_N, step_N)
+        may_N = condition.may_redraw(self.indices_BTk[row_N, step_N], tokens_BT[row_N, step_N], context_Nc)
+        row_N, step_N, context_Nc = row_N[may_N], step_N[may_N], context_Nc[may_N]
+        size = chunk_size(self.model.lm_head.weight)
+        for row_C, step_C, context_Cc in zip(*(t.split(size) for t in (row_N, step_N, context_Nc)), strict=True):
+            logits_CV = condition.logits(self.z_BTD[row_C, step_C], context_Cc)
+            rows, steps = row_C.cpu().numpy(), step_C.cpu().numpy()
+            other = (self._drawn(logits_CV, rows, steps) != tokens_BT[row_C, step_C]).cpu().numpy()
+            np.minimum.at(first_B, rows[other], steps[other])
+        return first_B
+
+    def _context(self, row_N: Tensor, step_N: Tensor) -> Tensor:
+        """The P tokens [N, P] before each place."""
+        ids_BS = torch.cat([self.starts_BP, self.plain.tokens_BT], 1)
+        offsets = torch.arange(self.starts_BP.shape[1], device=ids_BS.device)
+        return ids_BS[row_N[:, None], step_N[:, None] + offsets]
+
+
+def _batches(rows: np.ndarray, report: Report) -> Iterator[tuple[np.ndarray, Report]]:
+    """Rows a batch at a time, and what hears of each batch's progress."""
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+
+        def part(share: float, start: int = start, size: int = len(batch)) -> None:
+            report((start + share * size) / len(rows))
+
+        yield batch, part
 
 
 @dataclass
@@ -141,42 +215,27 @@ class Counted:
         return asdict(self) | {"rate": self.rate, "interval": self.interval}
 
 
-def counted(
-    plain: PrismForCausalLM,
-    starts: list[list[int]],
-    new: list[list[int]],
-    behaviour: Behaviour,
-    tokenizer: PreTrainedTokenizerFast,
-) -> Counted:
-    """Count in continuations.
-
-    Args:
-        plain: the model that says how likely they are.
-        starts, new: tokens of prompts and what was added to them.
-        behaviour: what is looked for, in the new text alone.
-        tokenizer: turns tokens into text.
-    """
-    texts = [str(text) for text in tokenizer.batch_decode(new)]
-    runs = {
-        size: [tuple(ids[at : at + size]) for ids in new for at in range(len(ids) - size + 1)] for size in (1, 2, 3)
-    }
-    repeated = [repetitions(ids) for ids in new]
-    whole = [
-        Passage(number, [*start, *ids], np.zeros(len(start) + len(ids) - 1, dtype=bool))
-        for number, (start, ids) in enumerate(zip(starts, new, strict=True))
-    ]
-    # Of prompt and continuation; the prompts are the same in all conditions.
-    losses, tokens = text_losses(plain, batches(plain, whole), len(whole))
+def counted(new: Continuations, behaviour: Behaviour, tokenizer: PreTrainedTokenizerFast) -> Counted:
+    """Count in the new text alone."""
+    ids = new.ids()
+    runs = {size: [run for row in ids for run in runs_of(row, size)] for size in (1, 2, 3)}
+    repeated = [repetitions(row) for row in ids]
+    text_BT = new.text_BT.cpu()
     return Counted(
-        shown=[behaviour.present(text) for text in texts],
+        shown=behaviour.shown_by([str(text) for text in tokenizer.batch_decode(ids)]),
         distinct={size: len(set(found)) / max(1, len(found)) for size, found in runs.items()},
         repetition=sum(again for again, _ in repeated) / max(1, sum(all_runs for _, all_runs in repeated)),
-        plain_loss=float(losses.sum() / tokens.sum()),
-        tokens=float(np.mean([len(ids) for ids in new])),
+        plain_loss=float(torch.cat([new.prompts_BP.flatten(), new.losses_BT[text_BT]]).double().mean()),
+        tokens=float(np.mean([len(row) for row in ids])),
     )
+
+
+def runs_of(ids: list[int], size: int) -> list[tuple[int, ...]]:
+    """All runs of consecutive tokens."""
+    return list(zip(*(ids[at:] for at in range(size)), strict=False))
 
 
 def repetitions(ids: list[int]) -> tuple[int, int]:
     """Runs of four tokens that stood before, and all of them."""
-    runs = [tuple(ids[at : at + REPEATED]) for at in range(len(ids) - REPEATED + 1)]
+    runs = runs_of(ids, REPEATED)
     return len(runs) - len(set(runs)), len(runs)

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import norm
 from torch import Tensor
 
 from prism_lightning.attribution.records import chunk_size
 from prism_lightning.interventions.behaviours import Passage
-from prism_lightning.interventions.states import States, batches
+from prism_lightning.interventions.states import batches
 from prism_lightning.models import PrismForCausalLM
 
+CACHED = 64  # parts of the logits held at once: one such part, 512 KB, stays in the processor's cache
 FALSE_ALARMS = 0.05  # chance that any prototype without work is taken for one that works
 
 
@@ -67,60 +67,75 @@ def removal_effects(
     passages: list[Passage],
     shown: np.ndarray,
     report: Callable[[str, int, int], None],
-    tokens: tuple[int, ...] | None = None,
-) -> Effects:
-    """Remove every prototype, one at a time, from every token.
+    tokens: tuple[int, ...],
+) -> tuple[Effects, Effects]:
+    """Remove every prototype, one at a time, from every token: from all logits, and from those of some tokens alone.
 
     Args:
         model: a PRISM model.
         passages: of G texts, with the behaviour's tokens marked.
         shown: [G], whether each text shows the behaviour. Unmarked tokens of those that do count for neither side.
         report: hears of it.
-        tokens: whose logits the prototypes are removed from; None: all.
+        tokens: whose logits alone the second effects are of.
     """
     assert model.prototypes is not None
-    terms = model.scaled_terms()
     size = model.config.num_prototypes
-    work, cost = _Sums(len(shown), size), _Sums(len(shown), size)
-    usage_K = np.zeros(size, np.int64)
+    sums = [_Sums(len(shown), size) for _ in range(4)]  # work and cost, from all logits and from some
+    usage_K, part = np.zeros(size, np.int64), chunk_size(model.lm_head.weight)
     total, done = sum(len(p.ids) - 1 for p in passages), 0
     for states in batches(model, passages):
-        indices_Nk, activations_Nk = terms.assign(states.z_ND)
-        rises_Nk = _rises(model, states, indices_Nk, activations_Nk, tokens)
-        places_Nk = indices_Nk.cpu().numpy()
-        usage_K += np.bincount(places_Nk[activations_Nk.cpu().numpy() > 0], minlength=size)
-        for sums, counted_N in ((work, states.marked_N), (cost, ~shown[states.text_N])):
-            sums.add(states.text_N[counted_N], places_Nk[counted_N], rises_Nk[counted_N])
-        done += len(states.text_N)
-        report("removing prototypes one by one", done, total)
-    return Effects(*work.means(), *cost.means(), usage_K, int(work.tokens_G.sum()), int(cost.tokens_G.sum()))
+        places, rises = [], []
+        parts = zip(states.z_ND.split(part), states.targets_N.split(part), strict=True)
+        for z_CD, targets_C in parts:
+            indices_Ck, activations_Ck = model.scaled_terms().assign(z_CD)
+            places.append(indices_Ck.cpu().numpy())
+            usage_K += np.bincount(places[-1][activations_Ck.cpu().numpy() > 0], minlength=size)
+            rises.append(_rises(model, z_CD, targets_C, indices_Ck, activations_Ck, tokens).cpu().numpy())
+            done += len(z_CD)
+            report("removing prototypes one by one", done, total)
+        places_Nk, rises_2Nk = np.concatenate(places), np.concatenate(rises, 1)
+        for number, counted_N in enumerate((states.marked_N, ~shown[states.text_N])):
+            for way, rises_Nk in enumerate(rises_2Nk):
+                kept = (states.text_N[counted_N], places_Nk[counted_N], rises_Nk[counted_N])
+                sums[2 * way + number].add(*kept)
+    marked, others = (int(s.tokens_G.sum()) for s in sums[:2])
+    whole, some = (
+        Effects(*work.means(), *cost.means(), usage_K, marked, others) for work, cost in (sums[:2], sums[2:])
+    )
+    return whole, some
 
 
 def _rises(
     model: PrismForCausalLM,
-    states: States,
-    indices_Nk: Tensor,
-    activations_Nk: Tensor,
-    tokens: tuple[int, ...] | None,
-) -> np.ndarray:
-    """By how much the loss of every token rises without each of its prototypes [N, k]."""
+    z_CD: Tensor,
+    targets_C: Tensor,
+    indices_Ck: Tensor,
+    activations_Ck: Tensor,
+    tokens: tuple[int, ...],
+) -> Tensor:
+    """By how much the loss of every token rises without each of its prototypes, in all logits and in some [2, C, k]."""
     assert model.prototypes is not None
-    weight_KD, head_VD, rises = model.prototypes.weight, model.lm_head.weight, []
-    meant = slice(None) if tokens is None else torch.tensor(tokens, device=head_VD.device)
-    size = chunk_size(head_VD)
-    parts = [tensor.split(size) for tensor in (states.z_ND, states.targets_N, indices_Nk, activations_Nk)]
-    for z_CD, targets_C, indices_Ck, activations_Ck in zip(*parts, strict=True):
-        logits_CV = model.logits(z_CD).float()
-        whole_C = F.cross_entropy(logits_CV, targets_C, reduction="none")
-        # What the model's own interventions left of a term is what removing it takes away.
-        left_Ck = activations_Ck * model.scaled_terms().factors(indices_Ck, targets_C)
-        columns = []
-        for index_C, left_C in zip(indices_Ck.unbind(-1), left_Ck.unbind(-1), strict=True):
-            without_CV = logits_CV.clone()
-            without_CV[:, meant] -= (left_C[:, None] * weight_KD[index_C]) @ head_VD[meant].T
-            columns.append(F.cross_entropy(without_CV, targets_C, reduction="none") - whole_C)
-        rises.append(torch.stack(columns, -1).cpu().numpy())
-    return np.concatenate(rises)
+    # What the model's own interventions left of a term is what removing it takes away.
+    left_Ck = activations_Ck * model.scaled_terms().factors(indices_Ck, targets_C)
+    logits_CV = model.logits(z_CD).float()
+    whole_C = logits_CV.logsumexp(-1)
+    # A prototype's logits W p serve all tokens of the part in which it is active.
+    prototypes_u, which_Ck = indices_Ck.unique(return_inverse=True)
+    terms_uV = model.prototypes.weight[prototypes_u] @ model.lm_head.weight.T
+    target_Ck = terms_uV[which_Ck, targets_C[:, None]] * left_Ck
+    rises_Ck, size = torch.empty_like(left_Ck), max(1, chunk_size(model.lm_head.weight) // CACHED)
+    for rows in torch.arange(len(z_CD), device=z_CD.device).split(size):
+        for slot in range(left_Ck.shape[1]):
+            removed_RV = terms_uV[which_Ck[rows, slot]].mul_(-left_Ck[rows, slot, None]).add_(logits_CV[rows])
+            rises_Ck[rows, slot] = removed_RV.logsumexp(-1)
+    rises_Ck += target_Ck - whole_C[:, None]
+    meant_Y = torch.tensor(tokens, device=z_CD.device)
+    some_CY = logits_CV[:, meant_Y]
+    logits_CV[:, meant_Y] = -torch.inf
+    removed_CkY = some_CY[:, None] - left_Ck[..., None] * terms_uV[:, meant_Y][which_Ck]
+    whole_Ck = torch.logaddexp(logits_CV.logsumexp(-1)[:, None], removed_CkY.logsumexp(-1))
+    some_Ck = whole_Ck + torch.where(torch.isin(targets_C, meant_Y)[:, None], target_Ck, 0) - whole_C[:, None]
+    return torch.stack([rises_Ck, some_Ck])
 
 
 class _Sums:

@@ -1,6 +1,6 @@
 """Hidden states of passages in batches, and the loss of their tokens under interventions.
 
-Shapes: N tokens of a batch, D hidden size, V vocabulary, G texts, c tokens of context.
+Shapes: N tokens of a batch, D hidden size, V vocabulary, k active prototypes, G texts, c tokens of context.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from prism_lightning.attribution.records import chunk_size
 from prism_lightning.interventions.behaviours import Passage
 from prism_lightning.models import PrismForCausalLM
 
 BATCH_TOKENS = 8192
-CONTEXT = 8  # tokens before a target that a word's bias may look at
+CONTEXT = 16  # tokens before a target that a word's bias may look at
 
 
 class States(NamedTuple):
@@ -56,31 +55,20 @@ def batches(model: PrismForCausalLM, passages: list[Passage]) -> Iterator[States
 
 
 @torch.no_grad()
-def token_losses(
-    model: PrismForCausalLM,
-    z_ND: Tensor,
-    targets_N: Tensor,
-    bias: LogitsProcessor | None = None,
-    context_Nc: Tensor | None = None,
-) -> Tensor:
-    """Loss [N] of every target in nats, on the CPU, under interventions and a bias that looks at the context."""
-    size, found = chunk_size(model.lm_head.weight), []
-    for start in range(0, len(z_ND), size):
-        rows = slice(start, start + size)
-        logits_CV = model.logits(z_ND[rows].to(model.device)).float()
-        if bias is not None and context_Nc is not None:
-            logits_CV = bias(context_Nc[rows], logits_CV)
-        found.append(F.cross_entropy(logits_CV, targets_N[rows].to(model.device), reduction="none").cpu())
-    return torch.cat(found)
+def token_losses(model: PrismForCausalLM, z_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """Loss [N] of every target in nats, on the CPU, under the model's interventions."""
+    size = chunk_size(model.lm_head.weight)
+    losses = [
+        F.cross_entropy(model.logits(z_CD.to(model.device)).float(), targets_C.to(model.device), reduction="none").cpu()
+        for z_CD, targets_C in zip(z_ND.split(size), targets_N.split(size), strict=True)
+    ]
+    return torch.cat(losses) if losses else torch.zeros(0)
 
 
-def text_losses(
-    model: PrismForCausalLM, parts: Iterable[States], texts: int, bias: LogitsProcessor | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss in nats [G] and number of targets [G] of every text, under the model's interventions and a bias."""
+def text_losses(model: PrismForCausalLM, parts: Iterable[States], texts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Summed loss in nats [G] and number of targets [G] of every text, under the model's interventions."""
     losses_G, tokens_G = np.zeros(texts), np.zeros(texts)
     for states in parts:
-        losses_N = token_losses(model, states.z_ND, states.targets_N, bias, states.context_Nc)
-        losses_G += np.bincount(states.text_N, losses_N.numpy(), texts)
+        losses_G += np.bincount(states.text_N, token_losses(model, states.z_ND, states.targets_N).numpy(), texts)
         tokens_G += np.bincount(states.text_N, minlength=texts)
     return losses_G, tokens_G

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,21 @@ from transformers import PreTrainedTokenizerFast
 from prism_lightning.errors import UserError
 from prism_lightning.explaining import check_length
 from prism_lightning.interventions.behaviours import Behaviour, Passage, passages
-from prism_lightning.interventions.continuing import Sampling, WordBias
+from prism_lightning.interventions.conditions import ScaledPrototypes
+from prism_lightning.interventions.continuing import Report, Sampling
 from prism_lightning.interventions.removal import Effects, removal_effects
 from prism_lightning.interventions.suppression import (
+    BIASES,
     Goal,
     Measured,
+    Progress,
+    Stage,
     Trial,
-    bias_path,
     chosen,
     counts_up_to,
+    fewest,
+    narrow_enough,
     of_equal_usage,
-    prototype_path,
 )
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.steering import Scaling, check
@@ -38,7 +42,7 @@ class Plan:
         goal: that the number of prototypes is chosen by.
         factor: given to each.
         count: prompts on either half of the held-out texts.
-        draws: of random prototypes of equal usage.
+        draws: of random prototypes of equal usage, at most.
         sampling: of continuations.
     """
 
@@ -181,7 +185,7 @@ def suppress(
     plan: Plan,
     given: list[int] | None = None,
     labels: list[bool] | None = None,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
     report: Callable[[Measured], None] = lambda _: None,
 ) -> Suppression:
     """Find, choose, compare.
@@ -208,49 +212,95 @@ def suppress(
     marked = Texts.of(texts, labels, behaviour, tokenizer, model.config.context_length)
     order = np.random.default_rng(plan.sampling.seed).permutation(len(held_out)).tolist()
     first, second = (
-        Trial(model, tokenizer, behaviour, [held_out[number] for number in half], plan.count, plan.sampling)
+        Trial(model, tokenizer, behaviour, [held_out[number] for number in half], plan.count, plan.sampling, progress)
         for half in (order[: len(order) // 2], order[len(order) // 2 :])
     )
-    words = WordBias.of(behaviour.words, tokenizer, 0.0)
-    attempts = [_attempt(None, marked, first, second, given, plan, progress, report)]
+    tokens = first.words.first_tokens()
+    effects = removal_effects(model, marked.passages, marked.shown, progress, tokens)
+    work = Work(first, second, plan, progress, report)
+    attempts = [work.attempt(None, effects[0], given)]
     if not attempts[0].chosen.meets(plan.goal):
-        attempts.append(_attempt(words.first_tokens(), marked, first, second, given, plan, progress, report))
+        attempts.append(work.attempt(tokens, effects[1], given))
     kept = max(attempts, key=lambda attempt: (attempt.chosen.rise <= plan.goal.rise, attempt.chosen.fall))
-    biases = bias_path(first, words, plan.goal, report)
-    bias = chosen(biases, plan.goal).settings["bias"]
-    biased = second.biased(f"words biased by {bias:g}", replace(words, bias=bias))
-    generator, draws = np.random.default_rng(plan.sampling.seed), []
-    for number in range(plan.draws):
-        others = of_equal_usage(list(kept.factors), kept.effects.usage_K, generator)
-        scaling = Scaling(dict.fromkeys(others, plan.factor), kept.tokens)
-        draws.append(second.scaled(f"random {number + 1}", scaling))
-        report(draws[-1])
-    return Suppression(behaviour.name, behaviour.notes, attempts, kept, biases, second.plain, biased, draws, plan)
+    biases, biased = work.bias()
+    return Suppression(
+        behaviour.name, behaviour.notes, attempts, kept, biases, second.plain, biased, work.draws(kept), plan
+    )
 
 
-def _attempt(
-    tokens: tuple[int, ...] | None,
-    marked: Texts,
-    first: Trial,
-    second: Trial,
-    given: list[int] | None,
-    plan: Plan,
-    progress: Callable[[str, int, int], None],
-    report: Callable[[Measured], None],
-) -> Attempt:
-    effects = removal_effects(first.model, marked.passages, marked.shown, progress, tokens)
-    # Taken from some logits alone a prototype that does nothing costs nothing: doubtful ones are welcome there.
-    ranked = effects.ranked(surely=tokens is None) if given is None else list(dict.fromkeys(given))
-    dead = [number for number in ranked if not effects.usage_K[number]]
-    if dead:
-        raise UserError(f"prototype {dead[0]} is dead: no token of {len(marked.shown)} texts uses it; leave it out")
-    if not ranked:
-        raise UserError(f"no prototype surely works for {first.behaviour.name!r}: give more texts by --tokens")
-    counts = counts_up_to(len(ranked)) if given is None else [len(ranked)]
-    path = prototype_path(first, ranked, counts, plan.factor, tokens, plan.goal, report)
-    best = chosen(path, plan.goal)
-    factors = dict.fromkeys(ranked[: best.prototypes], plan.factor)
-    name = f"x {plan.factor:g} in {'all' if tokens is None else len(tokens)} logits"
-    fresh = second.scaled(name, Scaling(factors, tokens))
-    report(fresh)
-    return Attempt(tokens, effects, ranked, path, best, factors, fresh)
+@dataclass
+class Work:
+    """The choice on one half of the held-out texts, and the comparison on the other."""
+
+    first: Trial
+    second: Trial
+    plan: Plan
+    progress: Progress
+    report: Callable[[Measured], None]
+
+    def attempt(self, tokens: tuple[int, ...] | None, effects: Effects, given: list[int] | None) -> Attempt:
+        """Choose among ranked prototypes, or take those given, and judge.
+
+        Raises:
+            UserError: dead prototypes given, or none that surely works.
+        """
+        # Taken from some logits alone a prototype that does nothing costs nothing: doubtful ones are welcome there.
+        ranked = effects.ranked(surely=tokens is None) if given is None else list(dict.fromkeys(given))
+        dead = [number for number in ranked if not effects.usage_K[number]]
+        if dead:
+            raise UserError(f"prototype {dead[0]} is dead: no token of the ranking's texts uses it; leave it out")
+        if not ranked:
+            raise UserError(f"no prototype surely works for {self.first.behaviour.name!r}: give more texts by --tokens")
+        factor, where = self.plan.factor, "" if tokens is None else f" in {len(tokens)} logits"
+
+        def scaling(count: int) -> Scaling:
+            return Scaling(dict.fromkeys(ranked[:count], factor), tokens)
+
+        path = fewest(
+            counts_up_to(len(ranked)) if given is None else [len(ranked)],
+            lambda count: self.first.rise(ScaledPrototypes(self.first.model, scaling(count))),
+            lambda count, share: self._told(self.first.scaled(f"{count} prototypes{where}", scaling(count), share)),
+            self.plan.goal,
+            self._stage(self.first, "choosing the number of prototypes"),
+        )
+        best = chosen(path, self.plan.goal)
+        name = f"x {factor:g} in {'all' if tokens is None else len(tokens)} logits"
+        share = self._stage(self.second, "judging on other prompts")(1).next()
+        fresh = self._told(self.second.scaled(name, scaling(best.prototypes), share))
+        return Attempt(tokens, effects, ranked, path, best, scaling(best.prototypes).factors, fresh)
+
+    def bias(self) -> tuple[list[Measured], Measured]:
+        """The words' bias, chosen alike: what was tried, and what it does on the other half."""
+
+        def named(trial: Trial, strength: float, share: Report) -> Measured:
+            return self._told(trial.biased(f"words biased by {-strength:g}", strength, share))
+
+        path = fewest(
+            BIASES,
+            lambda strength: self.first.rise(self.first.bias(strength)),
+            lambda strength, share: named(self.first, strength, share),
+            self.plan.goal,
+            self._stage(self.first, "choosing the words' bias"),
+        )
+        strength = -chosen(path, self.plan.goal).settings["bias"]
+        return path, named(self.second, strength, self._stage(self.second, "judging on other prompts")(1).next())
+
+    def draws(self, kept: Attempt) -> list[Measured]:
+        """Random other prototypes, used as often, until the interval of their mean fall is narrow enough."""
+        generator, draws = np.random.default_rng(self.plan.sampling.seed), []
+        stage = self._stage(self.second, "scaling random prototypes")(self.plan.draws)
+        for number in range(self.plan.draws):
+            others = of_equal_usage(list(kept.factors), kept.effects.usage_K, generator)
+            scaling = Scaling(dict.fromkeys(others, self.plan.factor), kept.tokens)
+            draws.append(self._told(self.second.scaled(f"random {number + 1}", scaling, stage.next())))
+            if narrow_enough(draws, self.plan.draws, self.plan.goal):
+                break
+        stage.finish()
+        return draws
+
+    def _told(self, measured: Measured) -> Measured:
+        self.report(measured)
+        return measured
+
+    def _stage(self, trial: Trial, what: str) -> Callable[[int], Stage]:
+        return lambda count: Stage(self.progress, what, len(trial.prompts), count)

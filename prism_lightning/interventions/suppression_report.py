@@ -11,7 +11,7 @@ from rich.text import Text
 
 from prism_lightning.attribution.inspection import PrototypeCard
 from prism_lightning.interventions.suppressing import Suppression
-from prism_lightning.interventions.suppression import Measured
+from prism_lightning.interventions.suppression import LOOK, Measured, looks, mean_interval
 from prism_lightning.interventions.tracing import as_markdown
 from prism_lightning.markdown import escaped, table
 
@@ -28,7 +28,7 @@ HEADERS = (
 
 
 def compared(found: Suppression) -> list[list[str]]:
-    """Rows of the comparison on fresh prompts; the random draws as their mean and range."""
+    """Rows of the comparison on fresh prompts; the random draws as their mean and its interval over draws."""
     draws = found.draws
     rows = [_row(measured) for measured in (found.plain, *(a.fresh for a in found.attempts), found.biased)]
     if draws:
@@ -37,9 +37,9 @@ def compared(found: Suppression) -> list[list[str]]:
             [
                 f"{len(draws)} random draws",
                 f"{draws[0].prototypes}",
-                _mean_and_range([d.counts.rate for d in draws]),
-                _mean_and_range([d.fall for d in draws]),
-                _mean_and_range([d.rise for d in draws], "+.2f"),
+                _mean([d.counts.rate for d in draws], found.plan.draws),
+                _mean([d.fall for d in draws], found.plan.draws),
+                _mean([d.rise for d in draws], found.plan.draws, "+.2f"),
                 " / ".join(f"{value:.3f}" for value in distinct),
                 f"{np.mean([d.counts.repetition for d in draws]):.3f}",
                 f"{np.mean([d.counts.plain_loss for d in draws]):.3f}",
@@ -48,8 +48,10 @@ def compared(found: Suppression) -> list[list[str]]:
     return rows
 
 
-def _mean_and_range(values: list[float], form: str = ".1f") -> str:
-    return _percent(float(np.mean(values)), (min(values), max(values)), form)
+def _mean(values: list[float], planned: int, form: str = ".1f") -> str:
+    if len(values) < 2:
+        return f"{100 * values[0]:{form}} %"
+    return _percent(float(np.mean(values)), mean_interval(values, planned), form)
 
 
 def _percent(value: float, interval: tuple[float, float], form: str = ".1f") -> str:
@@ -104,9 +106,10 @@ def markdown(
         f"- {len(found.plain.counts.shown)} prompts of {sampling.prompt_tokens} tokens from held-out texts that"
         f" nothing was chosen on; up to {sampling.new_tokens} tokens each, temperature {sampling.temperature:g}, seed"
         f" {sampling.seed}. Rates: share of continuations that show the behaviour, Wilson's interval; falls: bootstrap"
-        " over prompts. Perplexity elsewhere: of held-out texts without the behaviour, and its rise. Random draws:"
-        " of other prototypes, used as often; mean and range. Repeated: runs of four tokens that stood"
-        " before in the same continuation. Loss of its text: nats a token under the model as it is.",
+        " over prompts. Perplexity elsewhere: of held-out texts without the behaviour, and its rise. Repeated: runs of"
+        " four tokens that stood before in the same continuation. Loss of its text: nats a token under the model as it"
+        " is.",
+        *_drawn(found),
         "",
         table(HEADERS, compared(found)),
         "",
@@ -115,8 +118,9 @@ def markdown(
         *_suites(scores),
         "## How many prototypes",
         "",
-        "On the other half of the held-out texts; the first whose fall meets the goal at the lower end of its 95 %"
-        " interval is taken, or else the one that falls most at no more than that cost.",
+        "On the other half of the held-out texts. Of those that keep perplexity within the goal, the fewest whose fall"
+        " meets the goal at the lower end of its 95 % interval are taken, or else the fewest that fall most. They are"
+        " found by bisection down from the most, so not every number is tried; the words' bias is chosen alike.",
         "",
         table(("", "rate", "falls by", "perplexity rises by"), map(_tried, tried)),
         "",
@@ -136,6 +140,19 @@ def markdown(
         )
         lines.append(as_markdown(card, [fact]))
     return "\n".join(lines)
+
+
+def _drawn(found: Suppression) -> list[str]:
+    if not found.draws:
+        return []
+    made, planned = len(found.draws), found.plan.draws
+    why = f"no more, since the interval of their mean fall is within {found.plan.goal.fall / 10:.1%} to either side"
+    return [
+        f"- Random draws: {made} of at most {planned}, of other prototypes, used as often"
+        f"{f'; {why}' if made < planned else ''}. Their mean, and its 95 % interval over draws: Student's t, looked at"
+        f" every {LOOK} draws, the 5 % shared out among the {looks(planned)} looks that were planned, so that stopping"
+        " early keeps its meaning."
+    ]
 
 
 def _tried(measured: Measured) -> list[str]:

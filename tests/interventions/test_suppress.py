@@ -8,7 +8,7 @@ import torch
 from prism_lightning.errors import UserError
 from prism_lightning.indexing import data_of
 from prism_lightning.interventions.behaviours import WordBehaviour
-from prism_lightning.interventions.continuing import Sampling, continuations_of, prompts, repetitions
+from prism_lightning.interventions.continuing import Sampling, prompts, repetitions
 from prism_lightning.interventions.suppressing import Plan, suppress
 from prism_lightning.interventions.suppression import Goal, Trial, chosen
 from prism_lightning.models.steering import Scaling
@@ -30,9 +30,7 @@ def test_factor_one_falls_by_nothing_and_costs_nothing(trial):
 
 
 def test_a_strong_bias_ends_the_behaviour(trial):
-    from prism_lightning.interventions.continuing import WordBias
-
-    found = trial.biased("words", WordBias.of(["("], trial.tokenizer, -100.0))
+    found = trial.biased("words", 100.0)
     assert trial.plain.counts.rate > 0.1 and found.counts.rate == 0 and found.fall == 1
     assert found.fall_interval[0] < 1  # forty continuations without it do not prove that there is none
     assert found.rise == pytest.approx(found.perplexity / trial.plain.perplexity - 1)
@@ -67,14 +65,6 @@ def test_prompts_begin_texts_and_go_on_where_these_are_few(loaded):
     starts = prompts(texts, tokenizer, sampling, 3)
     assert starts == [ids[0][:8], ids[1][:8], ids[0][20:28]]
     assert prompts(texts, tokenizer, sampling, 2) == starts[:2] and prompts([], tokenizer, sampling, 2) == []
-
-
-def test_continuations_are_those_of_the_seed(loaded):
-    model, tokenizer = loaded
-    starts = prompts(["import os\nimport sys\nimport re\n" * 3] * 3, tokenizer, Sampling(), 3)
-    one, two = (continuations_of(model, starts, Sampling(new_tokens=6, seed=seed)) for seed in (0, 0))
-    assert one == two != continuations_of(model, starts, Sampling(new_tokens=6, seed=1))
-    assert all(len(ids) <= 6 for ids in one)
 
 
 def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path):
