@@ -24,9 +24,10 @@ from prism_lightning.errors import UserError
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.progress import Progressing
-from prism_lightning.recipes import compose, split_arguments
+from prism_lightning.recipes import compose, composed, split_arguments, take_flags
 from prism_lightning.settings import problems_in
 from prism_lightning.tracking import RunSettings
+from prism_lightning.trust import limit_imports
 
 
 def run(arguments: list[str]) -> None:
@@ -34,10 +35,17 @@ def run(arguments: list[str]) -> None:
 
     Started several times with RANK and WORLD_SIZE set, as torchrun does, each process builds its own shards.
     """
+    flags, arguments = take_flags(arguments, "allow_custom_code", "print_config")
     path, overrides = split_arguments(arguments)
     device, dtype, overrides = _place(overrides)
-    config = compose(path, overrides)
-    data, settings, run_settings = _parsed(config, str(path))
+    recipe = composed(path, overrides)
+    if "print_config" in flags:
+        from prism_lightning.training import TrainingCLI  # Lightning, which nothing else here needs
+
+        TrainingCLI("fit", recipe, str(path), "allow_custom_code" in flags, print_config=True)
+    config = recipe.settings
+    limit_imports(config, str(path), "allow_custom_code" in flags)
+    data, settings, run_settings = _parsed(config, str(path), "allow_custom_code" in flags)
     model_path = Path(config.get("ckpt_path") or run_settings.dir)
     if model_path.is_file():
         raise UserError(f"{model_path} is a checkpoint: give the run directory or its exported folder by --ckpt_path")
@@ -84,7 +92,8 @@ def data_of(run: Path) -> TextData:
     recipe = run / "recipe.yaml"
     if not recipe.is_file():
         raise UserError(f"{run} has no recipe.yaml: give a run directory that `fit` has made")
-    data, _, _ = _parsed(compose(recipe, [], groups=("data", "model")), str(recipe))
+    # The model may be of a class that was allowed to `fit`; nothing of it is imported here.
+    data, _, _ = _parsed(compose(recipe, [], groups=("data", "model")), str(recipe), allow_custom_code=True)
     data.setup()
     return data
 
@@ -136,10 +145,12 @@ def _ranks() -> tuple[int, int]:
     return rank, world_size
 
 
-def _parsed(config: dict[str, Any], recipe: str) -> tuple[TextData, IndexSettings, RunSettings]:
-    found = problems_in(config)
-    if found:
-        raise UserError([f"{recipe}: {problem}" for problem in found])
+def _parsed(
+    config: dict[str, Any], recipe: str, allow_custom_code: bool = False
+) -> tuple[TextData, IndexSettings, RunSettings]:
+    problems = problems_in(config, allow_custom_code)
+    if problems:
+        raise UserError([f"{recipe}: {problem}" for problem in problems])
     parser = ArgumentParser(exit_on_error=False)
     groups = {"data": TextData, "index": IndexSettings, "run": RunSettings}
     for name, owner in groups.items():

@@ -31,7 +31,10 @@ def problems_in(config: dict[str, Any], allow_custom_code: bool = False) -> list
 
     With `allow_custom_code` the model may be any class; the settings of a class that is not ours are not looked at.
     """
-    found = [f"{key} is no setting: {nearest(key, TOP_LEVEL)}" for key in config if key not in TOP_LEVEL]
+    known = {"device": "give trainer.accelerator and trainer.devices", "dtype": "give trainer.precision"}
+    found = [
+        f"{key} is no setting: {known.get(key) or nearest(key, TOP_LEVEL)}" for key in config if key not in TOP_LEVEL
+    ]
     for group, owner in GROUPS.items():
         found += _problems_of(group, config.get(group) or {}, owner)
     return found + _model_problems(config.get("model"), allow_custom_code)

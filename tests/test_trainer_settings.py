@@ -64,7 +64,8 @@ def test_print_config_prints_every_setting_and_does_nothing(cli, tiny, tmp_path)
     assert config["data"]["num_workers"] == 0 and "gradient_clip_val" in config["trainer"]  # defaults
     assert not (tmp_path / "run").exists()
     (tmp_path / "again.yaml").write_text(out)
-    assert cli("fit", "--config", tmp_path / "again.yaml", "--print_config", check=0).stdout == out
+    for verb in ("fit", "index"):
+        assert cli(verb, "--config", tmp_path / "again.yaml", "--print_config", check=0).stdout == out
 
 
 def test_version_names_the_program(cli):

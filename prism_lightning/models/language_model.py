@@ -87,6 +87,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             else None
         )
         self._scaled: ScaledTerms | None = None
+        self._scaled_state: tuple[torch.device, int, int] | None = None
         # Of the weights that `narrow_decoder` rounded; None where the weights are as they are stored.
         self.stored_fingerprint: str | None = None
         self.post_init()
@@ -160,8 +161,10 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
     def scaled_terms(self) -> ScaledTerms:
         """Assignment to prototypes, and the factors on them."""
         assert self.prototypes is not None
-        if self._scaled is None or self._scaled.weight_KD.device != self.device:
-            self._scaled = ScaledTerms(self.prototypes, self.scalings)
+        weight_KD = self.prototypes.weight
+        state = (weight_KD.device, weight_KD.data_ptr(), weight_KD._version)  # they may have moved or been written to
+        if self._scaled is None or self._scaled_state != state:
+            self._scaled, self._scaled_state = ScaledTerms(self.prototypes, self.scalings), state
         return self._scaled
 
     def logits(self, z: Tensor) -> Tensor:

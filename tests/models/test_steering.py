@@ -155,3 +155,15 @@ def test_factors_that_make_no_sense_are_refused_and_leave_the_model_as_it_is(mod
 def test_a_dense_model_has_nothing_to_scale(make_model):
     with pytest.raises(UserError, match="dense"):
         make_model().intervene(Scaling({0: 0.0}))
+
+
+def test_terms_follow_a_change_of_the_prototypes(make_model, ids):
+    """What is computed once for all tokens is computed anew when the prototypes are written to."""
+    model = make_model(num_prototypes=16)
+    model.intervene(Scaling(dict.fromkeys(range(16), 0.0)))
+    with torch.no_grad():
+        before = model(ids).logits
+        model.prototypes.weight[3:] *= -1
+        after = model(ids).logits
+    model.intervene(Scaling(dict.fromkeys(range(16), 0.0)))
+    assert not torch.equal(before, after) and torch.equal(after, model(ids).logits)
