@@ -168,7 +168,9 @@ def test_attribute_prints_json(cli, run):
     ).stdout
     found = json.loads(out)
     assert [a["kind"] for a in found] == ["token", "token", "sequence"]
-    assert {"position", "influence", "prototypes", "source", "before", "token", "after", "token_bytes"} == set(found[0]["tokens"][0])
+    assert {"position", "influence", "prototypes", "source", "before", "token", "after", "token_bytes"} == set(
+        found[0]["tokens"][0]
+    )
 
 
 def test_many_queries_are_answered_in_order_and_one_bad_one_spoils_nothing(cli, run, tmp_path):
