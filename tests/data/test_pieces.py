@@ -142,9 +142,9 @@ def test_training_on_unbroken_text_takes_time_in_proportion():
     assert large < 24 * max(small, 0.02)  # in proportion: 8 times; quadratic: 64 times
 
 
-def test_long_words_are_left_out_of_training_once_there_were_many(monkeypatch):
+def test_unbroken_stretches_are_left_out_of_training_once_there_were_many(monkeypatch):
     from prism_lightning.data import tokenizer as tokenizers_module
 
-    monkeypatch.setattr(tokenizers_module, "LONG_WORD_CHARACTERS", 1000)
-    texts = ["x" * 600 + " and", "y" * 600 + " or", "z" * 600 + " not"]
-    assert list(tokenizers_module._without_long_words(texts)) == [*texts[:2], " not"]
+    monkeypatch.setattr(tokenizers_module, "UNBROKEN_CHARACTERS", 1000)
+    texts = ["x" * 600 + " and", "Ab1+/" * 120 + " or", "zZ9" * 200 + " not", "é" * 600 + "!", "你好,世界。" * 100]
+    assert list(tokenizers_module._without_unbroken(texts)) == [*texts[:2], " not", "!", texts[4]]
