@@ -2,38 +2,36 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
+from support.mlflow_template import VARIABLE as MLFLOW_TEMPLATE
+from support.mlflow_template import use_template
+from support.processes import child_environment, command, fit
+from support.runs import BACKBONES, ROOT, TINY_RECIPE, in_run, tiny_arguments
 
-ROOT = Path(__file__).parents[1]
-TINY_RECIPE = ROOT / "tests" / "tiny.yaml"
+__all__ = ["BACKBONES", "ROOT", "TINY_RECIPE", "child_environment", "command", "fit", "in_run", "tiny_arguments"]
 
-BACKBONES = {
-    "gpt2": {
-        "model_type": "gpt2",
-        "n_layer": 2,
-        "n_embd": 32,
-        "n_head": 2,
-        "n_positions": 64,
-        "vocab_size": 300,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    },
-    "llama": {
-        "model_type": "llama",
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
-        "vocab_size": 300,
-        "tie_word_embeddings": False,
-    },
-}
+
+# Files that take the longest, longest first: started last, one of them would run alone while the other core idles.
+LONGEST = ["benchmarks/test_smoke.py", "test_strategies.py", "test_resume.py", "sweeps/test_running.py", "test_stops.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; the order within a file stays."""
+    ranks = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`-n 2` hands out whole files, in the order above: their fixtures are made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -59,21 +57,57 @@ def make_model():
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder for what is made once: of all workers of pytest-xdist, where they run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _mlflow_template(shared):
+    """MLflow's migrations run once."""
+    os.environ[MLFLOW_TEMPLATE] = str(shared / "mlflow.db")
+    use_template()
+    yield
+    del os.environ[MLFLOW_TEMPLATE]
+
+
+@pytest.fixture(scope="session")
+def corpus(shared):
     """Forty modules of the standard library as text files: real text, in seconds."""
     import sysconfig
 
-    folder = tmp_path_factory.mktemp("corpus")
-    sources = sorted(p for p in Path(sysconfig.get_paths()["stdlib"]).glob("*.py") if 4_000 < p.stat().st_size < 30_000)
-    for path in sources[:40]:
-        (folder / f"{path.stem}.txt").write_bytes(path.read_bytes())
+    folder = shared / "corpus"
+    with filelock.FileLock(shared / "corpus.lock"):
+        if not folder.is_dir():
+            partial = shared / "corpus.partial"
+            partial.mkdir()
+            sources = Path(sysconfig.get_paths()["stdlib"]).glob("*.py")
+            for path in sorted(p for p in sources if 4_000 < p.stat().st_size < 30_000)[:40]:
+                (partial / f"{path.stem}.txt").write_bytes(path.read_bytes())
+            partial.rename(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
+def cache(shared):
     """One data cache for the whole session."""
-    return tmp_path_factory.mktemp("cache")
+    folder = shared / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared, corpus, cache):
+    """A finished tiny run, made once: its folder, arguments and output. Tests read it only."""
+    arguments = tiny_arguments(shared / "finished" / "run", corpus, cache)
+    output = shared / "finished.out"
+    with filelock.FileLock(shared / "finished.lock"):
+        if not output.is_file():
+            output.write_text(fit(arguments))
+    return shared / "finished" / "run", arguments, output.read_text()
 
 
 @pytest.fixture
@@ -109,38 +143,3 @@ def cli(capfd, monkeypatch):
 def tiny(corpus, cache, tmp_path):
     """Arguments of a fit that takes seconds, in a run directory of its own."""
     return tiny_arguments(tmp_path / "run", corpus, cache)
-
-
-def tiny_arguments(folder, corpus, cache):
-    """The tiny recipe with its run directory, corpus and cache."""
-    return [
-        *("--config", str(TINY_RECIPE), "--run.dir", str(folder)),
-        *("--data.path", f"{corpus}/*.txt", "--data.cache_dir", str(cache)),
-    ]
-
-
-def in_run(arguments, folder, *more):
-    """The same arguments with another run directory, and more of them."""
-    arguments = list(arguments)
-    arguments[arguments.index("--run.dir") + 1] = str(folder)
-    return [*arguments, *more]
-
-
-def fit(arguments, **environment):
-    """Run fit in a process of its own; returns what it printed."""
-    result = subprocess.run(
-        command("fit", *arguments), capture_output=True, text=True, env=child_environment(**environment), cwd=ROOT
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def command(*arguments):
-    """The command line of a verb."""
-    return [sys.executable, "-m", "prism_lightning", *map(str, arguments)]
-
-
-def child_environment(**extra):
-    """A child's environment: one thread, the tests importable, a wide terminal."""
-    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "COLUMNS": "120"} | extra

@@ -3,22 +3,25 @@
 import json
 import pickle
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, child_environment, fit, in_run, tiny_arguments
+from support.processes import child_environment, command, fit, run
+from support.runs import ROOT, copied_run, in_run
+
+from prism_lightning import __version__
 
 
 @pytest.fixture(scope="module")
-def finished(corpus, cache, tmp_path_factory):
-    """A finished tiny run, made once: its folder, arguments and output."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    arguments = tiny_arguments(folder, corpus, cache)
-    return folder, arguments, fit(arguments)
+def finished(finished_run, tmp_path_factory):
+    """A finished tiny run that these tests may write to: its folder, arguments and output."""
+    return *copied_run(finished_run, tmp_path_factory.mktemp("finished") / "run"), finished_run[2]
 
 
 def refused(result, *words):
@@ -34,18 +37,42 @@ def refused(result, *words):
 # Help
 
 
+def print_settings_page():
+    from prism_lightning.settings import settings_page
+
+    print(settings_page(), end="")
+    sys.exit(0)
+
+
 def test_the_settings_page_is_what_the_parser_knows():
-    """Asked in a fresh process: `Union[int, float]` prints as whichever order of the two was imported first."""
-    script = "from prism_lightning.settings import settings_page\nprint(settings_page(), end='')"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     page = (ROOT / "prism_lightning" / "settings.txt").read_text()
-    assert page == result.stdout, "run python -m prism_lightning.settings"
+    assert page == run(before=print_settings_page).stdout, "run python -m prism_lightning.settings"
+
+
+def test_the_module_runs_as_a_program():
+    """A true start: elsewhere processes are forked with the imports done."""
+    result = subprocess.run(
+        command("validate", "--config", "tests/tiny.yaml", "--run.dir", "/nowhere"),
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        cwd=ROOT,
+    )
+    refused(result, "/nowhere holds neither")
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["fit", "--help"], ["explain", "--help"], ["generate", "--help"], ["--version"]]
+    ("arguments", "words"),
+    [
+        (["--help"], ["attribute", "python -m prism_lightning fit --config recipes/quickstart.yaml"]),
+        (["fit", "--help"], ["fit: train a model", "--trainer.max_steps"]),
+        (["explain", "--help"], ["--ckpt_path", "--text"]),
+        (["generate", "--help"], ["--ckpt_path", "--prompt", "--max_new_tokens"]),
+        (["--version"], [__version__]),
+    ],
 )
-def test_help_imports_nothing_heavy(arguments):
+def test_help_imports_nothing_heavy(arguments, words):
     script = (
         "import sys\nfrom prism_lightning.cli import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
@@ -53,7 +80,7 @@ def test_help_imports_nothing_heavy(arguments):
     )
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    assert result.stdout
+    assert [word for word in words if word not in result.stdout] == []
 
 
 def test_help_explains_every_setting():
@@ -111,13 +138,20 @@ def test_a_finished_run_is_not_run_again(finished, cli):
     assert "is complete at step 12" in result.stdout
 
 
+def reported_loss(result):
+    """The loss in the table that validate and test print."""
+    return float(re.search(r"(?:val|test)/loss\W+([\d.]+)", result.stdout)[1])
+
+
 def test_validate_test_and_predict_use_what_fit_left(finished, cli):
     folder, arguments, output = finished
     loss = json.loads(output.splitlines()[-1])["loss"]
+    newest, older = (folder / "checkpoints" / f"step-{step:08d}.ckpt" for step in (12, 8))
     for verb, more in (("validate", []), ("test", []), ("validate", ["--ckpt_path", folder])):
-        assert f"{loss:.4f}"[:5] in cli(verb, *arguments, *more, check=0).stdout
-    checkpoint = folder / "checkpoints" / "step-00000012.ckpt"
-    assert f"{loss:.4f}"[:5] in cli("validate", *arguments, "--ckpt_path", checkpoint, check=0).stdout
+        assert reported_loss(cli(verb, *arguments, *more, check=0)) == pytest.approx(loss, abs=1e-5)
+    newest, older = (cli("validate", *arguments, "--ckpt_path", path, check=0) for path in (newest, older))
+    assert reported_loss(newest) == pytest.approx(loss, abs=1e-5)
+    assert reported_loss(older) > loss + 1e-3
     cli("predict", *arguments, check=0)
     from safetensors.torch import load_file
 
@@ -125,10 +159,23 @@ def test_validate_test_and_predict_use_what_fit_left(finished, cli):
     assert -predictions["log_probabilities"].mean().item() == pytest.approx(loss, abs=1e-4)
 
 
+def likeliest(folder, count):
+    """A prompt and the likeliest tokens after it, each from the logits of the whole text."""
+    from prism_lightning.exported import load_exported
+
+    model, tokenizer = load_exported(folder)
+    ids = tokenizer("def f")["input_ids"]
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+    return tokenizer.decode(ids) + "\n"
+
+
 def test_generate_and_explain(finished, cli):
     folder = finished[0]
-    text = cli("generate", "--ckpt_path", folder, "--prompt", "def f", "--max_new_tokens", 5, check=0).stdout
-    assert text.startswith("def f") and len(text) > 6
+    five = ["--prompt", "def f", "--max_new_tokens", "5"]
+    assert cli("generate", "--ckpt_path", folder, *five, "--temperature", 0, check=0).stdout == likeliest(folder, 5)
+    text = cli("generate", "--ckpt_path", folder, *five, check=0).stdout
     again = cli(
         "generate", "--ckpt_path", folder / "model", "--prompt", "def f", "--max_new_tokens", 5, "--json", check=0
     )
@@ -284,25 +331,24 @@ def test_an_exported_folder_with_damaged_weights_is_refused(finished, cli, tmp_p
     refused(cli("generate", "--ckpt_path", tmp_path / "model", "--prompt", "x"), "cannot be loaded")
 
 
-def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(finished, corpus, cache, tmp_path):
+def fill_the_disk_at_step_8():
+    from prism_lightning import checkpoints
+
+    save = torch.save
+
+    def limited(obj, file):
+        if "step-00000008" in file.name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, -1))
+        save(obj, file)
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    checkpoints.torch.save = limited
+
+
+def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(finished, tmp_path):
     """A limit on file size stands in for the full disk: the write fails in the middle, as it would there."""
     arguments = in_run(finished[1], tmp_path / "run")
-    script = (
-        "import resource, signal, sys, torch\nfrom prism_lightning.cli import main\n"
-        "from prism_lightning import checkpoints\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "save = torch.save\n"
-        "def limited(obj, file):\n"
-        "    if 'step-00000008' in file.name: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, -1))\n"
-        "    save(obj, file)\n"
-        "checkpoints.torch.save = limited\nsys.exit(main(sys.argv[1:]))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script, "fit", *arguments],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        cwd=ROOT,
-    )
+    result = run("fit", *arguments, before=fill_the_disk_at_step_8)
     refused(result, "could not be saved", "earlier checkpoints are whole")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004.ckpt"]
     assert "resuming from" in fit(arguments)

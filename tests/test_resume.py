@@ -3,15 +3,16 @@
 import json
 import random
 import signal
-import subprocess
 import time
 
 import pytest
 import torch
-from conftest import ROOT, child_environment, command, fit, in_run
 from safetensors.torch import load_file
+from support.processes import fit, ranks, start
+from support.runs import in_run
 
 KILLS = 10
+STEPS, INTERVAL = 120, 3
 
 
 def weights(folder, step):
@@ -23,24 +24,22 @@ def weights(folder, step):
 def killed_fit(arguments, folder, moments):
     """Run fit and kill it at a random moment; returns what it printed.
 
-    Three in four are killed a random while after one or two more checkpoints, so that ten of them cannot complete a
-    run of forty checkpoints, however fast the machine is; the others at any time from the start on.
+    Three in four are killed a random while after one or two more checkpoints, the others at any time from the start
+    on. No kill waits for a third checkpoint: ten of them cannot complete a run of forty, however fast the machine is.
     """
-    output = folder.with_suffix(".out")
-    with output.open("w") as file:
-        child = subprocess.Popen(
-            command("fit", *arguments), stdout=file, stderr=subprocess.DEVNULL, env=child_environment(), cwd=ROOT
-        )
-        if moments.random() < 0.25:
-            time.sleep(moments.uniform(0, 5))
-        else:
-            wanted = newest_step(folder) + 10 * moments.randint(1, 2)
-            while newest_step(folder) < wanted and child.poll() is None:
-                time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.1))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    return output.read_text()
+    child = start("fit", *arguments)
+    before = newest_step(folder)
+    if moments.random() < 0.25:
+        wanted, deadline = before + 2 * INTERVAL, time.monotonic() + moments.uniform(0, 2)
+    else:
+        wanted, deadline = before + INTERVAL * moments.randint(1, 2), float("inf")
+    while newest_step(folder) < wanted and time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.002)
+    if deadline == float("inf"):
+        time.sleep(moments.uniform(0, 0.1))
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, child.stderr
+    return child.stdout
 
 
 def newest_step(folder):
@@ -50,14 +49,15 @@ def newest_step(folder):
 
 def test_ten_kills_at_random_moments_leave_the_weights_bit_equal(tiny, tmp_path):
     """Dropout, placement, revival, accumulation and polishing are all on in this recipe."""
-    more = ["--trainer.max_steps", "400", "--run.checkpoint_interval", "10", "--trainer.val_check_interval", "100"]
+    more = ["--trainer.max_steps", str(STEPS), "--run.checkpoint_interval", str(INTERVAL)]
+    more += ["--trainer.val_check_interval", "30"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     fit(in_run(tiny, whole, *more))
     moments = random.Random(0)
     resumed = sum("resuming from" in killed_fit(in_run(tiny, killed, *more), killed, moments) for _ in range(KILLS))
     out = fit(in_run(tiny, killed, *more))
     assert "resuming from" in out and resumed >= KILLS // 2
-    expected, got = weights(whole, 400), weights(killed, 400)
+    expected, got = weights(whole, STEPS), weights(killed, STEPS)
     assert expected.keys() == got.keys()
     different = [name for name in expected if not torch.equal(expected[name], got[name])]
     assert different == []
@@ -87,31 +87,21 @@ def blocks_of(folder):
 
 @pytest.mark.parametrize("accumulate", [False, True], ids=["whole steps", "accumulated"])
 def test_world_sizes_one_two_one_see_the_same_blocks(tiny, tmp_path, accumulate):
-    micro = "2" if accumulate else "8"
-    callback = ["--trainer.callbacks", "{class_path: block_recorder.BlockRecorder}", "--data.micro_batch_size", micro]
-    callback += [
-        "--model.polish_steps",
-        "0",
-        "--run.checkpoint_interval",
-        "2",
-        "--trainer.val_check_interval",
-        "12",
-        "--run.sample_prompt",
-        "null",
-    ]
+    """Of two ranks, Lightning starts the second itself; with accumulation both are started as torchrun does."""
+    recorder = "{class_path: support.block_recorder.BlockRecorder}"
+    more = ["--trainer.callbacks", recorder, "--allow_custom_code", "--trainer.logger", "false"]
+    more += ["--data.micro_batch_size", "2" if accumulate else "8", "--model.polish_steps", "0"]
+    more += ["--run.checkpoint_interval", "2", "--trainer.val_check_interval", "12", "--run.sample_prompt", "null"]
     one, moving = tmp_path / "one", tmp_path / "moving"
-    fit(in_run(tiny, one, *callback), BLOCK_RECORDS=str(one))
+    fit(in_run(tiny, one, *more), BLOCK_RECORDS=str(one))
     for world_size, steps in ((1, 4), (2, 10), (1, 12)):
-        strategy = "ddp" if world_size > 1 else "auto"
-        devices = [
-            "--trainer.devices",
-            str(world_size),
-            "--trainer.strategy",
-            strategy,
-            "--trainer.max_steps",
-            str(steps),
-        ]
-        out = fit(in_run(tiny, moving, *callback, *devices), BLOCK_RECORDS=str(moving))
+        devices = ["--trainer.devices", str(world_size), "--trainer.strategy", "ddp" if world_size > 1 else "auto"]
+        asked = [*in_run(tiny, moving, *more), *devices, "--trainer.max_steps", str(steps)]
+        if accumulate and world_size > 1:
+            out = ranks(world_size, "fit", *asked, BLOCK_RECORDS=str(moving))
+        else:
+            out = fit(asked, BLOCK_RECORDS=str(moving))
         assert ("resuming from" in out) == (steps > 4)
+    assert sorted(path.name for path in moving.glob("blocks_*")) == ["blocks_rank0.jsonl", "blocks_rank1.jsonl"]
     assert blocks_of(moving) == blocks_of(one)
     assert sorted(blocks_of(one)) == list(range(12)) and all(len(b) == 8 for b in blocks_of(one).values())

@@ -2,22 +2,12 @@
 
 import pytest
 import torch
+from support.corpus_model import BACKBONE, BLOCK, FirstBlocks
 
 from prism_lightning.attribution.build import Builder
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.spaces import open_index
 from prism_lightning.data.datamodule import TextData
-
-BLOCK = 32
-BACKBONE = {
-    "model_type": "gpt2",
-    "n_layer": 1,
-    "n_embd": 16,
-    "n_head": 2,
-    "n_positions": BLOCK,
-    "vocab_size": 300,
-    "initializer_range": 0.2,
-}
 
 
 @pytest.fixture(scope="session")
@@ -26,19 +16,6 @@ def data(corpus, cache):
     data = TextData(path=f"{corpus}/*.txt", cache_dir=str(cache), block_size=BLOCK, vocab_size=300)
     data.setup()
     return data
-
-
-class FirstBlocks:
-    """The first blocks of a token store, as a store."""
-
-    def __init__(self, store, blocks):
-        self.store, self.blocks = store, blocks
-
-    def __len__(self):
-        return min(self.blocks, len(self.store))
-
-    def __getattr__(self, name):
-        return getattr(self.store, name)
 
 
 @pytest.fixture
@@ -69,11 +46,3 @@ def built(model, store, tmp_path):
         return open_index(tmp_path / folder) if builder.build(rank, world_size) else None
 
     return build
-
-
-@torch.no_grad()
-def hidden_and_targets(model, store):
-    """z and targets of all tokens of a store."""
-    items = store.__getitems__(list(range(len(store))))
-    ids, targets = (torch.stack([item[name] for item in items]) for name in ("input_ids", "targets"))
-    return model.hidden_states(ids).flatten(0, 1), targets.flatten()

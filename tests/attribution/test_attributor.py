@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, child_environment, command, fit, tiny_arguments
+from support.processes import fit, start
+from support.runs import copied_run, in_run
 
 from prism_lightning.attribution.attributor import Attributor
 from prism_lightning.attribution.results import PASSAGE_TOKENS
@@ -17,13 +17,11 @@ TEXT = "import os\n\ndef main(self):\n    return None\n"
 
 
 @pytest.fixture(scope="module")
-def run(corpus, cache, tmp_path_factory):
+def run(finished_run, tmp_path_factory):
     """A finished tiny run with its index, and the arguments it was made with."""
     from prism_lightning.cli import main
 
-    folder = tmp_path_factory.mktemp("attributed") / "run"
-    arguments = tiny_arguments(folder, corpus, cache)
-    fit(arguments)
+    folder, arguments = copied_run(finished_run, tmp_path_factory.mktemp("attributed") / "run")
     small = ["--index.prototypes", "128", "--index.fit_steps", "10", "--index.shard_tokens", "30000"]
     assert main(["index", *arguments, *small]) == 0
     return folder, [*arguments, *small]
@@ -81,14 +79,17 @@ def test_results_are_sorted_and_opposing_ones_are_the_other_end(run, attributor)
 
 
 def test_a_training_token_is_shown_where_it_stands(attributor, corpus):
+    compared = 0
     for token in Attributor.text(attributor, "import os")[0].tokens[:20]:
         name, _, line = token.source.rpartition(":")
         lines = Path(name).read_text(encoding="utf-8", errors="replace").split("\n")
         first = token.token.split("\n")[0]
         assert first in "\n".join(lines[int(line) - 1 :])
         shown = token.before + token.token + token.after
-        if shown.isascii():
-            assert shown.replace("<|endoftext|>", "") in "\n".join(lines)
+        if shown.isascii() and "<|endoftext|>" not in shown:
+            assert shown in "\n".join(lines[max(0, int(line) - 40) : int(line) + 40])
+            compared += 1
+    assert compared >= 10
 
 
 def test_influence_of_a_training_token_on_itself_is_positive(attributor):
@@ -266,7 +267,7 @@ def test_wrong_queries_files_name_every_line(cli, run, tmp_path):
 def test_an_index_of_another_model_or_corpus_is_refused(cli, run, tmp_path, corpus, cache):
     folder, arguments = run
     other = tmp_path / "other"
-    fit(["--config", arguments[1], "--run.dir", str(other), *arguments[4:8], "--seed_everything", "3"])
+    fit(in_run(arguments, other, "--seed_everything", "3", "--trainer.logger", "false", "--run.sample_prompt", "null"))
     refused(cli("attribute", "--ckpt_path", other, "--index", folder / "index", "--text", "a b"), "was built for model")
     moved = tmp_path / "moved"
     shutil.copytree(folder / "index", moved)
@@ -293,19 +294,10 @@ def test_a_damaged_shard_is_named_and_index_mends_it(cli, run):
 def test_two_processes_at_once_build_the_same_index(run, tmp_path):
     folder, arguments = run
     asked = [*arguments, "--index.dir", str(tmp_path / "index")]
-    children = [
-        subprocess.Popen(
-            command("index", *asked),
-            env=child_environment(RANK=str(rank), WORLD_SIZE="2"),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    said = [child.communicate()[0] for child in children]
-    assert [child.returncode for child in children] == [0, 0]
-    assert any("training tokens of" in text for text in said)
+    children = [start("index", *asked, RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
+    results = [child.result() for child in children]
+    assert [result.returncode for result in results] == [0, 0]
+    assert any("training tokens of" in result.stdout for result in results)
     for path in (folder / "index").rglob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "index" / path.relative_to(folder / "index")).read_bytes(), path
 

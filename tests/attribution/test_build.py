@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.corpus_model import BACKBONE, FirstBlocks
+from support.curvature import dictionary_of, question, statistics
 
-from attribution.conftest import BACKBONE, FirstBlocks
-from attribution.test_hidden_index import dictionary_of, question, statistics
 from prism_lightning.attribution import build as build_module
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.spaces import open_index

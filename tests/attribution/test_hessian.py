@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from support.corpus_model import hidden_and_targets
 
-from attribution.conftest import hidden_and_targets
 from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.hessian import HessianSums, eigenbasis
 from prism_lightning.attribution.records import head_chunks

@@ -4,37 +4,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from support.corpus_model import FirstBlocks, hidden_and_targets
+from support.curvature import dictionary_of, question, statistics
 
-from attribution.conftest import FirstBlocks, hidden_and_targets
-from prism_lightning.attribution.dictionary import Dictionary
-from prism_lightning.attribution.hessian import HessianSums
 from prism_lightning.attribution.index import Hits
-from prism_lightning.attribution.records import head_chunks, loss_gradient, records_of
 from prism_lightning.attribution.spaces import open_index
 
 DAMPING = 1e-3  # the settings' default
-
-
-def dictionary_of(index):
-    from prism_lightning.common.files import map_file
-
-    prototypes = map_file(index.folder / "dictionary.safetensors")["prototypes"]
-    return Dictionary(torch.from_numpy(prototypes.astype("float32")), index.manifest["active"])
-
-
-def statistics(model, store, dictionary, activation_path=False, scale=0.0, basis_DD=None):
-    """Records of all training tokens and the curvature, computed in float64 without an index."""
-    model = model.double()
-    dictionary = Dictionary(dictionary.prototypes_KD.double(), dictionary.active)
-    z_ND, targets_N = hidden_and_targets(model, store)
-    head_VD = model.lm_head.weight.detach()
-    mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
-    delta_ND = loss_gradient(head_VD, mean_ND, targets_N)
-    records = records_of(dictionary, z_ND, delta_ND, activation_path, scale)
-    sums = HessianSums(head_VD, len(dictionary.unit_KD), basis_DD)
-    for chunk in head_chunks(head_VD, z_ND):
-        sums.add(chunk, records.prototypes_Nk[chunk.rows], records.activations_Nk[chunk.rows])
-    return records, sums
 
 
 def dense_gradients(records, size):
@@ -58,10 +34,6 @@ def all_scores(index, records, query):
     out = np.zeros(index.tokens)
     out[hits.tokens] = hits.influence
     return out
-
-
-def question(index, records, which):
-    return index.query(*records.arrays(which))
 
 
 @pytest.mark.parametrize("activation_path", [False, True], ids=["value path", "activation path"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import fit, tiny_arguments
+from support.figures import kept_figures
+from support.runs import copied_run
 
 from prism_lightning.attribution.localisation import block_share, localisation
 
@@ -39,9 +40,9 @@ def test_a_token_is_not_compared_with_itself_unless_asked():
     assert block_share(matrix, products, independent=False) == pytest.approx((4 + 6 + 5) / (8 + 6 + 5))
 
 
-def test_the_verb_prints_writes_and_plots(cli, corpus, cache, tmp_path):
-    run = tmp_path / "run"
-    fit(tiny_arguments(run, corpus, cache))
+def test_the_verb_prints_writes_and_plots(cli, finished_run, tmp_path, monkeypatch):
+    figures = kept_figures(monkeypatch)
+    run, _ = copied_run(finished_run, tmp_path / "run")
     asked = ["--fitted", "100,2", "--tokens", "4096", "--sample", "300", "--out", tmp_path / "report"]
     out = cli("curvature", "--ckpt_path", run, *asked, check=0).stdout
     names = [
@@ -56,7 +57,10 @@ def test_the_verb_prints_writes_and_plots(cli, corpus, cache, tmp_path):
     rows = json.loads((tmp_path / "report/curvature.json").read_text())["rows"]
     assert [row["name"] for row in rows] == names
     assert all(0 < row["gauss_newton_share"] <= 1 and row["coactive_blocks"] >= 1 for row in rows)
-    assert (tmp_path / "report/curvature.png").stat().st_size > 10_000
+    (axes,) = figures["curvature.png"].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    drawn = [bar.get_width() for bar in axes.patches if bar.get_height() and bar.get_width()]
+    assert drawn == [row[share] for row in rows for share in ("gauss_newton_share", "activation_share")]
     for wrong, words in ((["--fitted", "4096"], "give K,k"), (["--fitted", "9,10"], "give K,k with k <= K")):
         result = cli("curvature", "--ckpt_path", run, "--tokens", "4096", "--sample", "300", *wrong)
         assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr

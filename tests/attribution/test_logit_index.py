@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.corpus_model import hidden_and_targets
+from support.curvature import dictionary_of
 
-from attribution.conftest import hidden_and_targets
-from attribution.test_hidden_index import dictionary_of
 from prism_lightning.attribution.index import Query
 from prism_lightning.attribution.logit_index import PRIOR
 from prism_lightning.attribution.postings import target_lists

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bm25 import bm25_scores
-from conftest import ROOT, fit
-
-from attribution.conftest import hidden_and_targets
-from attribution.planted import planted_corpus
+from support.bm25 import bm25_scores
+from support.corpus_model import hidden_and_targets
+from support.planted import planted_corpus
+from support.processes import fit
+from support.runs import ROOT
 
 TOP = 10
 

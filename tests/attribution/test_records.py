@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.corpus_model import hidden_and_targets
 
-from attribution.conftest import hidden_and_targets
 from prism_lightning.attribution.dictionary import Dictionary
 from prism_lightning.attribution.records import contrast_gradient, head_chunks, loss_gradient, records_of
 

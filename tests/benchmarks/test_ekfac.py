@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_llama import tiny_llama
+from support.tiny_llama import tiny_llama
 
 from benchmarks.attribution.methods.ekfac import EkFac, LanguageTask
 from benchmarks.attribution.task import Queries, Task, query_loss

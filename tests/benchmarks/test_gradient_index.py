@@ -3,7 +3,7 @@
 import pytest
 import scipy.stats
 import torch
-from tiny_llama import tiny_llama
+from support.tiny_llama import tiny_llama
 
 from benchmarks.attribution.methods.gradient_index import GradientIndex, MomentSketch
 from benchmarks.attribution.task import Queries, Task, query_loss

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT
+from support.runs import ROOT
 
 from benchmarks.attribution.__main__ import main
 from benchmarks.attribution.config import load_settings

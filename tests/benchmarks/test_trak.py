@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("trak")
 
-from tiny_llama import tiny_llama
+from support.tiny_llama import tiny_llama
 
 from benchmarks.attribution.methods.trak import HadamardProjection, Trak, hadamard
 from benchmarks.attribution.task import Queries, Task

@@ -96,12 +96,18 @@ def test_prototypes_are_placed_on_hidden_states_and_reported(fit):
 def test_dead_prototypes_are_revived(fit):
     class Kill(Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            weight = module.model.prototypes.weight.data
             if module.global_step == 4:  # far from everything: no token will choose these
-                module.model.prototypes.weight.data[:8] = -module.model.prototypes.weight.data[8:16].mean(0)
+                weight[:8] = -weight[8:16].mean(0)
+                self.before = weight.clone()
 
-    module = fit(PrismLM, callbacks=[Kill()], **PROTOTYPES, prototype_learning_rate=0.0, prototype_to_token_weight=0.0)
-    rows = torch.nn.functional.normalize(module.model.prototypes.weight[:8], dim=-1)
-    assert (rows @ rows.T).min() < 0.99  # no longer one and the same direction
+    kill = Kill()
+    module = fit(PrismLM, callbacks=[kill], **PROTOTYPES, prototype_learning_rate=0.0, prototype_to_token_weight=0.0)
+    weight_KD = module.model.prototypes.weight.detach()
+    assert (weight_KD[:8] != kill.before[:8]).any(1).all()
+    directions_KD = torch.nn.functional.normalize(weight_KD[:8], dim=-1)
+    assert (directions_KD @ torch.nn.functional.normalize(kill.before[0], dim=-1)).max() < 0.5
+    assert (directions_KD @ directions_KD.T).triu(1).max() < 0.999  # each on a token of its own
 
 
 class Sampled(Callback):
@@ -159,11 +165,25 @@ def test_a_non_finite_loss_stops_and_names_step_and_blocks(fit):
     assert "step 2" in str(error.value) and str(poison.blocks) in str(error.value)
 
 
-def test_both_schedules_and_bf16_train(fit):
-    module = fit(
-        PrismLM, steps=4, **PROTOTYPES, schedule="wsd", trainer={"precision": "bf16-mixed"}, gradient_checkpointing=True
-    )
-    assert all(torch.isfinite(p).all() for p in module.parameters())
+def test_wsd_bf16_and_gradient_checkpointing_train(fit):
+    """Every parameter learns, and the rates are the schedule's: 4 steps of warm-up, then flat, at last falling."""
+
+    class Rates(Callback):
+        def __init__(self):
+            self.rates = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            if not batch_idx:
+                self.before = {name: value.detach().clone() for name, value in module.named_parameters()}
+
+    rates, more = Rates(), {"precision": "bf16-mixed"}
+    module = fit(PrismLM, callbacks=[rates], **PROTOTYPES, schedule="wsd", trainer=more, gradient_checkpointing=True)
+    for name, value in module.named_parameters():
+        assert torch.isfinite(value).all() and not torch.equal(value, rates.before[name]), name
+    peak = max(rates.rates)
+    assert rates.rates[:4] == sorted(set(rates.rates[:4])) and rates.rates[0] < 0.5 * peak
+    assert rates.rates[4:10] == pytest.approx([peak] * 6) and rates.rates[-1] < peak
 
 
 def test_learning_on_real_text(fit):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, TINY_RECIPE
+from support.runs import ROOT, TINY_RECIPE
 
 from prism_lightning.errors import UserError
 from prism_lightning.sweeps import states

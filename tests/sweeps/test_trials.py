@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 import torch
-from conftest import ROOT
+from support.runs import ROOT
 
 from prism_lightning.errors import UserError
 from prism_lightning.recipes import compose, split_arguments

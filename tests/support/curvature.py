@@ -1,0 +1,34 @@
+"""What an index holds, computed in float64 without it."""
+
+import torch
+
+from prism_lightning.attribution.dictionary import Dictionary
+from prism_lightning.attribution.hessian import HessianSums
+from prism_lightning.attribution.records import head_chunks, loss_gradient, records_of
+from support.corpus_model import hidden_and_targets
+
+
+def dictionary_of(index):
+    from prism_lightning.common.files import map_file
+
+    prototypes = map_file(index.folder / "dictionary.safetensors")["prototypes"]
+    return Dictionary(torch.from_numpy(prototypes.astype("float32")), index.manifest["active"])
+
+
+def statistics(model, store, dictionary, activation_path=False, scale=0.0, basis_DD=None):
+    """Records of all training tokens and the curvature, computed in float64 without an index."""
+    model = model.double()
+    dictionary = Dictionary(dictionary.prototypes_KD.double(), dictionary.active)
+    z_ND, targets_N = hidden_and_targets(model, store)
+    head_VD = model.lm_head.weight.detach()
+    mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
+    delta_ND = loss_gradient(head_VD, mean_ND, targets_N)
+    records = records_of(dictionary, z_ND, delta_ND, activation_path, scale)
+    sums = HessianSums(head_VD, len(dictionary.unit_KD), basis_DD)
+    for chunk in head_chunks(head_VD, z_ND):
+        sums.add(chunk, records.prototypes_Nk[chunk.rows], records.activations_Nk[chunk.rows])
+    return records, sums
+
+
+def question(index, records, which):
+    return index.query(*records.arrays(which))

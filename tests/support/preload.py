@@ -1,0 +1,24 @@
+"""Imports of the fork server, whose children then start with them. Importing starts no thread and computes nothing.
+
+`prism_lightning.settings` comes first: `Union[int, float]` prints as whichever order of the two was imported first,
+and a test compares settings.txt with what `python -m prism_lightning.settings` prints.
+"""
+
+import os
+
+from prism_lightning.cli import QUIET_LIBRARIES
+
+# MLflow reads these when it is imported, which `fit` does after it has set them.
+for _name, _value in (QUIET_LIBRARIES | {"MLFLOW_LOGGING_LEVEL": "CRITICAL"}).items():
+    os.environ.setdefault(_name, _value)
+
+import prism_lightning.settings  # noqa: E402, I001
+
+import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401
+import sklearn.cluster  # noqa: E402, F401
+import transformers.models.gpt2.modeling_gpt2  # noqa: E402, F401
+
+import prism_lightning.attribution_verbs  # noqa: E402
+import prism_lightning.indexing  # noqa: E402
+import prism_lightning.model_verbs  # noqa: E402
+import prism_lightning.training  # noqa: E402, F401
