@@ -1,22 +1,20 @@
 """kill -9 aimed at every stage, three times each: the same command finishes, and its files are byte-equal.
 
-Each child is forked from a server that has the imports done, and kills itself in the middle of a named function.
+Each process kills itself at a call of a named function.
 """
 
 import json
-import multiprocessing
 import os
 import signal
-import sys
-from functools import reduce
+from functools import partial, reduce
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY_RECIPE
+from support import processes
+from support.mlflow_template import VARIABLE as MLFLOW_TEMPLATE
+from support.runs import TINY_RECIPE
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["prism_lightning.training", "prism_lightning.indexing", "mlflow", "lm_eval.tasks"])
 SUITE = """tasks:
   continuation: {kind: continuation, metric: acc, chance: 0.25, context: 20, continuation: 6}
   validation: {kind: validation, metric: bits_per_byte, documents: 4}
@@ -24,24 +22,8 @@ SUITE = """tasks:
 NO_LOGGER = ["--trainer.logger", "false"]
 
 
-def child(arguments, kill, output):
-    """Run a command line in this process; `kill` is (module:function, call, "before" or "after"), or None."""
-    os.chdir(ROOT)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    if kill:
-        aim(*kill)
-    from prism_lightning.cli import main
-
-    code = main([str(argument) for argument in arguments])
-    sys.stdout.flush()
-    os._exit(code)
-
-
 def aim(target, call, when):
-    """Let a function kill its process at the given call, before or after it does its work."""
+    """Let a function, given as module:name, kill its process at a call, "before" or "after" it does its work."""
     module, _, names = target.partition(":")
     *path, name = names.split(".")
     owner = reduce(getattr, path, import_module(module))
@@ -60,19 +42,18 @@ def aim(target, call, when):
     setattr(owner, name, deadly)
 
 
-def run(arguments, output, kill=None):
-    """Run a command in a forked child; its exit code, -9 where it was killed."""
-    process = CONTEXT.Process(target=child, args=(arguments, kill, str(output)))
-    process.start()
-    process.join()
-    return process.exitcode
+def finish(arguments, **environment):
+    """Run a command to its end."""
+    result = processes.run(*arguments, **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def survives(arguments, output, kills):
+def survives(arguments, kills, **environment):
     """Run a command once for each kill and once to its end."""
     for kill in kills:
-        assert run(arguments, output, kill) == -signal.SIGKILL, (kill, Path(output).read_text()[-2000:])
-    assert run(arguments, output) == 0, Path(output).read_text()[-2000:]
+        result = processes.run(*arguments, before=partial(aim, *kill), **environment)
+        assert result.returncode == -signal.SIGKILL, (kill, result.stdout, result.stderr)
+    finish(arguments, **environment)
 
 
 def contents(folder, *left_out):
@@ -87,9 +68,9 @@ def whole(tmp_path_factory, corpus):
     """A fit, an index and an evaluation that nothing interrupted: folder and data cache."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "suite.yaml").write_text(SUITE)
-    assert run([*fit(folder, corpus), *NO_LOGGER], folder / "out") == 0, (folder / "out").read_text()[-2000:]
-    assert run(index(folder, corpus), folder / "out") == 0, (folder / "out").read_text()[-2000:]
-    assert run(evaluate(folder), folder / "out") == 0, (folder / "out").read_text()[-2000:]
+    finish([*fit(folder, corpus), *NO_LOGGER])
+    finish(index(folder, corpus))
+    finish(evaluate(folder))
     return folder
 
 
@@ -142,7 +123,7 @@ FIT_KILLS = {
 
 @pytest.mark.parametrize("stage", sorted(FIT_KILLS))
 def test_fit_killed_at(stage, whole, corpus, tmp_path):
-    survives([*fit(tmp_path, corpus), *NO_LOGGER], tmp_path / "out", FIT_KILLS[stage])
+    survives([*fit(tmp_path, corpus), *NO_LOGGER], FIT_KILLS[stage])
     assert contents(tmp_path / "cache") == contents(whole / "cache")
     assert contents(tmp_path / "run" / "model") == contents(whole / "run" / "model")
 
@@ -154,7 +135,7 @@ def test_fit_killed_in_its_first_seconds(whole, corpus, tmp_path):
         ("mlflow.store.db.utils:_upgrade_db", 1, "before"),
         ("mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.__init__", 1, "after"),
     ]
-    survives(fit(tmp_path, corpus), tmp_path / "out", kills)
+    survives(fit(tmp_path, corpus), kills, **{MLFLOW_TEMPLATE: ""})
     assert contents(tmp_path / "run" / "model") == contents(whole / "run" / "model")
     assert not (tmp_path / "run" / "mlflow.db.partial").exists()
 
@@ -176,7 +157,7 @@ INDEX_KILLS = {
 @pytest.mark.parametrize("stage", sorted(INDEX_KILLS))
 def test_index_killed_at(stage, whole, corpus, tmp_path):
     elsewhere = ["--index.dir", tmp_path / "index"]
-    survives([*index(whole, corpus), *elsewhere], tmp_path / "out", INDEX_KILLS[stage])
+    survives([*index(whole, corpus), *elsewhere], INDEX_KILLS[stage])
     assert contents(tmp_path / "index") == contents(whole / "run" / "index")
 
 
@@ -190,7 +171,7 @@ def test_evaluate_killed(whole, tmp_path):
         ("prism_lightning.evaluation.evaluator:write_result", 1, "after"),
         ("prism_lightning.evaluation.results:write_json", 1, "before"),
     ]
-    survives(evaluate(tmp_path), tmp_path / "out", kills)
+    survives(evaluate(tmp_path), kills)
     expected, found = contents(whole / "run" / "evaluation"), contents(tmp_path / "run" / "evaluation")
     assert expected.keys() == found.keys() and len(found) == 4
     for name in found:
@@ -215,8 +196,6 @@ def test_sweep_killed(whole, corpus, tmp_path):
         ("prism_lightning.sweeps.running:Runner._command", 1, "after"),
         ("prism_lightning.sweeps.running:Runner._commands", 1, "after"),
     ]
-    survives(
-        ["sweep", "run", "--config", tmp_path / "sweep.yaml", "--limit", "4", "--jobs", "2"], tmp_path / "out", kills
-    )
+    survives(["sweep", "run", "--config", tmp_path / "sweep.yaml", "--limit", "4", "--jobs", "2"], kills)
     (run_folder,) = [path.parent for path in (tmp_path / "runs").glob("*/model")]
     assert contents(run_folder / "model") == contents(whole / "run" / "model")

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, child_environment, command, fit, in_run
 from safetensors.torch import load_file
+from support.processes import fit, run, start
+from support.runs import in_run
 
 from prism_lightning.cli import main, stop_line
 from prism_lightning.common.stops import Stopped, StopRequest, defer_stops, stop_signals_raise
@@ -19,21 +18,10 @@ LONG += ["--trainer.val_check_interval", "20", "--data.validation_blocks", "200"
 
 def stopped_fit(arguments, line, number):
     """Run fit until it prints a line, and send it a signal; returns exit code and stderr."""
-    child = subprocess.Popen(
-        command("fit", *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=child_environment(),
-        cwd=ROOT,
-        # A suite started in the background ignores interrupts, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    while line not in child.stdout.readline():
-        assert child.poll() is None
+    child = start("fit", *arguments)
+    child.wait_for(line)
     child.send_signal(number)
-    errors = child.communicate()[1]
-    return child.returncode, errors
+    return child.wait(), child.stderr
 
 
 def test_signals_save_a_checkpoint_and_the_resumed_weights_are_bit_equal(tiny, tmp_path):
@@ -93,21 +81,20 @@ def test_the_line_is_true_for_verbs_that_keep_nothing(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped by SIGUSR1\n"
 
 
+def stop_itself(*_):
+    """In place of a function: a scheduler's signal comes while it works."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_no_tokenizer():
+    from prism_lightning.data import prepare
+
+    prepare.train_tokenizer = stop_itself
+
+
 def test_a_stop_while_the_tokenizer_trains_leaves_nothing_half_done(tiny, tmp_path):
     """The signal comes while data are prepared: there is no run directory yet, and no folder in the cache."""
-    script = (
-        "import os, signal, sys\nfrom prism_lightning.cli import main\nfrom prism_lightning.data import prepare\n"
-        "def stop(*_): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "prepare.train_tokenizer = stop\nsys.exit(main(sys.argv[1:]))"
-    )
-    arguments = [*tiny, "--data.cache_dir", str(tmp_path / "cache")]
-    result = subprocess.run(
-        [sys.executable, "-c", script, "fit", *arguments],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        cwd=ROOT,
-    )
+    result = run("fit", *tiny, "--data.cache_dir", tmp_path / "cache", before=train_no_tokenizer)
     assert result.returncode == 143 and "stopped by SIGTERM" in result.stderr
     assert not (tmp_path / "run").exists()
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []

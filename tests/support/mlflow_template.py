@@ -19,7 +19,7 @@ def use_template():
 
     template = os.environ.get(VARIABLE)
     migrate = database._initialize_tables
-    if template is None or hasattr(migrate, "template"):
+    if not template or hasattr(migrate, "template"):
         return
 
     def copied(engine):
