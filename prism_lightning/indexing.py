@@ -14,11 +14,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from prism_lightning.attribution.attributor import default_index
 from prism_lightning.attribution.build import Builder
-from prism_lightning.common.files import read_json
 from prism_lightning.attribution.identity import check_tokenizer, model_fingerprint
 from prism_lightning.attribution.index import Index
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.spaces import open_index
+from prism_lightning.common.files import read_json
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.errors import UserError
 from prism_lightning.explaining import console
@@ -87,7 +87,7 @@ def own_index(run: Path, model: PrismForCausalLM) -> Path:
     folder = run_directory(run) / "prototypes"
     manifest = read_json(folder / "manifest.json")
     if manifest is not None:
-        if manifest["model"] == model_fingerprint(model) and Path(manifest["store"]).is_dir():
+        if manifest.get("model") == model_fingerprint(model) and Path(str(manifest.get("store"))).is_dir():
             return folder
         shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
     settings, progress = IndexSettings(dictionary="model"), Progressing()

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.attribution.dictionary import Dictionary
-from prism_lightning.common.files import map_file
 from prism_lightning.attribution.hidden_index import HiddenIndex
 from prism_lightning.attribution.identity import check_model, check_tokenizer, open_store
 from prism_lightning.attribution.index import Hits, Index, Query
@@ -34,6 +33,7 @@ from prism_lightning.attribution.records import (
 )
 from prism_lightning.attribution.results import Attribution, Describer
 from prism_lightning.attribution.spaces import open_index
+from prism_lightning.common.files import map_file
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.explaining import continued, decoded

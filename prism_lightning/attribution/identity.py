@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
+
+if TYPE_CHECKING:
+    from prism_lightning.data.store import TokenStore
 
 
 def model_fingerprint(model: PrismForCausalLM) -> str:
@@ -44,6 +46,8 @@ def open_store(manifest: dict[str, Any], folder: Path) -> TokenStore:
     Raises:
         UserError: it is gone, or holds other data now.
     """
+    from prism_lightning.data.store import TokenStore  # with pyarrow, which `explain` does without
+
     store_folder = Path(manifest["store"])
     if not (store_folder / "manifest.json").is_file():
         raise UserError(
@@ -54,6 +58,11 @@ def open_store(manifest: dict[str, Any], folder: Path) -> TokenStore:
         raise UserError(
             f"index {folder} was built over corpus {manifest['data']}, but {store_folder} holds"
             f" {store.manifest['fingerprint']}: build the index again"
+        )
+    if manifest["tokens"] > len(store) * store.block_size:
+        raise UserError(
+            f"{folder / 'manifest.json'} is damaged ({manifest['tokens']} tokens of"
+            f" {len(store) * store.block_size} in {store_folder}): build the index again"
         )
     return store
 

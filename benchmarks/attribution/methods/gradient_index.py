@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.attribution.task import Method, Queries, Task, query_loss
-from prism_lightning.common.files import write_file
 from prism_lightning.attribution.quantisation import quantised
+from prism_lightning.common.files import write_file
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 

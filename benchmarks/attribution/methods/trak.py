@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.attribution.task import PEERS, Method, Queries, Task
-from prism_lightning.common.files import map_file, read_json, write_file
 from prism_lightning.attribution.quantisation import quantised
+from prism_lightning.common.files import map_file, read_json, write_file
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
