@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module, resources
 
 from prism_lightning import __version__
+from prism_lightning.common.streams import tolerate_any_character
 from prism_lightning.errors import UserError, nearest, user_error_in
 
 TRAINING_VERBS = {
@@ -64,6 +65,7 @@ First steps: python -m prism_lightning fit --config recipes/quickstart.yaml
 
 def main(arguments: list[str]) -> int:
     """Run a command line; returns the exit code. Errors of the user's are one line each and exit with 2."""
+    tolerate_any_character()
     # Every torch.load below us, also inside Lightning and DeepSpeed, then reads tensors and plain values only.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prism_lightning.common.texts import decode_options
 from prism_lightning.model_verbs import model_parser, refuse_below, suite_options
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def _suppress_options(arguments: list[str]) -> argparse.Namespace:
     if not math.isfinite(options.factor):
         parser.error("--factor must be a finite number")
     _check_name(parser, options.name)
+    decode_options(options, "words", "label")
     return options
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from prism_lightning.common.json_text import as_json
+from prism_lightning.common.quick_imports import import_decoders
+from prism_lightning.common.texts import decode_options
 
 
 def model_parser(verb: str, description: str, **settings: Any) -> argparse.ArgumentParser:
@@ -59,6 +62,8 @@ def generate(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     parser.add_argument("--json", action="store_true", help="print prompt, continuation and token ids as JSON")
     options = parser.parse_args(arguments)
+    decode_options(options, "prompt")
+    import_decoders()
 
     import torch
 
@@ -83,7 +88,7 @@ def generate(arguments: list[str]) -> None:
     ids = out[0, length:].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=True)
     if options.json:
-        print(json.dumps({"prompt": options.prompt, "continuation": text, "token_ids": ids}))
+        print(as_json({"prompt": options.prompt, "continuation": text, "token_ids": ids}))
     else:
         print(visible(options.prompt + text, keep="\n\t"))
 
@@ -101,6 +106,8 @@ def explain(arguments: list[str]) -> None:
     parser.add_argument("--promoted", type=int, default=4, help="promoted tokens shown for each prototype (default 4)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(arguments)
+    decode_options(options, "text", "prompt")
+    import_decoders()
 
     from prism_lightning.explaining import (
         console,
@@ -116,7 +123,7 @@ def explain(arguments: list[str]) -> None:
     else:
         tokens = explain_prompt(model, tokenizer, options.prompt, options.max_new_tokens, options.promoted)
     if options.json:
-        print(json.dumps([token.as_dict() for token in tokens]))
+        print(as_json([token.as_dict() for token in tokens]))
     else:
         console.print(explanation_table(tokens))
 
