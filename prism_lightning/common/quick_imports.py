@@ -15,6 +15,7 @@ import gc
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -83,9 +84,10 @@ def import_decoders() -> None:
     try:
         import torch
 
-        _put_off_dynamo(torch)
-        _hide_unused()
-        torch.nn.init._no_grad_normal_ = _drawn_where_there_are_values(torch.nn.init._no_grad_normal_)
+        for step in (_put_off_dynamo, _hide_unused, _draw_no_meta_tensors):
+            # Private names: with a version that has others, the verb is slower and works.
+            with suppress(AttributeError, ImportError):
+                step(torch)
         import transformers.generation.utils
         import transformers.modeling_utils  # noqa: F401
     finally:
@@ -105,26 +107,29 @@ def _put_off_dynamo(torch: ModuleType) -> None:
     vars(torch)["_dynamo"] = module
     # With the package's path in sight for a moment, this module is found without the package being executed.
     module.__path__ = list(spec.submodule_search_locations or ())
-    importlib.import_module(LIGHT)
-    if type(module) is _PutOff:
-        del module.__path__
+    try:
+        importlib.import_module(LIGHT)
+    finally:
+        if type(module) is _PutOff:
+            del module.__path__
 
 
-def _drawn_where_there_are_values(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """torch's drawing of normal numbers, without asking sympy (0.3 s) about tensors on the meta device."""
+def _draw_no_meta_tensors(torch: ModuleType) -> None:
+    """Have no normal numbers drawn for tensors on the meta device, which hold none: torch asks sympy for it (0.3 s)."""
+    draw = torch.nn.init._no_grad_normal_
 
     @functools.wraps(draw)
     def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
         return tensor if tensor.is_meta else draw(tensor, *args, **kwargs)
 
-    return call
+    torch.nn.init._no_grad_normal_ = call
 
 
-def _hide_unused() -> None:
+def _hide_unused(torch: ModuleType) -> None:
     """Have transformers find neither torch.distributed nor scipy; it remembers each answer for the whole process."""
     from transformers.utils import import_utils
 
-    with mock.patch("torch.distributed.is_available", return_value=False):
+    with mock.patch.object(torch.distributed, "is_available", return_value=False):
         import_utils.is_torch_distributed_available.cache_clear()
         import_utils.is_torch_distributed_available()
     with mock.patch.object(import_utils, "_is_package_available", return_value=(False, "")):
