@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prism_lightning.common.json_text import as_json
+from prism_lightning.common.quick_imports import import_decoders
+from prism_lightning.common.texts import decode_options, read_questions
 from prism_lightning.model_verbs import device_options, model_parser, refuse_below, steered_parser
 
 if TYPE_CHECKING:
@@ -63,10 +64,13 @@ def attribute(arguments: list[str]) -> None:
         parser.error("a contrast needs --prompt, --why and --rather_than together")
     refuse_below(parser, options, 1, "max_new_tokens", "top")
 
+    decode_options(options, "prompt", "text", "why", "rather_than")
+    questions = read_questions(options.queries) if options.queries else [_given(options)]
+    import_decoders()
+
     from prism_lightning.attribution.attributor import Attributor
     from prism_lightning.interventions.intervention import load_with
 
-    questions = list(_questions(options.queries)) if options.queries else [_given(options)]
     attributor = Attributor.open(
         options.ckpt_path,
         options.index,
@@ -81,7 +85,7 @@ def attribute(arguments: list[str]) -> None:
         return
     attributions = _answer(attributor, questions[0], options.max_new_tokens)
     if options.json:
-        print(json.dumps([attribution.as_dict() for attribution in attributions]))
+        print(as_json([attribution.as_dict() for attribution in attributions]))
         return
     from prism_lightning.attribution.tables import print_attributions
 
@@ -101,34 +105,6 @@ def _answer(attributor: Attributor, question: dict[str, str], new_tokens: int) -
     return attributor.prompt(question["prompt"], new_tokens)
 
 
-def _questions(path: Path) -> Iterator[dict[str, str]]:
-    """Every line of a jsonl file; all that is wrong with it is said at once."""
-    from prism_lightning.errors import UserError
-
-    if not path.is_file():
-        raise UserError(f"queries file {path} not found")
-    kinds = ({"text"}, {"prompt"}, {"prompt", "why", "rather_than"})
-    problems, questions = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            question = json.loads(line)
-        except ValueError:
-            question = None
-        if not isinstance(question, dict) or not all(isinstance(value, str) for value in question.values()):
-            problems.append(f"{path}:{number} is no JSON object of texts")
-        elif set(question) not in kinds:
-            problems.append(
-                f"{path}:{number} has {sorted(question)}: give text, or prompt, or prompt, why, rather_than"
-            )
-        else:
-            questions.append(question)
-    if problems or not questions:
-        raise UserError(problems or f"queries file {path} is empty")
-    yield from questions
-
-
 def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tokens: int) -> None:
     """One JSON line per question, in order; a question that cannot be answered gets its error there."""
     from rich.console import Console
@@ -143,7 +119,7 @@ def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tok
             answer["attributions"] = [a.as_dict() for a in _answer(attributor, question, new_tokens)]
         except UserError as error:
             answer["error"] = str(error)
-        print(json.dumps(answer), flush=True)
+        print(as_json(answer), flush=True)
 
 
 def prototypes(arguments: list[str]) -> None:
@@ -168,7 +144,7 @@ def prototypes(arguments: list[str]) -> None:
     attributor = own_attributor(options.ckpt_path, options.index, not options.no_verify, loaded)
     cards = inspect_prototypes(attributor, options.id, options.top)
     if options.json:
-        print(json.dumps([card.as_dict() for card in cards]))
+        print(as_json([card.as_dict() for card in cards]))
         return
     from prism_lightning.attribution.tables import print_cards
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from importlib import import_module, resources
 
 from prism_lightning import __version__
 from prism_lightning.common.stops import Stopped, stop_signals_raise
+from prism_lightning.common.streams import tolerate_any_character
 from prism_lightning.errors import UserError, nearest, user_error_in
 
 TRAINING_VERBS = {
@@ -83,13 +83,11 @@ def console_script() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run a command line; returns the exit code. Errors of the user's are one line each and exit with 2."""
+    tolerate_any_character()
     # Every torch.load below us, also inside Lightning and DeepSpeed, then reads tensors and plain values only.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? in its place
     # DeepSpeed says so whenever a library looks whether it is there.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     verb = arguments[0] if arguments else "help"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prism_lightning.common.json_text import as_json
 from prism_lightning.model_verbs import device_options, refuse_below, steered_parser, suite_options
 
 if TYPE_CHECKING:
@@ -58,11 +58,13 @@ def evaluate(arguments: list[str]) -> None:
     differences = []
     if options.against:
         one, other = (results_folder(*run) for run in runs)
-        differences = [paired(one, other, result.task, result.metric) for result in found[0]]
+        # Only an accuracy is a mean over documents; a perplexity or the bits of a byte are ratios of sums.
+        accuracies = [result for result in found[0] if result.chance is not None]
+        differences = [paired(one, other, result.task, result.metric) for result in accuracies]
         differences += [average(differences)] if len(differences) > 1 else []
     if options.json:
         content = [[asdict(result) for result in results] for results in found]
-        print(json.dumps({"results": content, "differences": [asdict(d) for d in differences]}))
+        print(as_json({"results": content, "differences": [asdict(d) for d in differences]}))
         return
     names = [_name(Path(run.name), interventions) for run, interventions in runs]
     names = names if len(set(names)) == len(names) else [_name(*run) for run in runs]
@@ -108,7 +110,7 @@ def evaluated(
     from prism_lightning.attribution.identity import model_fingerprint
     from prism_lightning.evaluation.evaluator import run_suite
     from prism_lightning.evaluation.harness import PrismHarnessModel
-    from prism_lightning.evaluation.tasks import build_tasks
+    from prism_lightning.evaluation.tasks import build_tasks, why_fewer
     from prism_lightning.explaining import console
     from prism_lightning.exported import run_directory
     from prism_lightning.interventions.intervention import load_with
@@ -127,6 +129,12 @@ def evaluated(
     tasks = build_tasks(suite, data_dir, texts)
 
     def finished(result: TaskResult) -> None:
+        settings = suite[result.task]
+        asked = limit or (0 if settings.kind == "harness" else settings.documents)
+        reason = why_fewer(settings, result.documents, asked, texts)
+        if reason:
+            name = _name(run, interventions)
+            print(f"note: {name} {result.task}: {result.documents:,} of {asked:,} items: {reason}", file=sys.stderr)
         if not console.is_terminal and not quiet:
             scored = f"{result.metric} {result.value:.4f}, {result.seconds:.1f} s"
             print(f"{_name(run, interventions)} {result.task}: {scored}", flush=True)

@@ -108,8 +108,8 @@ def own_index(run: Path, model: PrismForCausalLM) -> Path:
     manifest = read_json(folder / "manifest.json")
     known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
     if known is not None:
-        data_there = manifest is None or Path(manifest["store"]).is_dir()
-        if known["model"] != model_fingerprint(model) or not data_there:
+        data_there = manifest is None or Path(str(manifest.get("store"))).is_dir()
+        if known.get("model") != model_fingerprint(model) or not data_there:
             shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
         elif manifest is not None:
             return folder

@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prism_lightning.common.texts import decode_options
 from prism_lightning.model_verbs import device_options, model_parser, refuse_below, suite_options
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _suppress_options(arguments: list[str]) -> argparse.Namespace:
     if not math.isfinite(options.factor):
         parser.error("--factor must be a finite number")
     _check_name(parser, options.name)
+    decode_options(options, "words", "label")
     return options
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from prism_lightning.common.json_text import as_json
+from prism_lightning.common.quick_imports import import_decoders
+from prism_lightning.common.texts import decode_options
 
 
 def model_parser(verb: str, description: str, **settings: Any) -> argparse.ArgumentParser:
@@ -76,6 +79,8 @@ def generate(arguments: list[str]) -> None:
     device_options(parser)
     parser.add_argument("--json", action="store_true", help="print prompt, continuation and token ids as JSON")
     options = parser.parse_args(arguments)
+    decode_options(options, "prompt")
+    import_decoders()
 
     import torch
 
@@ -101,7 +106,7 @@ def generate(arguments: list[str]) -> None:
     ids = out[0, length:].tolist()
     text = token_text(tokenizer, [number for number in ids if number not in tokenizer.all_special_ids])
     if options.json:
-        print(json.dumps({"prompt": options.prompt, "continuation": text, "token_ids": ids}))
+        print(as_json({"prompt": options.prompt, "continuation": text, "token_ids": ids}))
     else:
         print(visible(options.prompt + text, keep="\n\t"))
 
@@ -120,6 +125,8 @@ def explain(arguments: list[str]) -> None:
     device_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(arguments)
+    decode_options(options, "text", "prompt")
+    import_decoders()
 
     from prism_lightning.explaining import (
         console,
@@ -135,7 +142,7 @@ def explain(arguments: list[str]) -> None:
     else:
         tokens = explain_prompt(model, tokenizer, options.prompt, options.max_new_tokens, options.promoted)
     if options.json:
-        print(json.dumps([token.as_dict() for token in tokens]))
+        print(as_json([token.as_dict() for token in tokens]))
     else:
         console.print(explanation_table(tokens))
 

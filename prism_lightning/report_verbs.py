@@ -47,12 +47,13 @@ def report(arguments: list[str]) -> None:
     suites = {str(path): load_suite(path) for path in files}
     benchmarks = read_benchmarks(options.benchmarks)
     runs, left_out = find_runs(options.runs)
-    for line in left_out:
-        print(f"left out: {line}", file=sys.stderr)
     progress = Progressing()
     with progress:
         scaling = scaling_of(runs, progress)
-    interventions = read_interventions(runs)
+    interventions, damaged = read_interventions(runs)
+    left_out += damaged
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
     tables = [paper_table(runs, suites, benchmarks, interventions), *run_tables(runs, suites)]
     tables += [scaling_table(scaling)] if len(runs) > 1 else []
     tables += [*attribution_tables(benchmarks), *intervention_tables(runs, interventions), run_table(runs)]
@@ -62,7 +63,7 @@ def report(arguments: list[str]) -> None:
         raise UserError(f"--out {options.out} cannot be made ({error.strerror}): choose another") from error
     head = f"{len(runs)} runs, {datetime.date.today().isoformat()}."
     if left_out:
-        head += f" {len(left_out)} unfinished or damaged runs were left out: {'; '.join(left_out)}."
+        head += f" Left out: {'; '.join(left_out)}."
     content = Report(
         "Prototype language models and their dense twins", head, tables, list(draw(runs, scaling, options.out))
     )

@@ -24,6 +24,7 @@ from prism_lightning.attribution.logit_shards import LogitShards
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.shards import Shards
 from prism_lightning.common.files import integrity_error, map_file, read_json, write_file, write_json
+from prism_lightning.common.manifests import mapping, problem_in, whole
 from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
@@ -75,7 +76,8 @@ class Builder:
             facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
         with self.lock:
             found = read_json(self.folder / "settings.json")
-            if found is None and (self.folder / "dictionary.json").is_file():
+            damaged = found is not None and problem_in(found, {"settings": mapping({})})
+            if damaged or (found is None and (self.folder / "dictionary.json").is_file()):
                 raise UserError(f"{self.folder}/settings.json is damaged: remove the folder and build the index again")
             if found is None:
                 write_json(self.folder / "settings.json", facts)
@@ -93,7 +95,7 @@ class Builder:
     def build(self, rank: int = 0, world_size: int = 1) -> bool:
         """Do this rank's share; True once the index is whole, False while other ranks have shards to finish."""
         with self.lock:
-            if integrity_error(self.folder / "dictionary.safetensors"):
+            if integrity_error(self.folder / "dictionary.safetensors") or self._active_stored() is None:
                 self.prepare_frame()
         shards = self.shards()
         missing = [n for n in range(rank, self.num_shards, world_size) if not self._finished(n)]
@@ -113,15 +115,22 @@ class Builder:
         """Whether a shard is there, undamaged, and assigned to this very dictionary."""
         path = shard_path(self.folder, shard)
         facts = read_json(path.with_suffix(".json"))
-        return facts is not None and facts["dictionary"] == self._dictionary_checksum() and not integrity_error(path)
+        if facts is None or facts.get("dictionary") != self._dictionary_checksum():
+            return False
+        return not integrity_error(path)
 
     def _dictionary_checksum(self) -> int | None:
         return (read_json(self.folder / "dictionary.json") or {}).get("crc32")
 
+    def _active_stored(self) -> int | None:
+        """k of the dictionary that is there; None where its record is damaged."""
+        facts = read_json(self.folder / "dictionary.json")
+        return None if facts is None or problem_in(facts, {"active": whole(1)}) else facts["active"]
+
     def _unfinished(self) -> bool:
         manifest = read_json(self.folder / "manifest.json")
-        whole = manifest is not None and not integrity_error(self.folder / "curvature.safetensors")
-        return not (whole and manifest == self._manifest() and made_from(self.folder, self.num_shards))
+        merged = manifest is not None and not integrity_error(self.folder / "curvature.safetensors")
+        return not (merged and manifest == self._manifest() and made_from(self.folder, self.num_shards))
 
     def blocks_of(self, shard: int) -> range:
         return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
@@ -192,13 +201,14 @@ class Builder:
     def shards(self) -> Shards:
         """What writes them, with the dictionary and frame that are on disk."""
         path = self.folder / "dictionary.safetensors"
-        facts = read_json(path.with_suffix(".json")) or {}
+        active = self._active_stored()
+        assert active is not None  # `build` has just made sure
         weight = self.model.lm_head.weight
         tensors = {
             name: torch.from_numpy(array.copy()).to(weight.device, weight.dtype)
             for name, array in map_file(path).items()
         }
-        dictionary = Dictionary(tensors.pop("prototypes"), facts["active"])
+        dictionary = Dictionary(tensors.pop("prototypes"), active)
         return SHARDS[self.settings.space](self.model, self.settings, dictionary, tensors)
 
     @torch.no_grad()

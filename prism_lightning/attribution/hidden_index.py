@@ -30,6 +30,10 @@ class HiddenIndex(Index):
         """r."""
         return self.manifest["active"] if self.activation_path else 1
 
+    def sizes(self) -> dict[str, int]:
+        rows = sum(len(shard["coordinates"]) for shard in self.shards)
+        return {"prototypes": len(self.curvature["inverse_activation"]), "tokens": rows // self.vectors_per_record}
+
     def usage_K(self) -> np.ndarray:
         return np.sum([np.diff(shard["offsets"].astype(np.int64)) for shard in self.shards], axis=0)
 

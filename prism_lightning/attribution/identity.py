@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.data.integrity import DamagedDataError, read_prepared
-from prism_lightning.data.store import TokenStore
 from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
+
+if TYPE_CHECKING:
+    from prism_lightning.data.store import TokenStore
 
 
 def model_fingerprint(model: PrismForCausalLM) -> str:
@@ -47,6 +49,8 @@ def open_store(manifest: dict[str, Any], folder: Path, verify: bool = True) -> T
     Raises:
         UserError: it is gone or damaged, or holds other data now.
     """
+    from prism_lightning.data.store import TokenStore  # with pyarrow, which `explain` does without
+
     store_folder = Path(manifest["store"])
     if not store_folder.is_dir():
         raise UserError(
@@ -64,6 +68,11 @@ def open_store(manifest: dict[str, Any], folder: Path, verify: bool = True) -> T
         raise UserError(
             f"index {folder} was built over corpus {manifest['data']}, but {store_folder} holds"
             f" {store.manifest['fingerprint']}: build the index again"
+        )
+    if manifest["tokens"] > len(store) * store.block_size:
+        raise UserError(
+            f"{folder / 'manifest.json'} is damaged ({manifest['tokens']} tokens of"
+            f" {len(store) * store.block_size} in {store_folder}): build the index again"
         )
     return store
 

@@ -13,15 +13,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from prism_lightning.common.files import integrity_error, map_file, read_json
+from prism_lightning.common.manifests import anything, check_manifest, flag, mapping, one_of, read_manifest, text, whole
 from prism_lightning.errors import UserError
 
 FORMAT = 2
+MANIFEST = {
+    "model": text(),
+    "data": text(),
+    "store": text(),
+    "block_size": whole(1, 2**24),
+    "tokens": whole(1),
+    "shard_tokens": whole(1, 2**32),
+    "shards": whole(1, 10**5),
+    "documents": whole(1),
+    "prototypes": whole(1, 2**31),
+    "active": whole(1, 2**16),
+    "vocabulary": whole(1, 2**31),
+    "settings": mapping({"space": one_of("logits", "hidden"), "dictionary": text(), "activation_path": flag()}),
+}
+DAMAGED = "run the same `index` command, it builds only what is damaged anew"
+SHOWN = 5  # problems of an index that are looked for; of 100,000 missing shards the first say enough
 
 
 class Query(NamedTuple):
@@ -61,21 +79,12 @@ class Index(ABC):
         verify: compare every file with its checksum first, which reads the whole index.
 
     Raises:
-        UserError: no finished index there, or a damaged file, named.
+        UserError: no finished index there, a damaged file, named, or a manifest that its files contradict.
     """
 
     def __init__(self, folder: str | Path, verify: bool = True) -> None:
         self.folder = Path(folder)
-        manifest = read_json(self.folder / "manifest.json")
-        if manifest is None:
-            raise UserError(
-                f"{folder} holds no finished index: run `index` with this recipe, it goes on where it stopped"
-            )
-        if manifest["format"] != FORMAT:
-            raise UserError(
-                f"{folder} holds an index of another version of this package: remove it and run `index` again"
-            )
-        self.manifest = manifest
+        self.manifest = manifest = manifest_of(self.folder)
         self.tokens: int = manifest["tokens"]
         self.shard_tokens: int = manifest["shard_tokens"]
         self.num_shards: int = manifest["shards"]
@@ -83,20 +92,44 @@ class Index(ABC):
         if verify:
             self._verify()
         self.curvature = map_file(self.folder / "curvature.safetensors")
+        self._compare_sizes()
 
-    def _verify(self) -> None:
-        others = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
-        found = {path: integrity_error(path) for path in [*self.shard_paths, *others]}
-        if not any(found.values()) and not made_from(self.folder, self.num_shards):
-            raise UserError(f"{self.folder} mixes files of different builds: run the same `index` command to finish it")
+    def _compare_sizes(self) -> None:
+        """Compare the manifest, which has no checksum, with the sizes of tensors: a wrong size gives wrong answers."""
+        path = self.folder / "manifest.json"
+        facts = read_manifest(self.folder / "dictionary.json", {"active": whole(1)}, DAMAGED) or {}
+        try:
+            prototypes = len(map_file(self.folder / "dictionary.safetensors")["prototypes"])
+            sizes = {"prototypes": prototypes, "active": facts.get("active"), **self.sizes()}
+        except KeyError as error:
+            raise UserError(f"{self.folder} has a file without the tensor {error}: {DAMAGED}") from error
         problems = [
-            f"{'shard ' if path in self.shard_paths else ''}{path} {what}: run the same `index` command,"
-            " it builds only what is damaged anew"
-            for path, what in found.items()
-            if what
+            f"{path} is damaged ({name} is {self.manifest[name]}, the index's files have {size}): {DAMAGED}"
+            for name, size in sizes.items()
+            if size != self.manifest[name]
         ]
         if problems:
             raise UserError(problems)
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Sizes that tensors have, by the manifest's name for them."""
+
+    def _verify(self) -> None:
+        others = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
+        shards = set(self.shard_paths)
+        problems = (
+            f"{'shard ' if path in shards else ''}{path} {what}: {DAMAGED}"
+            for path in [*others, *self.shard_paths]
+            if (what := integrity_error(path))
+        )
+        found = list(islice(problems, SHOWN))
+        if len(found) == SHOWN:
+            found[-1] += "; there may be more"
+        if found:
+            raise UserError(found)
+        if not made_from(self.folder, self.num_shards):
+            raise UserError(f"{self.folder} mixes files of different builds: run the same `index` command to finish it")
 
     @cached_property
     def shards(self) -> list[dict[str, np.ndarray]]:
@@ -142,6 +175,27 @@ class Index(ABC):
         parts = [self._shard_hits(shard, query) for shard in self.shards]
         tokens = [part.tokens + np.int64(number * self.shard_tokens) for number, part in enumerate(parts)]
         return Hits(np.concatenate(tokens), np.concatenate([part.influence for part in parts]))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished index, every entry of its type and within its bounds.
+
+    Raises:
+        UserError: no finished index there, one of another version, or a damaged manifest.
+    """
+    path = folder / "manifest.json"
+    manifest = read_manifest(path, {"format": anything()}, DAMAGED)
+    if manifest is None:
+        raise UserError(f"{folder} holds no finished index: run `index` with this recipe, it goes on where it stopped")
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{folder} holds an index of another version of this package: remove it and run `index` again")
+    check_manifest(manifest, MANIFEST, path, DAMAGED)
+    tokens, shard_tokens, shards = (manifest[name] for name in ("tokens", "shard_tokens", "shards"))
+    if -(-tokens // shard_tokens) != shards:
+        raise UserError(
+            f"{path} is damaged ({tokens} tokens in shards of {shard_tokens} are not {shards} shards): {DAMAGED}"
+        )
+    return manifest
 
 
 def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:

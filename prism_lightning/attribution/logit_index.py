@@ -38,6 +38,10 @@ class LogitIndex(Index):
         """V."""
         return self.manifest["vocabulary"]
 
+    def sizes(self) -> dict[str, int]:
+        tokens = sum(len(shard["surprise"]) for shard in self.shards)
+        return {"vocabulary": len(self.curvature["surprise"]), "tokens": tokens}
+
     def usage_K(self) -> np.ndarray:
         edges = np.arange(self.num_prototypes + 1) * self.vocabulary
         counts = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from prism_lightning.attribution.dictionary import Dictionary, fitted_dictionary
 from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.localisation import Localisation, compare
 from prism_lightning.common.files import integrity_error, map_file, read_json
+from prism_lightning.common.json_text import as_json
+from prism_lightning.common.manifests import problem_in, whole
 from prism_lightning.data.store import TokenStore
 from prism_lightning.devices import check_float64
 from prism_lightning.errors import UserError
@@ -76,7 +77,9 @@ def measured(
         dictionaries[f"own, K {len(own.unit_KD):,} k {own.active}"] = own
     path = default_index(run) / "dictionary.safetensors"
     facts, manifest = read_json(path.with_suffix(".json")), read_json(path.with_name("manifest.json"))
-    if facts and manifest and manifest["model"] == model_fingerprint(model) and not integrity_error(path):
+    whole_record = facts is not None and problem_in(facts, {"active": whole(1)}) is None
+    built_for = manifest.get("model") if manifest else None
+    if facts and whole_record and built_for == model_fingerprint(model) and not integrity_error(path):
         prototypes_KD = torch.from_numpy(map_file(path)["prototypes"].astype("float32")).to(model.device)
         dictionaries[f"index, K {len(prototypes_KD):,} k {facts['active']}"] = Dictionary(
             prototypes_KD, facts["active"]
@@ -119,7 +122,7 @@ def write_report(rows: list[tuple[str, Localisation]], folder: Path, facts: dict
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "curvature.json", folder / "curvature.png"]
     content = facts | {"rows": [{"run": run} | row.as_dict() for run, row in rows]}
-    paths[0].write_text(json.dumps(content, indent=1))
+    paths[0].write_text(as_json(content, indent=1))
     _plot(rows, paths[1])
     return paths
 

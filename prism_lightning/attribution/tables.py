@@ -15,6 +15,7 @@ from prism_lightning.errors import visible
 from prism_lightning.explaining import console
 
 BAR_WIDTH, CARRIERS = 6, 3
+NARROW = 100  # columns of a terminal below which bars and prototypes would leave the texts no room
 
 
 def print_attributions(attributions: list[Attribution]) -> None:
@@ -22,26 +23,40 @@ def print_attributions(attributions: list[Attribution]) -> None:
     for note in attributions[0].notes if attributions else []:
         console.print(f"note: {visible(note)}", markup=False, style="yellow")
     for attribution in attributions:
-        console.print(attribution_table(attribution))
+        if attribution.tokens:
+            console.print(attribution_table(attribution))
+        else:
+            console.print(Text.assemble(_title(attribution), "\n", nothing_found(attribution), no_wrap=False))
+    if not any(attribution.tokens for attribution in attributions):
+        return
     console.print(
         "influence: nats of the query's loss, to first order; positive = training on it lowered that loss",
         style="dim",
     )
 
 
+def nothing_found(attribution: Attribution) -> str:
+    """Why an attribution names no training token."""
+    if attribution.touched:
+        return f"  nothing to show: none of the {attribution.touched:,} training tokens touched raised the loss"
+    return "  no training token was found: in none is a prototype of this query active for the token asked about"
+
+
 def attribution_table(attribution: Attribution) -> Table:
     """Training tokens, passages and documents of one attribution, strongest first."""
     table = Table(title=_title(attribution), title_justify="left", expand=False, show_edge=False)
-    carriers = [_carriers(token) for token in attribution.tokens]
     table.add_column("", style="dim", no_wrap=True)
     table.add_column("influence", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("through", no_wrap=True)
+    wide = console.width >= NARROW
+    if wide:
+        table.add_column("", no_wrap=True)
+        table.add_column("through", no_wrap=True)
     table.add_column("where", no_wrap=True)
     table.add_column("text")  # the only column that gives way; its cells are cut, not wrapped
     largest = max((abs(t.influence) for t in attribution.tokens), default=0.0)
     for number, token in enumerate(attribution.tokens):
-        row = (f"{token.influence:+.3g}", _bar(token.influence, largest), carriers[number], _source(token.source))
+        middle = (_bar(token.influence, largest), _carriers(token)) if wide else ()
+        row = (f"{token.influence:+.3g}", *middle, _source(token.source))
         table.add_row("tokens" if number == 0 else "", *row, marked(token))
     groups: tuple[tuple[str, Sequence[Passage | TrainingDocument]], ...] = (
         ("passages", attribution.passages),
@@ -52,7 +67,8 @@ def attribution_table(attribution: Attribution) -> Table:
         largest = max((abs(part.influence) for part in parts), default=0.0)
         for number, part in enumerate(parts):
             text = Text(_squeezed(getattr(part, "text", "")), style="dim", no_wrap=True, overflow="ellipsis")
-            row = (f"{part.influence:+.3g}", _bar(part.influence, largest), "", _source(part.source))
+            middle = (_bar(part.influence, largest), "") if wide else ()
+            row = (f"{part.influence:+.3g}", *middle, _source(part.source))
             table.add_row(name if number == 0 else "", *row, text)
     return table
 

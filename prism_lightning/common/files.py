@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from prism_lightning.common.json_text import as_json
 from prism_lightning.errors import UserError, disk_is_full
 
 TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I8": "i1", "U16": "u2", "U32": "u4", "I64": "i8", "U8": "u1"}
@@ -31,8 +33,8 @@ def write_file(path: Path, tensors: dict[str, np.ndarray], **facts: Any) -> None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all. Raises as `write_file` does."""
-    write_whole(path, json.dumps(content, indent=1).encode())
+    """Write a JSON file, as `as_json` has it, whole or not at all. Raises as `write_file` does."""
+    write_whole(path, as_json(content, indent=1).encode())
 
 
 def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
@@ -58,11 +60,18 @@ def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content; None where there is no such file or it is damaged."""
+    """The JSON object in a file; None where there is no such file or it is damaged.
+
+    Raises:
+        UserError: a file that may not be read.
+    """
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return content if isinstance(content, dict) else None
 
 
 def integrity_error(path: Path) -> str | None:
@@ -86,10 +95,10 @@ def mismatch(path: Path, facts: dict[str, Any], checksum: bool = True) -> str | 
     """
     if not path.is_file():
         return "is missing"
-    size = path.stat().st_size
-    if size != facts["bytes"]:
-        return f"has {size} of {facts['bytes']} bytes"
-    return "does not match its checksum" if checksum and _checksum(path) != facts["crc32"] else None
+    size, written = path.stat().st_size, facts.get("bytes")
+    if size != written:
+        return f"has {size} of {reprlib.repr(written)} bytes"
+    return "does not match its checksum" if checksum and _checksum(path) != facts.get("crc32") else None
 
 
 def write_checksums(folder: Path) -> None:
@@ -124,13 +133,34 @@ def _checksum(path: Path) -> int:
 
 
 def map_file(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file as read-only memory maps."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    whole = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    """The tensors of a safetensors file as read-only memory maps.
+
+    Raises:
+        UserError: no such file, or one that is damaged or cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+            if length > size - 8:
+                raise ValueError(f"its header has {length} bytes, the file {size}")
+            header = json.loads(file.read(length))
+        return _mapped(path, header, size - 8 - length)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {str(error)[:80]}"
+        raise UserError(f"{path} cannot be read ({reason}): run the command that wrote it again") from error
+
+
+def _mapped(path: Path, header: dict[str, Any], size: int) -> dict[str, np.ndarray]:
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if not entries:
+        raise ValueError("it holds no tensors")
+    if size != max(entry["data_offsets"][1] for entry in entries.values()):
+        raise ValueError("it is cut off or longer than its tensors")
+    # A file whose tensors are all empty has nothing to map.
+    content = np.empty(0, np.uint8)
+    if size:
+        content = np.memmap(path, dtype=np.uint8, mode="r", offset=path.stat().st_size - size)
     return {
-        name: np.asarray(whole[slice(*entry["data_offsets"])]).view(TYPES[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in header.items()
-        if name != "__metadata__"
+        name: np.asarray(content[slice(*entry["data_offsets"])]).view(TYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in entries.items()
     }

@@ -10,6 +10,12 @@ from prism_lightning.errors import UserError
 CHOICES = 4
 
 
+def long_enough(texts: list[str], length: int) -> list[list[str]]:
+    """The words of the texts that have so many."""
+    words = [text.split(" ") for text in texts]
+    return [document for document in words if len(document) >= length]
+
+
 def continuations(texts: list[str], count: int, context: int, continuation: int, seed: int) -> list[dict[str, Any]]:
     """Questions with `context`, four `choices` of equally many words, and the `label` of the true one.
 
@@ -23,8 +29,7 @@ def continuations(texts: list[str], count: int, context: int, continuation: int,
         UserError: too few documents that are long enough.
     """
     generator = random.Random(seed)
-    words = [text.split(" ") for text in texts]
-    long = [document for document in words if len(document) >= context + continuation]
+    long = long_enough(texts, context + continuation)
     if len(long) < CHOICES:
         raise UserError(
             f"{len(long)} of {len(texts)} held-out documents have {context + continuation} words, {CHOICES} are needed:"

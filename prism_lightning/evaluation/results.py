@@ -11,9 +11,25 @@ from typing import Any
 import numpy as np
 
 from prism_lightning.common.files import read_json, write_json, write_whole
+from prism_lightning.common.json_text import as_json
+from prism_lightning.common.manifests import mapping, mapping_of, number, optional, problem_in, text, whole
 from prism_lightning.errors import UserError
 
 Z95 = 1.959964
+# A metric may be null: one that the harness could not compute is NaN, which JSON does not know.
+RESULT = {
+    "task": text(),
+    "metric": text(),
+    "chance": optional(number()),
+    "metrics": mapping_of(optional(number())),
+    "errors": mapping_of(optional(number())),
+    "documents": whole(),
+    "requests": whole(),
+    "cut": whole(),
+    "seconds": number(),
+    "model_seconds": number(),
+    "identity": mapping({}),
+}
 
 
 @dataclass
@@ -31,8 +47,8 @@ class TaskResult:
     task: str
     metric: str
     chance: float | None
-    metrics: dict[str, float]
-    errors: dict[str, float]
+    metrics: dict[str, float | None]
+    errors: dict[str, float | None]
     documents: int
     requests: int
     cut: int
@@ -42,37 +58,51 @@ class TaskResult:
 
     @property
     def value(self) -> float:
-        """Of the suite's metric."""
-        return self.metrics[self.metric]
+        """Of the suite's metric; NaN where the harness could not compute it."""
+        return _or_nan(self.metrics[self.metric])
 
     @property
     def error(self) -> float:
         """Its standard error; NaN where the harness knows none."""
-        return self.errors.get(self.metric, math.nan)
+        return _or_nan(self.errors.get(self.metric))
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def write_result(folder: Path, result: TaskResult, samples: list[dict[str, Any]]) -> None:
     """TASK.samples.jsonl, then TASK.json: a task without the latter is evaluated again."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
+    lines = "".join(as_json(sample, default=str) + "\n" for sample in samples)
     write_whole(folder / f"{result.task}.samples.jsonl", lines.encode())
     write_json(folder / f"{result.task}.json", asdict(result))
 
 
 def read_result(folder: Path, task: str, identity: dict[str, Any] | None = None) -> TaskResult | None:
-    """A finished result; None where there is none, or where it is of something else than `identity`."""
+    """A finished result; None where there is none, it is damaged, or it is of something else than `identity`."""
     content = read_json(folder / f"{task}.json")
-    try:
-        found = TaskResult(**(content or {}))
-    except TypeError:
+    if content is None or content.keys() != RESULT.keys() or problem_in(content, RESULT):
         return None
+    if content["metric"] not in content["metrics"]:
+        return None
+    found = TaskResult(**content)
     return found if identity is None or found.identity == json.loads(json.dumps(identity)) else None
 
 
 def sample_values(folder: Path, task: str, metric: str) -> dict[str, float]:
-    """The metric of every document, by a hash of the document."""
-    rows = [json.loads(line) for line in (folder / f"{task}.samples.jsonl").read_text().splitlines()]
-    return {f"{row['doc_id']} {row['doc_hash']}": float(row[metric]) for row in rows}
+    """The metric of every document, by a hash of the document.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / f"{task}.samples.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+        values = {f"{row['doc_id']} {row['doc_hash']}": row[metric] for row in rows}
+        return {document: math.nan if value is None else float(value) for document, value in values.items()}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is missing or damaged: remove {folder / f'{task}.json'} and evaluate again") from error
 
 
 def normal_interval(value: float, error: float) -> tuple[float, float]:

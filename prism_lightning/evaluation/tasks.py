@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from prism_lightning.errors import UserError, nearest
-from prism_lightning.evaluation.continuations import continuations
+from prism_lightning.evaluation.continuations import continuations, long_enough
 from prism_lightning.evaluation.suites import SuiteTask
 
 Texts = Callable[[], list[str]]  # the run's validation documents, read when a task needs them
@@ -47,6 +47,31 @@ def build_tasks(suite: dict[str, SuiteTask], data_dir: Path | None, texts: Texts
     if problems:
         raise UserError(problems)
     return tasks
+
+
+def why_fewer(settings: SuiteTask, documents: int, asked: int, texts: Texts, split: str = "validation") -> str | None:
+    """Why a task has fewer documents than were asked for, in words; None where it has as many.
+
+    Args:
+        settings: of the task.
+        documents: that it has.
+        asked: documents that were asked for.
+        texts: of the run's split, which tasks of our own are made from.
+        split: its name.
+    """
+    if documents >= asked:
+        return None
+    if settings.kind == "harness":
+        return "its data have no more"
+    if settings.documents < asked and documents >= settings.documents:
+        return f"the suite's setting `documents` is {settings.documents:,}"
+    if settings.kind == "validation":
+        return f"the run's {split} split has no more"
+    length = settings.context + settings.continuation
+    return (
+        f"of {len(texts()):,} {split} documents {len(long_enough(texts(), length)):,} have the {length} words that a"
+        " question takes"
+    )
 
 
 @cache

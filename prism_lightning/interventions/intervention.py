@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,22 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.attribution.identity import model_fingerprint
-from prism_lightning.common.files import write_json
+from prism_lightning.common.files import read_json, write_json
+from prism_lightning.common.manifests import listed, mapping, mapping_of, number, optional, problem_in, text, whole
 from prism_lightning.errors import UserError
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.steering import Scaling
 
 FORMAT = 1
+FIELDS = {
+    "format": whole(),
+    "model": text(),
+    "factors": mapping_of(number()),
+    "tokens": optional(listed(whole())),
+    "origin": optional(mapping({"tasks": optional(listed(text()))})),
+}
+PROTOTYPE = re.compile(r"\d{1,9}", re.ASCII)
 
 
 @dataclass
@@ -55,20 +64,21 @@ class Intervention:
         """
         if not path.is_file():
             raise UserError(f"intervention {path}: no such file; `suppress` and `calibrate` write them")
-        try:
-            found = json.loads(path.read_text())
-            factors = {int(prototype): float(factor) for prototype, factor in found["factors"].items()}
-            tokens = None if found.get("tokens") is None else tuple(int(token) for token in found["tokens"])
-            model, known = str(found["model"]), found["format"] == FORMAT
-            origin = dict(found.get("origin", {}))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = read_json(path)
+        problem = "it is no JSON object" if found is None else problem_in(found, FIELDS)
+        if found is None or problem:
             raise UserError(
-                f"intervention {path} is none ({type(error).__name__}: {str(error)[:80]}): give a JSON object with"
-                f" format {FORMAT}, model, and factors by prototype"
-            ) from error
-        if not known:
-            raise UserError(f"intervention {path} has format {found['format']!r}: this version reads format {FORMAT}")
-        return cls(model, Scaling(factors, tokens), origin)
+                f"intervention {path} is none ({problem}): give a JSON object with format {FORMAT}, model, and factors"
+                " by prototype"
+            )
+        if found["format"] != FORMAT:
+            raise UserError(f"intervention {path} has format {found['format']}: this version reads format {FORMAT}")
+        stray = [name for name in found["factors"] if not PROTOTYPE.fullmatch(name)]
+        if stray:
+            raise UserError(f"intervention {path} is none ({stray[0][:40]!r} is no prototype): name them by number")
+        factors = {int(prototype): float(factor) for prototype, factor in found["factors"].items()}
+        tokens = None if found.get("tokens") is None else tuple(found["tokens"])
+        return cls(found["model"], Scaling(factors, tokens), found.get("origin") or {})
 
 
 def folder_of(run: Path) -> Path:

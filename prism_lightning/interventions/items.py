@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.errors import UserError
 from prism_lightning.evaluation.suites import SuiteTask
-from prism_lightning.evaluation.tasks import build_tasks
+from prism_lightning.evaluation.tasks import build_tasks, why_fewer
 from prism_lightning.interventions.answers import AnswerRecorder, Answers, joined, record
 from prism_lightning.models import PrismForCausalLM
 
@@ -59,6 +60,9 @@ def split_items(
         else:
             both = [(tasks[name], docs) for docs in _divided(tasks[name], seed)]
         both[0] = (both[0][0], both[0][1][:items])
+        reason = why_fewer(own.get(name, suite[name]), len(both[0][1]), items, training, "training")
+        if reason:
+            print(f"note: {name}: {len(both[0][1]):,} of {items:,} items to fit to: {reason}", file=sys.stderr)
         for side, (task, docs) in zip(sides, both, strict=True):
             side += [(name, task, docs)] if docs else []
     counts = [sum(len(docs) for _, _, docs in side) for side in sides]

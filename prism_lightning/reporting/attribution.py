@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from prism_lightning.errors import UserError
+from prism_lightning.errors import UserError, visible
 from prism_lightning.reporting.tables import Table
 
 COMMAND = "python -m benchmarks.attribution --config benchmarks/attribution/{}.yaml"
@@ -22,11 +22,16 @@ def read_benchmarks(paths: list[Path]) -> list[dict[str, Any]]:
     found = []
     for path in paths:
         try:
-            content = json.loads(path.read_text())
-            content["results"], content["settings"]["name"], content["environment"]["commit"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--benchmarks {path} is no result of benchmarks.attribution: {error}") from error
-        found.append(content | {"path": path})
+            content = json.loads(path.read_text()) | {"path": path}
+            content["settings"]["name"]
+            attribution_tables([content])  # all that a report reads of it
+            speed_up([content])
+        except OSError as error:
+            raise UserError(f"--benchmarks {path} cannot be read: {error.strerror}") from error
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {visible(str(error))[:80]}"
+            raise UserError(f"--benchmarks {path} is no result of benchmarks.attribution ({reason})") from error
+        found.append(content)
     return found
 
 

@@ -66,7 +66,7 @@ def _colours(runs: list[Run]) -> dict[str, str]:
 def _sizes(axes: Axes, runs: list[Run]) -> None:
     """Sizes along a logarithmic axis, each by its name."""
     sizes = sorted({run.parameters for run in runs})
-    axes.set(xscale="log", xlabel="parameters of the decoder")
+    axes.set(xscale="log", xlabel="parameters of decoder, embeddings and head")
     axes.set_xticks(sizes, [spoken(size) for size in sizes])
     axes.minorticks_off()
 
@@ -126,7 +126,8 @@ def _gaps(runs: list[Run]) -> Figure:
         spread = [np.std(one, ddof=1) if len(one) > 1 else 0.0 for one in gaps]
         style = {"marker": MARKERS[number % len(MARKERS)], "label": f"{label}, {spoken(tokens)} tokens", "capsize": 2}
         left.errorbar(sizes, [np.mean(one) for one in gaps], yerr=spread, **style)  # type: ignore[arg-type]
-        unexplained = [100 * np.mean([one.results["unexplained_variance"] for one, _ in pairs]) for pairs in found]
+        shares = [[one.results.get("unexplained_variance") for one, _ in pairs] for pairs in found]
+        unexplained = [100 * np.mean([np.nan if share is None else share for share in group]) for group in shares]
         right.errorbar(sizes, unexplained, **style)  # type: ignore[arg-type]
     left.axhline(0, color="gray", linewidth=1, linestyle=":")
     for axes in (left, right):

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from prism_lightning.common.files import read_json
+from prism_lightning.common.manifests import (
+    Kind,
+    listed,
+    mapping,
+    mapping_of,
+    number,
+    optional,
+    pair,
+    problem_in,
+    text,
+    whole,
+)
 from prism_lightning.evaluation.results import normal_interval
 from prism_lightning.interventions.intervention import FORMAT
 from prism_lightning.reporting.runs import Run
@@ -19,16 +32,64 @@ COMMANDS = {
 }
 Found = list[tuple[Run, str, dict[str, Any]]]  # a run, the intervention's name, its details
 
+MEASURED = mapping(
+    {
+        "name": text(),
+        "prototypes": whole(),
+        "counts": mapping({"rate": number(), "interval": pair()}),
+        "fall": number(),
+        "rise": optional(number()),  # perplexity may overflow
+        "fall_interval": optional(pair()),
+        "rise_interval": optional(pair()),
+    }
+)
+GAIN = mapping({"accuracy": number(), "gain": number(), "error": optional(number()), "items": whole()})
+DETAILS: dict[str, dict[str, Kind]] = {
+    "suppress": {
+        "behaviour": text(),
+        "plan": mapping({"goal": mapping({"fall": number(), "rise": number()})}),
+        "plain": MEASURED,
+        "biased": MEASURED,
+        "draws": listed(MEASURED),
+        "attempts": listed(mapping({"fresh": MEASURED})),
+        "kept": whole(),
+    },
+    "calibrate": {
+        "gains": mapping_of(listed(GAIN)),
+        "permuted": listed(number()),
+        "controllers": mapping({"theta": mapping({})}),
+    },
+}
 
-def read_interventions(runs: list[Run]) -> dict[str, Found]:
-    """By verb; files that are damaged or of another version are passed over, as if they had not been made."""
+
+def read_interventions(runs: list[Run]) -> tuple[dict[str, Found], list[str]]:
+    """What interventions did, by verb, and a line for each file that is damaged; other versions' are passed over."""
     found: dict[str, Found] = {verb: [] for verb in COMMANDS}
+    damaged = []
     for run in runs:
         for path in sorted((run.path / "interventions").glob("*.details.json")):
-            details = read_json(path)
-            if details is not None and details.get("format") == FORMAT and details.get("verb") in found:
+            details = read_json(path) or {}
+            if details and details.get("format") != FORMAT:
+                continue
+            problem = _problem(details)
+            if problem:
+                damaged.append(f"{path} is damaged ({problem}): make the intervention anew")
+            else:
                 found[details["verb"]].append((run, path.name.removesuffix(".details.json"), details))
-    return found
+    return found, damaged
+
+
+def _problem(details: dict[str, Any]) -> str | None:
+    """What is wrong with an intervention's details; None where a report can show them."""
+    verb = details.get("verb")
+    if not details or not isinstance(verb, str) or verb not in DETAILS:
+        return "it holds no details of suppress or calibrate"
+    problem = problem_in(details, DETAILS[verb])
+    if problem is None and verb == "suppress" and details["kept"] >= len(details["attempts"]):
+        return "it keeps an attempt that it does not have"
+    if problem is None and verb == "calibrate" and any(len(gains) < 4 for gains in details["gains"].values()):
+        return "a task of it lacks gains"
+    return problem
 
 
 def intervention_tables(runs: list[Run], found: dict[str, Found]) -> list[Table]:
@@ -47,7 +108,7 @@ def intervention_tables(runs: list[Run], found: dict[str, Found]) -> list[Table]
         Table(
             "Suppression",
             [
-                "model",
+                "run",
                 "name",
                 "behaviour",
                 "prototypes",
@@ -67,7 +128,7 @@ def intervention_tables(runs: list[Run], found: dict[str, Found]) -> list[Table]
         Table(
             "Controllers",
             [
-                "model",
+                "run",
                 "name",
                 "task",
                 "items",
@@ -85,25 +146,32 @@ def intervention_tables(runs: list[Run], found: dict[str, Found]) -> list[Table]
     ]
 
 
-def _percent(value: float, interval: Sequence[float] | None = None, sign: str = "") -> str:
+def _percent(value: float | None, interval: Sequence[float] | None = None, sign: str = "") -> str:
+    if value is None:  # it could not be computed
+        return ""
     shown = f"{100 * value:{sign}.1f}"
     return shown + (f" ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})" if interval else "")
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    error = gain.get("error")  # one item has none
+    return _percent(gain["gain"], None if error is None else normal_interval(gain["gain"], error), "+")
 
 
 def _suppressed(run: Run, name: str, details: dict[str, Any]) -> list[str]:
     plain, biased, draws = details["plain"], details["biased"], details["draws"]
     ours = details["attempts"][details["kept"]]["fresh"]
     return [
-        run.size,
+        str(run.path),
         name,
         details["behaviour"],
         f"{ours['prototypes']} {ours['name']}",
         _percent(plain["counts"]["rate"], plain["counts"]["interval"]),
         _percent(ours["counts"]["rate"], ours["counts"]["interval"]),
-        _percent(ours["fall"], ours["fall_interval"]),
-        _percent(ours["rise"], ours["rise_interval"], "+"),
-        _percent(biased["fall"], biased["fall_interval"]),
-        _percent(biased["rise"], biased["rise_interval"], "+"),
+        _percent(ours["fall"], ours.get("fall_interval")),
+        _percent(ours.get("rise"), ours.get("rise_interval"), "+"),
+        _percent(biased["fall"], biased.get("fall_interval")),
+        _percent(biased.get("rise"), biased.get("rise_interval"), "+"),
         _percent(fmean(draw["fall"] for draw in draws), sign="+") if draws else "",
     ]
 
@@ -112,11 +180,11 @@ def _controlled(run: Run, name: str, details: dict[str, Any]) -> list[list[str]]
     rows = []
     for task, gains in details["gains"].items():
         plain, *others = gains
-        cells = [_percent(one["gain"], normal_interval(one["gain"], one["error"]), "+") for one in others]
+        cells = [_gain(one) for one in others]
         permuted = details["permuted"] if task == list(details["gains"])[-1] else []
         rows.append(
             [
-                run.size,
+                str(run.path),
                 name,
                 task,
                 f"{plain['items']:,}",
@@ -140,8 +208,12 @@ def best_gain(found: dict[str, Found]) -> str | None:
     if not gains:
         return None
     best, task = max(gains, key=lambda pair: pair[0]["gain"])
-    shown = _percent(best["gain"], normal_interval(best["gain"], best["error"]), "+")
-    return f"{shown} on {task}; the largest of {len(gains)}"
+    return f"{_gain(best)} on {task}; the largest of {len(gains)}"
+
+
+def _risen(measured: dict[str, Any]) -> float:
+    rise = measured.get("rise")
+    return math.inf if rise is None else rise
 
 
 def met_goals(found: dict[str, Found]) -> str | None:
@@ -149,7 +221,7 @@ def met_goals(found: dict[str, Found]) -> str | None:
     if not found["suppress"]:
         return None
     goals = [(d["plan"]["goal"], d["attempts"][d["kept"]]["fresh"]) for _, _, d in found["suppress"]]
-    met = sum(ours["fall"] >= goal["fall"] and ours["rise"] <= goal["rise"] for goal, ours in goals)
+    met = sum(ours["fall"] >= goal["fall"] and _risen(ours) <= goal["rise"] for goal, ours in goals)
     goal = goals[0][0]
     return (
         f"{met} of {len(goals)} behaviours fell by {100 * goal['fall']:.0f} % or more with at most"

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from prism_lightning.common.files import read_json
+from prism_lightning.common.manifests import Kind, mapping, number, optional, problem_in, text, whole
 from prism_lightning.errors import UserError
 from prism_lightning.evaluation.results import TaskResult, read_result
 from prism_lightning.lightning_modules.dense import DenseLM
@@ -19,6 +21,27 @@ from prism_lightning.sweeps.planning import module_of
 from prism_lightning.sweeps.trials import spoken
 
 DENSE_SETTINGS = [name for name in inspect.signature(DenseLM).parameters]
+TRAINER_SETTINGS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # that change what is learnt
+NAMED_SETTINGS = 3  # of those that set runs apart, in a label
+# Of a line of results.jsonl; a number that was not finite is null there.
+RESULTS: dict[str, Kind] = {
+    "step": whole(1),
+    "loss": number(),
+    **{
+        name: optional(number())
+        for name in (
+            "perplexity", "bits_per_byte", "unexplained_variance", "unexplained_variance_before_polish",
+            "prototype_to_token", "token_to_prototype", "dead_share", "usage_entropy", "tokens_per_second",
+            "peak_memory_gib",
+        )
+    },
+}  # fmt: skip
+RECIPE = {
+    "seed_everything": whole(),
+    "data": mapping({"batch_size": whole(1), "block_size": whole(1)}),
+    "model": mapping({"init_args": mapping({})}),
+    "trainer": optional(mapping({})),
+}
 
 
 @dataclass(frozen=True)
@@ -32,10 +55,12 @@ class Run:
         training: what a run shares with its twin: decoder, optimiser, batch.
         settings: of the model.
         parameters: of the dense decoder with head and embeddings, prototypes left out: the N of a scaling law.
+        all_parameters: those of prototypes too, as `fit` counts them.
         prototypes: K; 0 for a dense run.
         tokens: of training.
         seed: of weights and order.
-        data: what it was trained and validated on.
+        data: fingerprint of what it was trained and validated on.
+        data_name: the files or data set, for people.
         results: the last line of results.jsonl.
         tasks: evaluated tasks by name.
     """
@@ -46,17 +71,24 @@ class Run:
     training: str
     settings: dict[str, Any]
     parameters: int
+    all_parameters: int
     prototypes: int
     tokens: int
     seed: int
     data: str
+    data_name: str
     results: dict[str, Any]
     tasks: dict[str, TaskResult]
 
     @property
     def size(self) -> str:
-        """Parameters as people say them."""
+        """Parameters of decoder, embeddings and head as people say them."""
         return spoken(self.parameters)
+
+    @property
+    def whole_size(self) -> str:
+        """All parameters as people say them."""
+        return spoken(self.all_parameters)
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -78,8 +110,8 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             left_out += error.problems
     if not runs:
         raise UserError(left_out or [f"--runs {' '.join(map(str, folders))}: no run that `fit` has finished"])
-    runs = sorted(labelled(runs), key=_order)
-    runs, doubled = without_doubles(runs)
+    runs, doubled = without_doubles(sorted(labelled(runs), key=_order))
+    runs = set_apart(runs)
     runs, fewer = on_the_same_documents(runs)
     return runs, left_out + doubled + fewer
 
@@ -99,6 +131,43 @@ def labelled(runs: list[Run]) -> list[Run]:
         shown = [f"{key} {run.settings[key]}" for key in sorted(varying) if key in run.settings]
         found.append(replace(run, label=", ".join([run.variant, *shown])))
     return found
+
+
+def set_apart(runs: list[Run]) -> list[Run]:
+    """Runs with labels that name what else they differ in, so that no two rows of a report read the same.
+
+    The data, where the report has several; settings that twins share, where those of one size and token count differ.
+    """
+    found = [replace(run, label=f"{run.label}, data {_data_label(run, runs)}") for run in runs]
+    runs = found if len({run.data for run in runs}) > 1 else runs
+    alike: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        alike.setdefault((run.size, run.whole_size, spoken(run.tokens), run.label), []).append(run)
+    labels = {id(run): label for group in alike.values() for run, label in zip(group, _told_apart(group), strict=True)}
+    return [replace(run, label=labels[id(run)]) for run in runs]
+
+
+def _data_label(run: Run, runs: list[Run]) -> str:
+    """The data's name, and its fingerprint where other data of the report have the same name."""
+    shared = any(other.data_name == run.data_name and other.data != run.data for other in runs)
+    return f"{run.data_name} ({run.data[:8]})" if shared else run.data_name
+
+
+def _told_apart(group: list[Run]) -> list[str]:
+    """Labels of runs that one row would show, with the settings in which they differ, or else their names."""
+    if len({place(run) for run in group}) == 1:  # they differ in their seed alone
+        return [run.label for run in group]
+    settings = [flat(json.loads(run.training)) | {"tokens": run.tokens} for run in group]
+    keys = sorted({key for one in settings for key in one})
+    varying = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    labels = [
+        ", ".join([run.label, *(f"{key} {one.get(key)}" for key in varying[:NAMED_SETTINGS])])
+        for run, one in zip(group, settings, strict=True)
+    ]
+    if len(set(labels)) == len({place(run) for run in group}):
+        return labels
+    first = {place(run): run for run in reversed(group)}
+    return [f"{run.label}, {first[place(run)].path.name}" for run in group]
 
 
 def without_doubles(runs: list[Run]) -> tuple[list[Run], list[str]]:
@@ -139,19 +208,17 @@ def read_run(path: Path) -> Run:
     results = path / "results.jsonl"
     if not results.is_file() or not (path / "model").is_dir():
         raise UserError(f"{path} is not finished: run its `fit` again")
-    try:
-        config = yaml.safe_load((path / "recipe.yaml").read_text())
-        last = json.loads(results.read_text().splitlines()[-1])
-        fingerprint = json.loads((path / "environment.json").read_text())["data_fingerprint"]
-        module = module_of(config, str(path))
-        tokens = last["step"] * config["data"]["batch_size"] * config["data"]["block_size"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): run its `fit` again") from error
+    config = _checked(path / "recipe.yaml", RECIPE, lambda file: yaml.safe_load(file.read_text()))
+    last = _checked(results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
+    fingerprint = _checked(path / "environment.json", {"data_fingerprint": text()}, read_json)["data_fingerprint"]
+    module = module_of(config, str(path))
+    data = config["data"]
     everything = sum(parameter.numel() for parameter in module.parameters())
     prototypes = module.model.config.num_prototypes
     settings = dict(config["model"]["init_args"])
     shared = {name: settings.get(name) for name in DENSE_SETTINGS}
-    shared |= {name: config["data"][name] for name in ("batch_size", "block_size")}
+    shared |= {name: data[name] for name in ("batch_size", "block_size")}
+    shared |= {f"trainer.{name}": (config.get("trainer") or {}).get(name) for name in TRAINER_SETTINGS}
     found = [read_result(file.parent, file.stem) for file in sorted((path / "evaluation").glob("*.json"))]
     variant = "PRISM" if prototypes else "dense"
     return Run(
@@ -161,13 +228,44 @@ def read_run(path: Path) -> Run:
         training=json.dumps(shared, sort_keys=True),
         settings=settings,
         parameters=everything - prototypes * module.model.config.hidden_size,
+        all_parameters=everything,
         prototypes=prototypes,
-        tokens=tokens,
+        tokens=last["step"] * data["batch_size"] * data["block_size"],
         seed=config["seed_everything"],
         data=fingerprint,
+        data_name=_data_name(data),
         results=last,
         tasks={result.task: result for result in found if result is not None and result.metric in result.metrics},
     )
+
+
+def _checked(path: Path, fields: dict[str, Kind], read: Callable[[Path], Any]) -> dict[str, Any]:
+    """A file of a run, every entry of its type; raises UserError where it is not."""
+    try:
+        content = read(path)
+        problem = problem_in(content, fields)
+    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())[:120] or type(error).__name__
+    if problem:
+        raise UserError(f"{path} is damaged ({problem}): run its `fit` again")
+    return content
+
+
+def _data_name(data: dict[str, Any]) -> str:
+    """The files or the data set that a run was trained on."""
+    if data.get("path"):
+        paths = data["path"] if isinstance(data["path"], list) else [data["path"]]
+        return " ".join(map(str, paths[:2])) + (" ..." if len(paths) > 2 else "")
+    names = [str(data[name]) for name in ("dataset", "dataset_config", "dataset_revision") if data.get(name)]
+    return " ".join(names) or "standard library"
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary, names joined by dots."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 Place = tuple[str, int, str, str]  # training, tokens, data, label

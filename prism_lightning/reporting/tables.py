@@ -42,7 +42,7 @@ def accuracies(suites: Suites) -> dict[str, SuiteTask]:
 def accuracy_table(runs: list[Run], suites: Suites) -> Table:
     """Accuracies by size and model, with chance, and the spread over seeds or else the harness's standard error."""
     tasks = accuracies(suites)
-    rows = [["chance", "", "", *(f"{100 * (task.chance or 0):.1f}" for task in tasks.values()), ""]]
+    rows = [["chance", "", "", "", *(f"{100 * (task.chance or 0):.1f}" for task in tasks.values()), ""]]
     for mine in grouped(runs).values():
         cells = [_accuracy(mine, name) for name in tasks]
         means = [mean_and_spread(mine, _value(name)) for name in tasks]
@@ -51,16 +51,19 @@ def accuracy_table(runs: list[Run], suites: Suites) -> Table:
         rows.append([*_place(mine[0]), *cells, average])
     return Table(
         "Accuracy, zero-shot",
-        ["size", "tokens", "model", *tasks, "average"],
+        [*PLACE, *tasks, "average"],
         rows,
-        "In percent. ± the standard deviation over seeds, or with one seed the standard error over items. Size: of the"
-        " dense decoder with embeddings and head.",
+        f"In percent. ± the standard deviation over seeds, or with one seed the standard error over items. {SIZES}",
         _evaluations(runs, suites, lambda task: task.chance is not None),
     )
 
 
+PLACE = ["decoder + head", "with prototypes", "tokens", "model"]
+SIZES = "Parameters: of decoder, embeddings and head, which twins share, and with a PRISM model's prototypes."
+
+
 def _place(run: Run) -> list[str]:
-    return [run.size, spoken(run.tokens), run.label]
+    return [run.size, run.whole_size, spoken(run.tokens), run.label]
 
 
 def _accuracy(runs: list[Run], task: str) -> str:
@@ -102,7 +105,7 @@ def difference_table(runs: list[Run], suites: Suites) -> Table:
         rows.append([*_place(pairs[0][0]), str(len(pairs)), *cells])
     return Table(
         "PRISM minus dense, paired by item",
-        ["size", "tokens", "model", "seeds", *tasks, "average"],
+        [*PLACE, "seeds", *tasks, "average"],
         rows,
         "In points of accuracy, with 95 % intervals over items; each item's difference is averaged over seeds first.",
     )
@@ -164,9 +167,7 @@ def loss_table(runs: list[Run], suites: Suites) -> Table:
     return Table(
         "Language modeling",
         [
-            "size",
-            "tokens",
-            "model",
+            *PLACE,
             "seeds",
             *LOSSES,
             "loss over dense",
@@ -189,9 +190,7 @@ def prototype_table(runs: list[Run]) -> Table:
     """How well prototypes explain hidden states, how near they are to tokens, how evenly they are used."""
     rows = [
         [
-            mine[0].size,
-            spoken(mine[0].tokens),
-            mine[0].label,
+            *_place(mine[0]),
             f"{mine[0].prototypes:,}",
             *(_figure(mine, *one) for one in PROTOTYPES.values()),
         ]
@@ -199,7 +198,7 @@ def prototype_table(runs: list[Run]) -> Table:
         if mine[0].prototypes
     ]
     note = "On the validation split. Distances are 1 - cosine. ± is the standard deviation over seeds."
-    return Table("Prototypes", ["size", "tokens", "model", "prototypes", *PROTOTYPES], rows, note)
+    return Table("Prototypes", [*PLACE, "prototypes", *PROTOTYPES], rows, note)
 
 
 def throughput_table(runs: list[Run]) -> Table:
@@ -211,12 +210,10 @@ def throughput_table(runs: list[Run]) -> Table:
         cells = [_figure(side, "tokens_per_second", "{:,.0f}") for side in (dense, prism)]
         shown = f"{100 * np.mean(ratios):.1f} %" + (f" ± {100 * np.std(ratios, ddof=1):.1f}" if len(ratios) > 1 else "")
         memory = [_figure(side, "peak_memory_gib", "{:.2f}") for side in (dense, prism)]
-        rows.append(
-            [pairs[0][0].size, spoken(pairs[0][0].tokens), pairs[0][0].label, *cells, shown if ratios else "", *memory]
-        )
+        rows.append([*_place(pairs[0][0]), *cells, shown if ratios else "", *memory])
     return Table(
         "Training throughput",
-        ["size", "tokens", "model", "dense, tokens/s", "tokens/s", "over dense", "dense, host GiB", "host GiB"],
+        [*PLACE, "dense, tokens/s", "tokens/s", "over dense", "dense, host GiB", "host GiB"],
         rows,
         "At the end of each run, with whatever ran beside it: for a fair ratio run `python -m benchmarks.training`.",
     )
@@ -231,10 +228,11 @@ def speed_ratio(pair: tuple[Run, Run]) -> float | None:
 def run_table(runs: list[Run]) -> Table:
     """Where every number comes from."""
     rows = [
-        [str(run.path), run.label, run.size, spoken(run.tokens), str(run.seed), str(run.results.get("commit"))[:10]]
+        [str(run.path), *_place(run), run.data_name, run.data[:8], str(run.seed), str(run.results.get("commit"))[:10]]
         for run in runs
     ]
-    return Table("Runs", ["directory", "model", "size", "tokens", "seed", "commit"], rows)
+    columns = ["directory", *PLACE, "data", "fingerprint", "seed", "commit"]
+    return Table("Runs", columns, rows, f"{SIZES} Fingerprint: of the prepared data.")
 
 
 def run_tables(runs: list[Run], suites: Suites) -> Iterator[Table]:

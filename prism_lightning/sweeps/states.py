@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prism_lightning.common.files import read_json, write_json
+from prism_lightning.common.manifests import number, one_of, optional, problem_in, text
 from prism_lightning.evaluation.results import read_result
 from prism_lightning.evaluation.suites import load_suite
 from prism_lightning.sweeps.trials import Trial
@@ -16,6 +17,11 @@ from prism_lightning.tracking import RunDirectory, RunSettings
 
 State = Literal["waiting", "submitted", "running", "failed", "finished"]
 HEARTBEAT = 15.0  # seconds between signs of life of a running trial
+RECORD = {
+    "state": one_of("running", "interrupted", "failed", "finished"),
+    "seconds": optional(number(0)),
+    "error": optional(text()),
+}
 SILENCE = 90.0  # seconds without one after which it counts as interrupted
 
 
@@ -43,10 +49,16 @@ def write_record(path: Path, **facts: Any) -> None:
     write_json(path, facts)
 
 
+def _record(path: Path) -> dict[str, Any]:
+    """A trial's record; empty where there is none or it is damaged: the trial is then run again."""
+    record = read_json(path)
+    return {} if record is None or problem_in(record, RECORD) else record
+
+
 def standing(trial: Trial, commands: list[list[str]] | None = None) -> Standing:
     """Where a trial stands; with `commands`, finished only if these were run and not, say, with another limit."""
     path = record_path(trial)
-    record = read_json(path) or {}
+    record = _record(path)
     job = path.with_suffix(".job")
     if job.is_file() and (not path.is_file() or path.stat().st_mtime < job.stat().st_mtime):
         return Standing("submitted", f"job {job.read_text()}; to run it anyway remove {job}")
@@ -60,14 +72,15 @@ def standing(trial: Trial, commands: list[list[str]] | None = None) -> Standing:
         return Standing("waiting", f"{left[0]} is next" if left and trial.run.is_dir() else "")
     if commands is not None and record.get("commands") != commands:
         return Standing("waiting", "it was run with other settings")
-    return Standing("finished", f"{record['seconds']:,.0f} s")
+    return Standing("finished", f"{record.get('seconds') or 0:,.0f} s")
 
 
 def unfinished(trial: Trial) -> list[str]:
     """What is left to do: "fit", then the tasks of the suites that have no result."""
     run = RunDirectory(RunSettings(dir=str(trial.run)))
     done = run.last_results()
-    left = [] if done and done["step"] >= trial.steps and run.model.is_dir() else ["fit"]
+    step = done.get("step") if isinstance(done, dict) else None
+    left = [] if isinstance(step, int) and step >= trial.steps and run.model.is_dir() else ["fit"]
     for suite in trial.suites:
         left += [task for task in load_suite(suite) if read_result(trial.run / "evaluation", task) is None]
     return left

@@ -1,17 +1,23 @@
 """From text to training data: sums, contrasts, sources, and the command line with right and wrong input."""
 
+import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.processes import fit, start
-from support.runs import copied_run, in_run
+from support.processes import child_environment, fit, start
+from support.runs import ROOT, copied_run, in_run
 
 from prism_lightning.attribution.attributor import Attributor
+from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.attribution.results import PASSAGE_TOKENS
+from prism_lightning.cli import main
 from prism_lightning.errors import UserError
+from prism_lightning.exported import load_exported
 
 TEXT = "import os\n\ndef main(self):\n    return None\n"
 
@@ -262,6 +268,83 @@ def test_wrong_queries_files_name_every_line(cli, run, tmp_path):
     refused(result, "queries.jsonl:1", "queries.jsonl:2", "queries.jsonl:3 has ['txet']")
     queries.write_text("")
     refused(cli("attribute", "--ckpt_path", run[0], "--queries", queries), "is empty")
+
+
+NOT_IMPORTED = [
+    *("lightning", "datasets", "sklearn", "scipy", "pandas", "mlflow", "matplotlib", "deepspeed", "lm_eval"),
+    *("torchmetrics", "jsonargparse", "omegaconf", "sympy", "torch._inductor", "torch._dynamo.convert_frame"),
+    *("torch.distributed.tensor", "torch.distributed.fsdp"),
+]
+IMPORTS = """
+import json, sys
+from prism_lightning.cli import main
+for arguments in json.loads(sys.argv[1]):
+    assert main(arguments) == 0
+    found = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
+    print(json.dumps(found), file=sys.stderr)
+    assert not found, (arguments, found)
+import torch
+torch._dynamo.disable(len)
+# Put off, not lost: its first use loads it, with what was marked before.
+from transformers.integrations import deepgemm
+print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist(), file=sys.stderr)
+assert "torch._dynamo.convert_frame" in sys.modules
+"""
+
+
+def test_short_verbs_import_nothing_heavy_that_they_do_not_use(run, cli):
+    """What took most of their 5 s; the answers are those of a process that has imported everything."""
+    folder = str(run[0])
+    verbs = [
+        ["explain", "--ckpt_path", folder, "--text", "import os", "--json"],
+        ["generate", "--ckpt_path", folder, "--prompt", "import os", "--max_new_tokens", "8", "--json"],
+        ["attribute", "--ckpt_path", folder, "--text", "import os", "--json"],
+    ]
+    arguments = [sys.executable, "-c", IMPORTS, json.dumps(verbs), json.dumps(NOT_IMPORTED)]
+    quick = subprocess.run(arguments, capture_output=True, text=True, env=child_environment(), cwd=ROOT)
+    assert quick.returncode == 0, quick.stderr
+    assert quick.stderr.splitlines()[-1] == "[2.0, 2.0]"
+    lines = [json.loads(line) for line in quick.stdout.splitlines()]
+    for found, verb in zip(lines, verbs, strict=True):
+        assert found == json.loads(cli(*verb, check=0).stdout)
+
+
+def test_nothing_found_is_said_in_words(cli, run, monkeypatch):
+    """With every prototype removed a query reads no list."""
+    removal = {"format": 1, "model": model_fingerprint(load_exported(run[0])[0]), "tokens": None}
+    removal["factors"] = {str(number): 0.0 for number in range(64)}
+    (run[0] / "interventions").mkdir(exist_ok=True)
+    (run[0] / "interventions" / "nothing.json").write_text(json.dumps(removal))
+    own = run[0] / "prototypes"
+    cli("prototypes", "--ckpt_path", run[0], check=0)
+    asked = ["attribute", "--ckpt_path", run[0], "--text", "import os", "--index", own, "--intervention", "nothing"]
+    out = cli(*asked, check=0).stdout
+    assert "no training token was found" in out and "influence" not in out
+    answers = json.loads(cli(*asked, "--json", check=0).stdout)
+    assert {(a["touched"], len(a["tokens"]), len(a["documents"])) for a in answers} == {(0, 0, 0)}
+
+
+def test_output_is_readable_in_ascii_and_80_columns(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(ROOT)
+    found = {}
+    for verb, arguments in {
+        "explain": ["--text", "import os # 你"],
+        "attribute": ["--text", "import os"],
+        "generate": ["--prompt", "# é你", "--max_new_tokens", "4"],
+        "prototypes": ["--top", "2"],
+    }.items():
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main([verb, "--ckpt_path", str(run[0]), *arguments]) == 0
+        stream.flush()
+        found[verb] = stream.buffer.getvalue().decode("ascii")
+        assert max(map(len, found[verb].splitlines())) <= 80, found[verb]
+    assert "#####" in found["explain"] and "-+-" in found["explain"] and "residual" in found["explain"]
+    assert "-+-" in found["attribute"] and "os" in found["attribute"]
+    # Texts have a third of the line, not a letter.
+    rows = [line.split("|") for line in found["attribute"].splitlines() if line.count("|") == 3]
+    assert max(len(row[-1].strip()) for row in rows) >= 20
 
 
 def test_an_index_of_another_model_or_corpus_is_refused(cli, run, tmp_path, corpus, cache):

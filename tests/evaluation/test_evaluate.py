@@ -6,7 +6,10 @@ import pytest
 import torch
 from conftest import ROOT, fit, in_run, tiny_arguments
 
+from prism_lightning.evaluation.suites import SuiteTask
+from prism_lightning.evaluation.tasks import why_fewer
 from prism_lightning.exported import load_exported
+from prism_lightning.indexing import data_of
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,46 @@ def test_differences_are_paired(cli, runs):
     first, second = (results[0]["metrics"]["acc"] for results in found["results"])
     assert found["differences"][0]["value"] == pytest.approx(first - second)
     assert "one - two, item by item" in cli(*arguments, check=0).stdout
+
+
+def test_only_accuracies_are_compared_by_document(cli, runs):
+    """Bits per byte are a ratio of sums: no document has a share of them."""
+    one, two, suite = runs
+    found = json.loads(
+        cli("evaluate", "--ckpt_path", one, "--against", two, "--suite", suite, "--json", check=0).stdout
+    )
+    assert [result["task"] for result in found["results"][1]] == ["continuation", "validation"]
+    assert [difference["task"] for difference in found["differences"]] == ["continuation"]
+
+
+def test_fewer_items_than_asked_are_told_with_the_reason(cli, runs):
+    one, _, suite = runs
+    arguments = ["evaluate", "--ckpt_path", one, "--suite", suite]
+    told = cli(*arguments, "--json", check=0)
+    documents = {result["task"]: result["documents"] for result in json.loads(told.stdout)["results"][0]}
+    lines = [line for line in told.stderr.splitlines() if line.startswith("note: ")]
+    texts = data_of(one).validation.texts()
+    long = sum(len(text.split(" ")) >= 26 for text in texts)
+    assert documents["continuation"] == long < 400 and documents["validation"] == 2
+    assert lines == [
+        f"note: {one} continuation: {long} of 400 items: of {len(texts)} validation documents {long} have the 26 words"
+        " that a question takes"
+    ]
+    again = cli(*arguments, "--limit", "50", check=0).stderr
+    assert f"note: {one} validation: 2 of 50 items: the suite's setting `documents` is 2\n" in again
+    assert "note:" not in cli(*arguments, "--limit", "2", check=0).stderr
+
+
+def test_why_a_task_has_fewer_documents():
+    texts = ["a b c", "a b", "a"]
+    question = SuiteTask("acc", 0.25, "continuation", documents=9, context=1, continuation=1)
+    assert why_fewer(question, 2, 2, lambda: texts) is None
+    expected = "of 3 training documents 2 have the 2 words that a question takes"
+    assert why_fewer(question, 2, 9, lambda: texts, "training") == expected
+    assert why_fewer(SuiteTask("bits_per_byte", kind="validation"), 3, 400, lambda: texts) == (
+        "the run's validation split has no more"
+    )
+    assert why_fewer(SuiteTask("acc", 0.25), 3, 5, lambda: texts) == "its data have no more"
 
 
 def test_the_harness_own_command_line_knows_the_bridge(runs, tmp_path, cli):

@@ -65,6 +65,54 @@ def test_the_average_counts_tasks_alike():
     assert found.value == pytest.approx(-0.1) and found.error == pytest.approx(0.025) and found.documents == 1010
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"documents": "4"},
+        {"documents": float("nan")},
+        {"metrics": [0.5]},
+        {"metrics": {"acc": "0.5"}},
+        {"metrics": {}},
+        {"metric": ["acc"]},
+        {"identity": None},
+        {"chance": "0.25"},
+        {"surplus": 1},
+    ],
+)
+def test_a_damaged_result_is_made_anew(tmp_path, change):
+    write_result(tmp_path, result(), samples([1, 0]))
+    path = tmp_path / "t.json"
+    right = json.loads(path.read_text())
+    path.write_text(json.dumps(right | change))
+    assert read_result(tmp_path, "t") is None
+    for content in ("[]", "3", "[" * 100_000, json.dumps({k: v for k, v in right.items() if k != "cut"})):
+        path.write_text(content)
+        assert read_result(tmp_path, "t") is None
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_file_and_nan_in_memory(tmp_path):
+    write_result(tmp_path, result(metrics={"acc": math.inf}, errors={"acc": math.nan}), samples([1, math.nan]))
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    assert json.loads((tmp_path / "t.json").read_text(), parse_constant=refuse)["metrics"] == {"acc": None}
+    for line in (tmp_path / "t.samples.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    found = read_result(tmp_path, "t")
+    assert found is not None and math.isnan(found.value) and math.isnan(found.error)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"doc_id": 0}', "3", '{"doc_id": 0, "doc_hash": 0, "acc": []}'])
+def test_damaged_samples_are_named(tmp_path, content):
+    for name in ("a", "b"):
+        write_result(tmp_path / name, result(), samples([1, 0]))
+    path = tmp_path / "b" / "t.samples.jsonl"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=r"b/t.samples.jsonl is missing or damaged: remove .*b/t.json"):
+        paired(tmp_path / "a", tmp_path / "b", "t", "acc")
+
+
 def test_results_are_plain_json(tmp_path):
     write_result(tmp_path, result(), samples([1]))
     assert json.loads((tmp_path / "t.json").read_text())["metrics"] == {"acc": 0.5}

@@ -95,7 +95,7 @@ def test_labels_are_permuted_among_items_of_as_many_answers():
         assert dealt_A[:2].tolist() == [1, 0] and dealt_A[5:].tolist() == [0, 1]  # the worse one is right in both
 
 
-def test_the_two_sides_share_no_item(loaded, texts):
+def test_the_two_sides_share_no_item(loaded, texts, capsys):
     model, tokenizer = loaded
     suite, parts = {"continuation": SETTINGS}, (lambda: texts[:160], lambda: texts[160:])
     sides = split_items(model, tokenizer, suite, None, *parts, 100, 0, lambda *_: None)
@@ -103,6 +103,10 @@ def test_the_two_sides_share_no_item(loaded, texts):
     questions, choices = ([set(side.questions) for side in sides], [set(side.texts) for side in sides])
     assert not questions[0] & questions[1] and len(choices[0] & choices[1]) <= 2  # the same words may recur
     assert min(side.items for side in sides) >= 40
+    assert "note:" not in capsys.readouterr().err
+    sides = split_items(model, tokenizer, suite, None, *parts, 5000, 0, lambda *_: None)
+    said = f"note: continuation: {sides[0].items} of 5,000 items to fit to: of 160 training documents {sides[0].items}"
+    assert capsys.readouterr().err.startswith(said + " have the 16 words")
 
 
 def likeliest(model, states, hidden):

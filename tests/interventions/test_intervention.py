@@ -131,6 +131,22 @@ def test_what_is_no_intervention_is_refused(run, removal, cli, tmp_path, make_mo
 
     right = json.loads(removal.read_text())
     assert "is none" in said("[]") and "is none" in said("{") and "is none" in said(right | {"factors": {"one": 0}})
+    for change, words in (
+        ({"factors": {"3": float("nan")}}, "factors.3 is nan, expected a finite number"),
+        ({"factors": {"3": 1e999}}, "factors.3 is inf"),
+        ({"factors": {"3": "0"}}, "factors.3 is '0'"),
+        ({"factors": [0.0]}, "factors is [0.0]"),
+        ({"factors": {"-1": 0.0}}, "'-1' is no prototype"),
+        ({"factors": {"9" * 5000: 0.0}}, "is no prototype"),
+        ({"tokens": [1.5]}, "tokens[0] is 1.5"),
+        ({"tokens": 3}, "tokens is 3"),
+        ({"origin": {"tasks": [{}]}}, "origin.tasks[0] is {}"),
+        ({"origin": []}, "origin is []"),
+        ({"model": 0}, "model is 0"),
+        ({"format": None}, "format is null"),
+    ):
+        assert words in said(right | change) and said(right | change).count("\n") == 1
+    assert "is no JSON object" in said("[" * 100_000)
     assert "format 9" in said(right | {"format": 9})
     assert "made for model 00" in said(right | {"model": "00"})
     assert "prototype 64 is not in the model" in said(right | {"factors": {"64": 0.0}})

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import ROOT
 from test_report import make_run
 
@@ -49,9 +50,13 @@ def test_rows_are_what_was_found(tmp_path):
     (run / "interventions" / "broken.details.json").write_text("{")
     write(run, "of_another_version", {"format": FORMAT + 1, "verb": "suppress"})
     runs, _ = find_runs([tmp_path])
-    found = read_interventions(runs)
+    found, damaged = read_interventions(runs)
+    assert len(damaged) == 1 and "broken.details.json is damaged" in damaged[0]
     suppression, controllers = intervention_tables(runs, found)
-    assert [row[1] for row in suppression.rows] == ["calm", "costly"] and not suppression.missing
+    assert [row[:2] for row in suppression.rows] == [
+        [str(run), "calm"],
+        [str(run), "costly"],
+    ] and not suppression.missing
     assert suppression.rows[0][3:8] == [
         "7 removed",
         "50.0 (49.0 to 51.0)",
@@ -73,11 +78,59 @@ def test_rows_are_what_was_found(tmp_path):
     assert best_gain(found) == "+5.0 (+3.0 to +7.0) on piqa; the largest of 1"
 
 
+def _without(key, details):
+    return {name: value for name, value in details.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: _without("plain", d), "plain is missing"),
+        (lambda d: d | {"kept": 2}, "it keeps an attempt that it does not have"),
+        (lambda d: d | {"kept": -1}, "kept is -1"),
+        (lambda d: d | {"draws": 3}, "draws is 3, expected a list"),
+        (lambda d: d | {"draws": [{"fall": "x"}]}, "draws[0].name is missing"),
+        (lambda d: d | {"behaviour": ["sad"]}, "behaviour is ['sad']"),
+        (lambda d: d | {"biased": d["biased"] | {"fall": float("nan")}}, "biased.fall is nan"),
+        (lambda d: d | {"plan": {"goal": {"fall": "0.8", "rise": 0.02}}}, "plan.goal.fall is '0.8'"),
+        (lambda d: d | {"verb": ["suppress"]}, "no details of suppress or calibrate"),
+        (
+            lambda d: {"verb": "calibrate", "gains": {"t": [{}]}, "permuted": [], "controllers": {"theta": {}}},
+            "gains.t",
+        ),
+        (
+            lambda d: {"verb": "calibrate", "gains": {"t": []}, "permuted": [], "controllers": {"theta": {}}},
+            "lacks gains",
+        ),
+        (lambda d: {"verb": "calibrate", "gains": {}, "permuted": 1, "controllers": {"theta": {}}}, "permuted is 1"),
+    ],
+)
+def test_damaged_details_are_named_and_left_out(tmp_path, change, words):
+    run = make_run(tmp_path, "prism", "PrismLM")
+    write(run, "harmed", change(suppressed(0.9, 0.01)))
+    write(run, "whole", suppressed(0.9, 0.01))
+    runs, _ = find_runs([tmp_path])
+    found, (line,) = read_interventions(runs)
+    assert "harmed.details.json is damaged (" in line and words in line
+    assert [row[1] for row in intervention_tables(runs, found)[0].rows] == ["whole"]
+
+
+def test_a_number_that_could_not_be_computed_is_an_empty_cell(tmp_path):
+    run = make_run(tmp_path, "prism", "PrismLM")
+    details = suppressed(0.9, 0.01)
+    details["attempts"][1]["fresh"] |= {"rise": None, "rise_interval": None}
+    write(run, "calm", details)
+    runs, _ = find_runs([tmp_path])
+    found, damaged = read_interventions(runs)
+    assert not damaged and intervention_tables(runs, found)[0].rows[0][7] == ""
+    assert met_goals(found).startswith("0 of 1")
+
+
 def test_what_is_missing_has_its_command(tmp_path):
     make_run(tmp_path, "prism", "PrismLM")
     make_run(tmp_path, "dense", "DenseLM")
     runs, _ = find_runs([tmp_path])
-    found = read_interventions(runs)
+    found, _ = read_interventions(runs)
     tables = intervention_tables(runs, found)
     assert [table.rows for table in tables] == [[], []]
     assert all(f"--ckpt_path {tmp_path / 'prism'}" in table.missing[0] for table in tables)

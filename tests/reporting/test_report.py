@@ -13,21 +13,23 @@ from prism_lightning.evaluation.results import TaskResult, write_result
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.reporting.attribution import speed_up
 from prism_lightning.reporting.runs import find_runs, twins
-from prism_lightning.reporting.tables import accuracy_table, difference, loss_table
+from prism_lightning.reporting.tables import accuracy_table, difference, loss_table, run_tables
+from prism_lightning.sweeps.planning import module_of
 
 SUITES = {"evals/x.yaml": {"guess": SuiteTask("acc", 0.25), "lm": SuiteTask("bits_per_byte")}}
 
 
-def make_run(folder, name, variant, seed=0, steps=10, width=32, loss=4.0, answers=None):
+def make_run(folder, name, variant, seed=0, steps=10, width=32, loss=4.0, answers=None, data="f", path=None, **changed):
     """A finished run's files, without weights."""
     run = folder / name
     (run / "model").mkdir(parents=True)
     settings = {"backbone": BACKBONES["gpt2"] | {"n_embd": width}}
     settings |= {"num_prototypes": 64} if variant == "PrismLM" else {}
+    settings |= changed
     config = {"seed_everything": seed, "model": {"class_path": f"x.{variant}", "init_args": settings}}
-    config |= {"data": {"batch_size": 4, "block_size": 32}, "trainer": {"max_steps": steps}}
+    config |= {"data": {"batch_size": 4, "block_size": 32, "path": path}, "trainer": {"max_steps": steps}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(config))
-    (run / "environment.json").write_text(json.dumps({"data_fingerprint": "f"}))
+    (run / "environment.json").write_text(json.dumps({"data_fingerprint": data}))
     facts = {"step": steps, "loss": loss, "perplexity": float(np.exp(loss)), "bits_per_byte": loss / 2}
     facts |= {"tokens_per_second": 900 if variant == "PrismLM" else 1000, "commit": "c0ffee<b>"}
     facts |= {"unexplained_variance": 0.1, "peak_memory_gib": 1.0} if variant == "PrismLM" else {}
@@ -82,20 +84,104 @@ def test_ablations_are_not_seeds(ladder):
     assert sorted(len(found) for found in pairs.values()) == [1, 2, 2]
 
 
+def rows_that_read_the_same(runs, columns=4):
+    """Pairs of rows of one table that name the same model, whatever their numbers."""
+    doubled = []
+    for table in run_tables(runs, SUITES):
+        places = [tuple(row[:columns]) for row in table.rows]
+        doubled += [(table.title, place) for place in set(places) if places.count(place) > 1]
+    return doubled
+
+
+def test_rows_name_the_data_where_runs_differ_in_it(tmp_path):
+    for name, data, path in (("one", "aaaaaaaa1", None), ("two", "bbbbbbbb2", "stories/*.txt")):
+        for seed in (0, 1):
+            make_run(tmp_path, f"{name}{seed}", "PrismLM", seed, data=data, path=path)
+    runs, left_out = find_runs([tmp_path])
+    assert not left_out and not rows_that_read_the_same(runs)
+    labels = {run.label for run in runs}
+    assert labels == {"PRISM, data standard library", "PRISM, data stories/*.txt"}
+    assert [row[4] for row in loss_table(runs, SUITES).rows] == ["2", "2"]  # seeds of each
+    # The same files, read another way: the fingerprint tells them apart.
+    for run in (tmp_path / "one0", tmp_path / "one1"):
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        recipe["data"]["path"] = ["stories/*.txt"]
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    labels = {run.label for run in find_runs([tmp_path])[0]}
+    assert labels == {"PRISM, data stories/*.txt (aaaaaaaa)", "PRISM, data stories/*.txt (bbbbbbbb)"}
+
+
+def test_rows_name_the_settings_or_the_run_where_nothing_else_tells_them_apart(tmp_path):
+    make_run(tmp_path, "slow", "DenseLM", learning_rate=1e-4)
+    make_run(tmp_path, "fast", "DenseLM", learning_rate=1e-3)
+    make_run(tmp_path, "wide", "DenseLM", width=64)
+    runs, _ = find_runs([tmp_path])
+    assert not rows_that_read_the_same(runs)
+    labels = {run.path.name: run.label for run in runs}
+    assert labels == {"slow": "dense, learning_rate 0.0001", "fast": "dense, learning_rate 0.001", "wide": "dense"}
+    # Four settings differ and a label names three, which do not tell these two apart: their names do.
+    alike = {"final_learning_rate_share": 0.5, "gradient_checkpointing": True, "learning_rate": 1e-4}
+    make_run(tmp_path / "many", "a", "DenseLM", warmup_steps=3, **alike)
+    make_run(tmp_path / "many", "b", "DenseLM", warmup_steps=4, **alike)
+    make_run(tmp_path / "many", "c", "DenseLM")
+    runs, _ = find_runs([tmp_path / "many"])
+    assert {run.label for run in runs} == {"dense, a", "dense, b", "dense, c"} and not rows_that_read_the_same(runs)
+
+
+def test_both_counts_of_parameters_are_shown(ladder):
+    runs, _ = find_runs([ladder])
+    for run in runs:
+        recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
+        module = module_of(recipe, "recipe")
+        assert run.all_parameters == sum(parameter.numel() for parameter in module.parameters())
+        prototypes = 64 * module.model.config.hidden_size if run.variant == "PRISM" else 0
+        assert run.all_parameters - run.parameters == prototypes
+    for table in run_tables(runs, SUITES):
+        assert table.columns[:4] == ["decoder + head", "with prototypes", "tokens", "model"]
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    for row in loss_table(runs, SUITES).rows:
+        assert (row[0] == row[1]) == (row[3] == "dense")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.jsonl", "[]"),
+        ("results.jsonl", '{"step": "10", "loss": 4.0}'),
+        ("results.jsonl", '{"step": 10, "loss": NaN}'),
+        ("results.jsonl", '{"step": 10, "loss": 4.0, "perplexity": []}'),
+        ("results.jsonl", "[" * 100_000),
+        ("results.jsonl", ""),
+        ("environment.json", "[]"),
+        ("environment.json", '{"data_fingerprint": 3}'),
+        ("recipe.yaml", "[]"),
+        ("recipe.yaml", "{data: 3}"),
+        ("recipe.yaml", "{seed_everything: 0, data: {batch_size: x, block_size: 32}, model: {init_args: {}}}"),
+        ("recipe.yaml", "{data: {batch_size: 4, block_size: 32}, model: {init_args: {}}}"),
+    ],
+)
+def test_a_damaged_run_is_left_out_and_named(tmp_path, name, content):
+    make_run(tmp_path, "whole", "DenseLM")
+    make_run(tmp_path, "harmed", "DenseLM", seed=1).joinpath(name).write_text(content)
+    runs, (line,) = find_runs([tmp_path])
+    assert [run.path.name for run in runs] == ["whole"]
+    assert f"harmed/{name} is damaged (" in line and len(line) < 400 + len(str(tmp_path)) and "\n" not in line
+
+
 def test_cells_are_means_over_seeds(ladder):
     runs, _ = find_runs([ladder])
     table = loss_table(runs, SUITES)
-    row = next(row for row in table.rows if row[2] == "PRISM")
-    assert row[4] == "4.0500 ± 0.0707"  # of 4.0 and 4.1
+    row = next(row for row in table.rows if row[3] == "PRISM")
+    assert row[5] == "4.0500 ± 0.0707"  # of 4.0 and 4.1
     gaps = [4.0 / 3.9 - 1, 4.1 / 4.0 - 1]
-    assert row[7] == f"{100 * np.mean(gaps):+.2f} % ± {100 * np.std(gaps, ddof=1):.2f}"
+    assert row[8] == f"{100 * np.mean(gaps):+.2f} % ± {100 * np.std(gaps, ddof=1):.2f}"
 
 
 def test_what_is_missing_is_empty_and_has_its_command(ladder):
     runs, _ = find_runs([ladder])
     table = accuracy_table(runs, SUITES)
     wide = [row for row in table.rows if row[0] == runs[-1].size]
-    assert len(wide) == 2 and all(row[3] == "" for row in wide)
+    assert len(wide) == 2 and all(row[4] == "" for row in wide)
     paths = " ".join(str(run.path) for run in runs if "wide" in run.path.name)
     evaluate = 'python -m prism_lightning evaluate --ckpt_path "$run" --suite evals/x.yaml'
     assert paths.count("wide") == 4 and table.missing == [f"for run in {paths}; do {evaluate}; done"]
@@ -148,9 +234,28 @@ def test_bad_folders_are_named(cli, tmp_path, what):
 
 
 def test_a_file_that_is_no_benchmark_is_named(cli, ladder, tmp_path):
-    (tmp_path / "b.json").write_text("{}")
     arguments = ["report", "--runs", ladder, "--out", tmp_path / "out", "--benchmarks", tmp_path / "b.json"]
+    head = {
+        "settings": {"name": "x", "retraining": {"variant_size": 20}},
+        "environment": {"commit": "c"},
+        "processor": "",
+    }
+    for content in (
+        {},
+        [],
+        3,
+        head | {"results": {"cost": []}},
+        head | {"results": {"cost": [{"size": "a"}]}},
+        head | {"results": {"quality": {"tables": []}}},
+        head | {"results": {"quality": {"tables": {"20": [{"method": "x"}]}}}},
+        head | {"results": 3},
+    ):
+        (tmp_path / "b.json").write_text(json.dumps(content))
+        assert "b.json is no result" in cli(*arguments, check=2).stderr
+    (tmp_path / "b.json").write_text("[" * 100_000)
     assert "b.json is no result" in cli(*arguments, check=2).stderr
+    (tmp_path / "b.json").unlink()
+    assert "b.json cannot be read: No such file" in cli(*arguments, check=2).stderr
 
 
 def test_speed_ups_of_every_benchmark_file_are_told():

@@ -9,6 +9,7 @@ from support.runs import ROOT
 from prism_lightning.errors import UserError
 from prism_lightning.recipes import compose, split_arguments
 from prism_lightning.sweeps.planning import cost, device_speed, module_of, training_flops
+from prism_lightning.sweeps.states import Standing, record_path, standing
 from prism_lightning.sweeps.trials import load_sweep, spoken, trials_of, typed
 
 SWEEPS = sorted((ROOT / "recipes/sweeps").glob("*.yaml"))
@@ -115,3 +116,28 @@ def test_values_reach_the_recipe_as_they_were_written(small):
 
 def test_numbers_as_people_say_them():
     assert [spoken(n) for n in (950, 4e5, 1_350_400, 1.56e9)] == ["950", "400k", "1.35M", "1.56B"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "3",
+        "[" * 100_000,
+        '{"state": ["finished"]}',
+        '{"state": "finished", "seconds": "long"}',
+        '{"state": "finished", "seconds": NaN}',
+        '{"state": "failed", "error": {}}',
+    ],
+)
+def test_a_damaged_record_is_a_trial_to_run(tmp_path, content):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"{{dir: {tmp_path}/runs, recipe: {ROOT}/tests/tiny.yaml, variant: [prism]}}")
+    (trial,) = trials_of(path, [])
+    record = record_path(trial)
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    assert standing(trial) == Standing("waiting", "")
+    trial.run.mkdir()
+    (trial.run / "results.jsonl").write_text('{"step": "12"}\n')
+    assert standing(trial) == Standing("waiting", "fit is next")

@@ -1,0 +1,99 @@
+"""Texts that a user gives: on the command line, and in a file of questions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from prism_lightning.errors import UserError
+
+QUESTIONS = ({"text"}, {"prompt"}, {"prompt", "why", "rather_than"})
+SHOWN = 20  # problems of one file that are printed
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def decode_options(options: argparse.Namespace, *names: str) -> None:
+    """Make sure that the texts of a command line, single or lists, can be encoded.
+
+    Raises:
+        UserError: naming every option with a text that is not UTF-8.
+    """
+    problems = []
+    for name in names:
+        value = getattr(options, name)
+        try:
+            if isinstance(value, str):
+                setattr(options, name, _decoded(value))
+            elif value is not None:
+                setattr(options, name, [_decoded(text) for text in value])
+        except UnicodeError as error:
+            problems.append(f"--{name} is not UTF-8 (byte {error.args[2] + 1} of it): give the text in UTF-8")
+    if problems:
+        raise UserError(problems)
+
+
+def _decoded(text: str) -> str:
+    # A locale that knows no UTF-8 leaves its bytes as lone surrogates, also those of correct UTF-8.
+    return text.encode("utf-8", "surrogateescape").decode("utf-8")
+
+
+def surrogate_in(text: str) -> str | None:
+    """The first half of a surrogate pair that stands alone, which no encoding takes, written out; None without any."""
+    return next((f"\\u{ord(c):04x}" for c in text if 0xD800 <= ord(c) < 0xE000), None)
+
+
+def read_questions(path: Path) -> list[dict[str, str]]:
+    """The questions in a file of JSON lines: each has "text", or "prompt", or "prompt", "why" and "rather_than".
+
+    Raises:
+        UserError: no such file, no question in it, or naming the lines that are none.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"queries file {path} not found") from error
+    except OSError as error:
+        raise UserError(f"queries file {path} cannot be read: {error.strerror}") from error
+    if content.startswith(UTF16):
+        raise UserError(f"queries file {path} is UTF-16: convert it, iconv -f UTF-16 -t UTF-8 {path} > converted.jsonl")
+    problems, questions = [], []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            question = _question(line)
+            if isinstance(question, str):
+                problems.append(f"{path}:{number} {question}")
+            else:
+                questions.append(question)
+    if problems or not questions:
+        raise UserError(_first(problems) or f"queries file {path} is empty")
+    return questions
+
+
+def _question(line: bytes) -> dict[str, str] | str:
+    """The question on a line, or what is wrong with it."""
+    try:
+        question = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 (byte {error.start + 1} of the line): convert the file to UTF-8"
+    except (ValueError, RecursionError):
+        return "is no JSON object of texts"
+    if not isinstance(question, dict) or not all(isinstance(value, str) for value in question.values()):
+        return "is no JSON object of texts"
+    if set(question) not in QUESTIONS:
+        return f"has {_names(sorted(question))}: give text, or prompt, or prompt, why, rather_than"
+    halves = {name: half for name, text in question.items() if (half := surrogate_in(text))}
+    if halves:
+        return "; ".join(f"has half a character, {half}, in its {name}: write it out" for name, half in halves.items())
+    return question
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name[:40]) for name in names[:5])
+    return f"[{shown}{', ...' if len(names) > 5 else ''}]"
+
+
+def _first(problems: list[str]) -> list[str]:
+    more = len(problems) - SHOWN
+    return problems[:SHOWN] + ([f"{more:,} lines more are no questions either"] if more > 0 else [])

@@ -1,0 +1,37 @@
+"""Output where the encoding does not take every character."""
+
+import io
+import sys
+
+from prism_lightning import __version__
+from prism_lightning.cli import main
+from prism_lightning.common.streams import STAND_INS, tolerate_any_character
+
+
+def printed(monkeypatch, encoding, action):
+    """What an action prints where stdout has that encoding, as PYTHONIOENCODING sets it."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        action()
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+def test_characters_that_a_stream_lacks_have_stand_ins(monkeypatch):
+    def action():
+        tolerate_any_character()
+        print("├█ “a”… ⏎ 你 \ud800 é")
+
+    assert printed(monkeypatch, "ascii", action) == '?# "a". / ? ? ?\n'
+    assert printed(monkeypatch, "latin-1", action) == '?# "a". / ? ? é\n'
+    assert printed(monkeypatch, "utf-8", action) == "├█ “a”… ⏎ 你 ? é\n"
+    assert all(len(stand_in) == 1 and stand_in.isascii() for stand_in in STAND_INS.values())
+
+
+def test_the_command_line_tolerates_any_character(monkeypatch):
+    def action():
+        assert main(["--version"]) == 0
+        print("█")
+
+    assert printed(monkeypatch, "ascii", action) == f"{__version__}\n#\n"
