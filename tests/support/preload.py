@@ -8,12 +8,13 @@ import os
 
 from prism_lightning.cli import QUIET_LIBRARIES
 
-# MLflow reads these when it is imported, which `fit` does after it has set them.
-for _name, _value in (QUIET_LIBRARIES | {"MLFLOW_LOGGING_LEVEL": "CRITICAL"}).items():
+# MLflow reads these when it is imported, which `fit` does after it has set them; DeepSpeed looks for CUDA otherwise.
+for _name, _value in (QUIET_LIBRARIES | {"MLFLOW_LOGGING_LEVEL": "CRITICAL", "DS_ACCELERATOR": "cpu"}).items():
     os.environ.setdefault(_name, _value)
 
 import prism_lightning.settings  # noqa: E402, I001
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401 - and all of torch.compile, three seconds
 import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401
 import sklearn.cluster  # noqa: E402, F401
 import transformers.models.gpt2.modeling_gpt2  # noqa: E402, F401
