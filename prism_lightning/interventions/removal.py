@@ -22,7 +22,8 @@ from prism_lightning.interventions.behaviours import Passage
 from prism_lightning.interventions.states import batches
 from prism_lightning.models import PrismForCausalLM
 
-CACHED = 64  # parts of the logits held at once: one such part, 512 KB, stays in the processor's cache
+CHUNKS = 8  # of tokens at once: the more, the more of them share a prototype's logits
+CACHED = 8  # parts of a chunk: the logits of one, 512 KB on a CPU, stay in the processor's cache
 FALSE_ALARMS = 0.05  # chance that any prototype without work is taken for one that works
 
 
@@ -81,7 +82,7 @@ def removal_effects(
     assert model.prototypes is not None
     size = model.config.num_prototypes
     sums = [_Sums(len(shown), size) for _ in range(4)]  # work and cost, from all logits and from some
-    usage_K, part = np.zeros(size, np.int64), chunk_size(model.lm_head.weight)
+    usage_K, part = np.zeros(size, np.int64), CHUNKS * chunk_size(model.lm_head.weight)
     total, done = sum(len(p.ids) - 1 for p in passages), 0
     for states in batches(model, passages):
         places, rises = [], []

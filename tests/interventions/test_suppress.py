@@ -163,12 +163,14 @@ def test_a_dead_prototype_is_refused(loaded, run):
     kept = model.prototypes.weight[5].clone()
     with torch.no_grad():  # as far from every token as from any
         model.prototypes.weight[5] = -model.prototypes.weight.sum(0)
+    model.intervene()  # what was computed of the old weights is forgotten
     try:
         with pytest.raises(UserError, match="prototype 5 is dead"):
             suppress(model, tokenizer, behaviour, texts, texts, Plan(sampling=Sampling(new_tokens=8)), given=[5])
     finally:
         with torch.no_grad():
             model.prototypes.weight[5] = kept
+        model.intervene()
 
 
 def test_suites_are_scored_beside_it(run, cli, tmp_path):
