@@ -34,4 +34,4 @@ def test_the_command_line_tolerates_any_character(monkeypatch):
         assert main(["--version"]) == 0
         print("█")
 
-    assert printed(monkeypatch, "ascii", action) == f"{__version__}\n#\n"
+    assert printed(monkeypatch, "ascii", action) == f"prism_lightning {__version__}\n#\n"
