@@ -107,19 +107,18 @@ def _answer(attributor: Attributor, question: dict[str, str], new_tokens: int) -
 
 def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tokens: int) -> None:
     """One JSON line per question, in order; a question that cannot be answered gets its error there."""
-    from rich.console import Console
-    from rich.progress import track
-
     from prism_lightning.errors import UserError
+    from prism_lightning.progress import Progressing
 
-    progress = Console(stderr=True)
-    for question in track(questions, "attributing", console=progress, disable=not progress.is_terminal):
-        answer: dict[str, Any] = {"query": question}
-        try:
-            answer["attributions"] = [a.as_dict() for a in _answer(attributor, question, new_tokens)]
-        except UserError as error:
-            answer["error"] = str(error)
-        print(as_json(answer), flush=True)
+    with Progressing() as progress:
+        for number, question in enumerate(questions):
+            progress("attributing", number, len(questions))
+            answer: dict[str, Any] = {"query": question}
+            try:
+                answer["attributions"] = [a.as_dict() for a in _answer(attributor, question, new_tokens)]
+            except UserError as error:
+                answer["error"] = str(error)
+            print(as_json(answer), flush=True)
 
 
 def prototypes(arguments: list[str]) -> None:
@@ -179,17 +178,20 @@ def curvature(arguments: list[str]) -> None:
     from prism_lightning.explaining import console
     from prism_lightning.exported import load_exported
     from prism_lightning.indexing import data_of
+    from prism_lightning.progress import Progressing
     from prism_lightning.tracking import environment
 
-    rows = []
-    with console.status("") as status:
+    rows: list[Any] = []
+    with Progressing() as progress:
+
+        def report(step: str) -> None:
+            progress(step, len(rows), len(rows) + 1)  # a run ends with as many rows as it has dictionaries
+
         for run in options.ckpt_path:
             model, _ = load_exported(run, options.device, options.dtype)
             data = data_of(run)
             name = f"{run}, commitment {model.config.commitment:g}"
-            for row in measured(
-                model, data.train, run, fitted, options.tokens, options.sample, options.seed, status.update
-            ):
+            for row in measured(model, data.train, run, fitted, options.tokens, options.sample, options.seed, report):
                 rows.append((name, row))
     for table in report_tables(rows):
         console.print(table)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from prism_lightning.checkpoints import load_checkpoint, load_model_weights, open_deepspeed
+from prism_lightning.common.json_text import as_json
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.errors import UserError
 from prism_lightning.explaining import console, explain_prompt, explanation_table
@@ -58,7 +59,7 @@ def finish(module: DenseLM, data: TextData, trainer: Trainer, run: RunDirectory,
     run.add_results(results)
     show_sample(module.model.cpu(), data, run.settings.sample_prompt)
     print(f"model: {run.model}", flush=True)
-    print(json.dumps(results), flush=True)
+    print(as_json(results), flush=True)
 
 
 def show_sample(model: PrismForCausalLM, data: TextData, prompt: str | None) -> None:

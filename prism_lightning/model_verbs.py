@@ -88,6 +88,7 @@ def generate(arguments: list[str]) -> None:
     from prism_lightning.errors import UserError, visible
     from prism_lightning.explaining import check_length
     from prism_lightning.interventions.intervention import load_with
+    from prism_lightning.progress import Progressing, TokenProgress
 
     model, tokenizer = load_with(options.ckpt_path, options.intervention, options.device, options.dtype)
     prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
@@ -97,12 +98,14 @@ def generate(arguments: list[str]) -> None:
     check_length(model, length + options.max_new_tokens)
     torch.manual_seed(options.seed)
     sampling = {"do_sample": True, "temperature": options.temperature, "top_k": options.top_k}
-    out = model.generate(  # type: ignore[misc]
-        prompt["input_ids"],
-        attention_mask=prompt["attention_mask"],
-        max_new_tokens=options.max_new_tokens,
-        **(sampling if options.temperature > 0 else {"do_sample": False}),
-    )
+    with Progressing() as progress:
+        out = model.generate(  # type: ignore[misc]
+            prompt["input_ids"],
+            attention_mask=prompt["attention_mask"],
+            max_new_tokens=options.max_new_tokens,
+            streamer=TokenProgress(progress, options.max_new_tokens),  # type: ignore[arg-type]
+            **(sampling if options.temperature > 0 else {"do_sample": False}),
+        )
     ids = out[0, length:].tolist()
     text = token_text(tokenizer, [number for number in ids if number not in tokenizer.all_special_ids])
     if options.json:

@@ -73,3 +73,23 @@ class Progressing:
         seconds = time.monotonic() - self.phase_began
         left = f"{seconds * (self.total - self.done) / self.done:.0f} s left" if self.done else "time left unknown"
         return f"{self.phase} {self.done:,}/{self.total:,}  {seconds:.0f} s, {left}"
+
+
+class TokenProgress:
+    """Counts the tokens that `model.generate(streamer=...)` adds.
+
+    Args:
+        progress: where they are shown.
+        total: tokens at most.
+    """
+
+    def __init__(self, progress: Progressing, total: int) -> None:
+        self.progress, self.total, self.added = progress, total, -1  # the prompt comes first
+
+    def put(self, _: object) -> None:
+        """Take the prompt, then one token after the other."""
+        self.added += 1
+        self.progress("generating", self.added, self.total)
+
+    def end(self) -> None:
+        """Nothing is left to do."""

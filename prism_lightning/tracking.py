@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from prism_lightning.common.files import write_json, write_whole
+from prism_lightning.common.json_text import as_json
 from prism_lightning.errors import UserError
 from prism_lightning.run.lock import lock_run
 from prism_lightning.run.mlflow_store import open_logger
@@ -144,7 +145,7 @@ class RunDirectory:
     def add_results(self, results: dict[str, Any]) -> None:
         """Append one line of results; the file is written whole, so that a kill leaves no half line."""
         before = self.results.read_bytes() if self.results.is_file() else b""
-        write_whole(self.results, before + json.dumps(results, allow_nan=False).encode() + b"\n")
+        write_whole(self.results, before + as_json(results).encode() + b"\n")
 
     def loggers(self) -> tuple[CSVLogger, MLFlowLogger]:
         """CSV first (a database URI as the first logger's directory breaks Lightning), MLflow beside it.
