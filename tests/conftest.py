@@ -16,13 +16,7 @@ __all__ = ["BACKBONES", "ROOT", "TINY_RECIPE", "child_environment", "command", "
 
 
 # Files that take the longest, longest first: started last, one of them would run alone while the other core idles.
-LONGEST = [
-    "benchmarks/test_smoke.py",
-    "test_strategies.py",
-    "test_resume.py",
-    "sweeps/test_running.py",
-    "test_stops.py",
-]
+LONGEST = ["benchmarks/test_smoke.py", "sweeps/test_running.py", "test_strategies.py", "test_resume.py"]
 
 
 def pytest_collection_modifyitems(items):
