@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.common.files import write_json
+from prism_lightning.attribution.identity import model_fingerprint
 from prism_lightning.errors import UserError
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
