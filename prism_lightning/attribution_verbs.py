@@ -126,7 +126,7 @@ def prototypes(arguments: list[str]) -> None:
     parser = model_parser(
         "prototypes",
         "Show the model's prototypes: a label from their neighbourhoods, usage, promoted tokens, and training tokens of"
-        " the largest, middling and random activations. The first call passes over the training data once.",
+        " the largest, middling and random activations. The first call looks once through up to a million training tokens.",
     )
     _index_options(parser, "RUN/prototypes, built on the first call")
     parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")

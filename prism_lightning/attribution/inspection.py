@@ -26,7 +26,8 @@ class PrototypeCard:
     """One prototype of an index. `influence` of its tokens is their activation, the cosine to the prototype.
 
     Attributes:
-        usage, usage_share: training tokens in which it is active.
+        usage, usage_share: training tokens in which it is active, and their share of those that the index holds.
+        indexed_tokens: those that the index holds.
         dead: whether there are none.
         promotes, demotes: tokens that it raises and lowers most, the ends of W p.
         label: what its tokens have in common, and how many of each group have it.
@@ -36,6 +37,7 @@ class PrototypeCard:
     prototype: int
     usage: int
     usage_share: float
+    indexed_tokens: int
     dead: bool
     promotes: list[str]
     demotes: list[str]
@@ -83,6 +85,7 @@ def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, t
         prototype=number,
         usage=usage,
         usage_share=usage / attributor.index.tokens,
+        indexed_tokens=attributor.index.tokens,
         dead=usage == 0,
         promotes=[token_text(attributor.tokenizer, [token]) for token in best],
         demotes=[token_text(attributor.tokenizer, [token]) for token in worst],

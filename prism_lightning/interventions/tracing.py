@@ -58,7 +58,7 @@ def as_markdown(card: PrototypeCard, facts: list[str]) -> str:
     lines += [f"- {fact}" for fact in facts]
     label = card.label
     lines += [
-        f"- active in {card.usage:,} training tokens ({card.usage_share:.3%});"
+        f"- active in {card.usage:,} of {card.indexed_tokens:,} training tokens ({card.usage_share:.3%});"
         f" the label fits {label.says_share_top:.0%} of its tokens with the largest activations,"
         f" {label.says_share_middle:.0%} of the middling ones and {label.says_share_random:.0%} of random ones",
         f"- promotes {' '.join(map(code, card.promotes))}; demotes {' '.join(map(code, card.demotes))}",

@@ -1,0 +1,58 @@
+"""A sample of a prepared training split, as a prepared folder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+from prism_lightning.data.integrity import DamagedDataError, read_prepared, write_manifest
+from prism_lightning.data.store import StoreWriter, TokenStore
+
+LARGER_BY = 1.25  # a corpus that is hardly larger than the sample is taken whole
+
+
+def sampled_store(store: TokenStore, tokens: int, folder: Path) -> TokenStore:
+    """Whole documents drawn at random that hold about so many tokens together; a smaller corpus is returned as it is.
+
+    Args:
+        store: the training split.
+        tokens: of the sample.
+        folder: where it is kept; one that is there and undamaged is used again. Made aside, then renamed.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    if store.counts["tokens"] <= LARGER_BY * tokens:
+        return store
+    identity = f"{store.manifest['fingerprint']} {tokens}"
+    fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+    if not _is_sample(folder, fingerprint):
+        partial = folder.with_name(folder.name + ".partial")
+        for path in (partial, folder):
+            shutil.rmtree(path, ignore_errors=True)
+        _write(store, store.sample(tokens), partial, fingerprint)
+        os.rename(partial, folder)
+    return TokenStore(folder, "train", store.block_size)
+
+
+def _is_sample(folder: Path, fingerprint: str) -> bool:
+    try:
+        return read_prepared(folder, checksums=True)["fingerprint"] == fingerprint
+    except DamagedDataError:
+        return False
+
+
+def _write(store: TokenStore, documents: list[int], folder: Path, fingerprint: str) -> None:
+    dtype = store.manifest["dtype"]
+    table = store.documents.take(documents)
+    with closing(StoreWriter(folder / "train", dtype)) as train, closing(StoreWriter(folder / "validation", dtype)):
+        ids = [store.document_tokens(number) for number in documents]
+        names, rows, sizes = (table[column].to_pylist() for column in ("name", "row", "bytes"))
+        train.append(names, rows, sizes, ids)
+    shutil.copytree(store.folder / "tokenizer", folder / "tokenizer")
+    nothing = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}
+    kept = {name: store.manifest[name] for name in ("dtype", "tokenizer_size", "inputs")}
+    write_manifest(folder, kept | {"fingerprint": fingerprint, "train": train.counts, "validation": nothing})
