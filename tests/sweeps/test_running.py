@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import yaml
+from support.processes import start
 from support.runs import ROOT, TINY_RECIPE
 
 from prism_lightning.errors import UserError
@@ -99,18 +98,14 @@ def test_an_interrupt_reaches_the_trials(sweep_file):
     arguments = ["--config", str(sweep_file)]
     sweep = yaml.safe_load(sweep_file.read_text())
     sweep_file.write_text(yaml.safe_dump(sweep | {"tokens": [1e9]}))
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    code += "import sys; from prism_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "sweep", "run", *arguments]
-    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    child = start("sweep", "run", *arguments)
     folder = sweep_file.parent / "out"
     deadline = time.monotonic() + 120
     while not list(folder.glob("*/checkpoints/*.ckpt")):
-        assert time.monotonic() < deadline and child.poll() is None
-        time.sleep(0.2)
+        assert time.monotonic() < deadline and child.poll() is None, child.stderr
+        time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and "stopped by SIGINT" in err and "Traceback" not in err
+    assert child.wait(60) == 130 and "stopped by SIGINT" in child.stderr and "Traceback" not in child.stderr
     assert states.read_json(folder / "trials" / "prism_1B_seed0.json")["state"] == "interrupted"
 
 
