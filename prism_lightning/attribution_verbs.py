@@ -126,7 +126,8 @@ def prototypes(arguments: list[str]) -> None:
     parser = model_parser(
         "prototypes",
         "Show the model's prototypes: a label from their neighbourhoods, usage, promoted tokens, and training tokens of"
-        " the largest, middling and random activations. The first call looks once through up to a million training tokens.",
+        " the largest, middling and random activations. The first call looks once through a million training tokens at"
+        " most.",
     )
     _index_options(parser, "RUN/prototypes, built on the first call")
     parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")

@@ -59,7 +59,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_file():
         check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or "state_dict" not in content:
+            raise UserError(f"{path} is no checkpoint of a training run: give a file under RUN/checkpoints")
+        return content
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} not found: give a file under RUN/checkpoints") from error
     except pickle.UnpicklingError as error:
@@ -162,7 +165,16 @@ class Checkpoints(ModelCheckpoint):
             self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """A stop does not wait for the rest of a validation: the weights are those of a whole step."""
+        """A stop does not wait for the rest of a validation: the weights are those of a whole step.
+
+        With several processes it does: they may have different numbers of validation batches, and all must agree.
+        """
+        if trainer.world_size == 1:
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every process gets here once."""
+        super().on_validation_end(trainer, pl_module)
         self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
@@ -185,9 +197,8 @@ class Checkpoints(ModelCheckpoint):
         """Save the last step, where the interval did not fall on it; then obey a stop that was asked for."""
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._stop_if_asked(trainer)
         stop_at_once()
-        if self.request.signal is not None:
-            raise Stopped(self.request.signal, f"the checkpoint of step {trainer.global_step} is saved")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Signals stop at once again."""

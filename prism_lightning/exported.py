@@ -66,12 +66,7 @@ def load_exported(
         raise UserError(
             f"{path} holds no exported model: give a run directory that `fit` has finished, or its model folder"
         )
-    damaged = folder_integrity_error(folder)
-    if damaged:
-        raise UserError(
-            f"{damaged}: remove {folder} and run the same fit, which exports it anew; if the file was changed on"
-            f" purpose, remove {folder / CHECKSUMS}"
-        )
+    _check_files(folder)
     try:
         model = PrismForCausalLM.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
@@ -85,6 +80,16 @@ def load_exported(
     if decoder_dtype != torch.float32:
         model.narrow_decoder(decoder_dtype, model_fingerprint(model))  # a second for each GB
     return model.eval().to(place), tokenizer  # type: ignore[arg-type]
+
+
+def _check_files(folder: Path) -> None:
+    try:
+        damaged = folder_integrity_error(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}): give yourself read access") from error
+    if damaged:
+        again = f"remove {folder} and run the same fit" if folder.name == "model" else "export it again"
+        raise UserError(f"{damaged}: {again}; if the file was changed on purpose, remove {folder / CHECKSUMS}")
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:

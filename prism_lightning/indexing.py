@@ -21,7 +21,7 @@ from prism_lightning.common.files import read_json
 from prism_lightning.data.datamodule import TextData
 from prism_lightning.data.sample import sampled_store
 from prism_lightning.devices import device_named
-from prism_lightning.errors import UserError
+from prism_lightning.errors import UserError, disk_is_full
 from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.progress import Progressing
@@ -49,7 +49,10 @@ def run(arguments: list[str]) -> None:
         TrainingCLI("fit", recipe, str(path), "allow_custom_code" in flags, print_config=True)
     config = recipe.settings
     limit_imports(config, str(path), "allow_custom_code" in flags)
-    data, settings, run_settings = _parsed(config, str(path), "allow_custom_code" in flags)
+    try:
+        data, settings, run_settings = _parsed(config, str(path), "allow_custom_code" in flags)
+    except UserError as error:
+        raise UserError([recipe.hide_environment(problem) for problem in error.problems]) from error
     model_path = Path(config.get("ckpt_path") or run_settings.dir)
     if model_path.is_file():
         raise UserError(f"{model_path} is a checkpoint: give the run directory or its exported folder by --ckpt_path")
@@ -102,33 +105,53 @@ def data_of(run: Path) -> TextData:
     return data
 
 
-def own_index(run: Path, model: PrismForCausalLM) -> Path:
+def own_index(run: Path, model: PrismForCausalLM, anew: bool = False) -> Path:
     """The index of the model's own prototypes, RUN/prototypes, built where it is not there yet.
 
     Of a large corpus it looks at whole documents drawn at random; for all of it run `index --index.dictionary model`.
+
+    Args:
+        run: the run directory.
+        model: of the run.
+        anew: build it also where it is there.
 
     Raises:
         UserError: a dense model, or as `data_of` and `Builder`.
     """
     folder = run_directory(run) / "prototypes"
     manifest = read_json(folder / "manifest.json")
-    known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
-    if known is not None:
-        data_there = manifest is None or Path(str(manifest.get("store"))).is_dir()
-        if known.get("model") != model_fingerprint(model) or not data_there:
-            shutil.rmtree(folder)  # the model was trained anew since, or its data have moved
-        elif manifest is not None:
-            return folder
-    corpus = data_of(run_directory(run)).train
+    if manifest is not None and not anew and _is_own(manifest, model):
+        return folder
+    corpus = data_of(run_directory(run)).train  # before anything is removed
     try:
+        known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
+        if folder.is_dir() and (known is None or anew or manifest is not None or not _is_model(known, model)):
+            shutil.rmtree(folder)
         store = sampled_store(corpus, OWN_INDEX_TOKENS, folder / "sample")
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): give yourself write access") from error
+        fix = "free space" if disk_is_full(error) else "give yourself write access"
+        raise UserError(f"{folder} cannot be written ({error.strerror}): {fix}") from error
     tokens = f"{store.counts['tokens']:,} of {corpus.counts['tokens']:,} training tokens"
     print(f"looking once through {tokens} for the model's own prototypes: {folder}", file=sys.stderr)
+    settings = IndexSettings(dictionary="model")
     with Progressing() as progress:
-        Builder(model, store, IndexSettings(dictionary="model"), folder, progress).build()
+        try:
+            builder = Builder(model, store, settings, folder, progress)
+        except UserError:  # begun by another version, or with the decoder in another type
+            shutil.rmtree(folder)
+            store = sampled_store(corpus, OWN_INDEX_TOKENS, folder / "sample")
+            builder = Builder(model, store, settings, folder, progress)
+        builder.build()
     return folder
+
+
+def _is_model(facts: dict[str, Any], model: PrismForCausalLM) -> bool:
+    return facts.get("model") == model_fingerprint(model)
+
+
+def _is_own(manifest: dict[str, Any], model: PrismForCausalLM) -> bool:
+    """Whether a finished index is of this model and its corpus is still there."""
+    return _is_model(manifest, model) and Path(str(manifest.get("store"))).is_dir()
 
 
 def summary(index: Index) -> str:

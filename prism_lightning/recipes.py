@@ -5,18 +5,19 @@ Values that come from the environment (`${oc.env:NAME}`) may be secrets: they ar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from prism_lightning.errors import UserError, nearest
 
+SHORTEST_SECRET = 4  # characters; shorter values stand in a text for many other things
 Key = tuple[str | int, ...]  # the way to a value through nested mappings and lists
 
 
@@ -47,7 +48,8 @@ class Recipe:
             value: Any = self.settings
             for part in key:
                 value = value[part]
-            text = text.replace(repr(value), raw).replace(str(value), raw) if value not in (None, "") else text
+            text = text.replace(repr(value), raw)
+            text = text.replace(str(value), raw) if len(str(value)) >= SHORTEST_SECRET else text
         return text
 
 
@@ -83,7 +85,7 @@ def composed(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> 
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{path}: {_one_line(error)}") from error
     assert isinstance(container, dict)
-    return Recipe({str(key): value for key, value in container.items()}, dict(_environment_values(raw)))
+    return Recipe({str(key): value for key, value in container.items()}, dict(_environment_values(config, raw)))
 
 
 def _leaves(node: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
@@ -94,26 +96,26 @@ def _leaves(node: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
         yield key, node
 
 
-def _environment_values(raw: Any) -> Iterator[tuple[Key, str]]:
-    """Keys whose text reads the environment, by itself or through other keys, with that text."""
+def _environment_values(config: DictConfig, raw: Any) -> Iterator[tuple[Key, str]]:
+    """Keys whose value changes when the environment does, with their text. OmegaConf itself decides, not their text."""
     texts = {key: value for key, value in _leaves(raw) if isinstance(value, str) and "${" in value}
-    secret = {key for key, text in texts.items() if "oc.env" in text}
-    while True:
-        names = {".".join(map(str, key)) for key in secret}
-        # A reference may be relative (leading dots) and may name a group that holds the value.
-        more = {
-            key
-            for key, text in texts.items()
-            if any(name.endswith(ref) or name.startswith(f"{ref}.") for ref in _references(text) for name in names)
-        }
-        if more <= secret:
-            break
-        secret |= more
-    yield from ((key, texts[key]) for key in sorted(secret, key=str))
+    values = {key: _resolved(config, key) for key in texts}
+    OmegaConf.register_resolver("oc.env", lambda *_: "\0", replace=True)
+    try:
+        yield from [(key, text) for key, text in texts.items() if _resolved(config, key) != values[key]]
+    finally:
+        OmegaConf.register_resolver("oc.env", oc.env, replace=True)
 
 
-def _references(text: str) -> list[str]:
-    return [name for name in re.findall(r"\$\{(?:[\w.]+:)?\.*([\w.\[\]]+)", text) if name]
+def _resolved(config: DictConfig, key: Key) -> Any:
+    """A value with its interpolations resolved; an error's name where that fails, as it may without the environment."""
+    node: Any = config
+    try:
+        for part in key:
+            node = node[part]
+    except Exception as error:  # a resolver may raise anything
+        return type(error)
+    return OmegaConf.to_container(node, resolve=True) if isinstance(node, Container) else node
 
 
 def take_flags(arguments: list[str], *names: str) -> tuple[set[str], list[str]]:

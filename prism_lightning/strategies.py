@@ -42,7 +42,7 @@ DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_val_batches": ((None, 1.0), "set data.validation_blocks"),
     "limit_test_batches": ((None, 1.0), "set data.validation_blocks"),
     "limit_predict_batches": ((None, 1.0), "set data.validation_blocks"),
-    "overfit_batches": ((None, 0.0), "set data.max_tokens"),
+    "overfit_batches": ((None, 0.0, 0), "set data.max_tokens"),
     "barebones": ((False, None), "it would turn off checkpoints and metrics that a run needs"),
     "fast_dev_run": ((False, 0, None), "it would export a model of one step: set trainer.max_steps and run.dir"),
 }
@@ -57,7 +57,7 @@ def check_trainer(recipe: str, trainer: dict[str, Any], fit: bool) -> None:
     problems = [
         f"{recipe}: trainer.{name} is {trainer[name]!r} and has no effect here: {instead}"
         for name, (neutral, instead) in DECIDED_ELSEWHERE.items()
-        if name in trainer and not any(trainer[name] is value or trainer[name] == value for value in neutral)
+        if name in trainer and (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in neutral]
     ]
     if fit and (trainer.get("max_steps") or -1) < 1:
         problems.append(f"{recipe}: trainer.max_steps must be a positive number: it sets the schedule's length")

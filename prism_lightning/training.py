@@ -123,7 +123,7 @@ class TrainingCLI(LightningCLI):
         kwargs["strategy"] = settled_strategy(self.config[self.verb]["trainer"].as_dict())
         if isinstance(kwargs["strategy"], dict):
             kwargs["strategy"] = settings["trainer"]["strategy"]
-        kwargs["plugins"] = [*(settings["trainer"].get("plugins") or []), AtomicCheckpointIO()]
+        kwargs["plugins"] = [*as_list(settings["trainer"].get("plugins")), AtomicCheckpointIO()]
         kwargs["logger"] = False
         if self.verb == "fit":
             self._take_run_directory()

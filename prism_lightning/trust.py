@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from jsonargparse import set_parsing_settings
@@ -13,7 +12,7 @@ from prism_lightning.evaluation.in_loop import InLoopEvaluation
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
 
-# None of these takes a function by its name, as LambdaCallback or FSDPStrategy do.
+# Some of these take functions by name, which are imported no more than classes that are not listed.
 TRUSTED_CLASSES: tuple[type, ...] = (
     DenseLM,
     PrismLM,
@@ -24,6 +23,7 @@ TRUSTED_CLASSES: tuple[type, ...] = (
     callbacks.ModelCheckpoint,
     callbacks.ModelSummary,
     callbacks.RichModelSummary,
+    callbacks.StochasticWeightAveraging,
     callbacks.Timer,
     loggers.CSVLogger,
     loggers.MLFlowLogger,
@@ -32,7 +32,9 @@ TRUSTED_CLASSES: tuple[type, ...] = (
     profilers.AdvancedProfiler,
     profilers.PyTorchProfiler,
     profilers.SimpleProfiler,
+    strategies.DDPStrategy,
     strategies.DeepSpeedStrategy,
+    strategies.FSDPStrategy,
     strategies.SingleDeviceStrategy,
 )
 
@@ -44,17 +46,23 @@ def _names(trusted: type) -> set[str]:
 
 
 TRUSTED_PATHS = {name for trusted in TRUSTED_CLASSES for name in _names(trusted)}
+TRUSTED_NAMES = {trusted.__name__ for trusted in TRUSTED_CLASSES}
 
 
 def limit_imports(config: dict[str, Any], recipe: str, allow_custom_code: bool) -> None:
-    """Let the parser import the trusted classes only or, with the flag, also what the recipe names.
+    """Let the parser import the trusted classes only; with the flag, anything. Holds for the rest of the process.
 
     Raises:
         UserError: without the flag, every other class that the recipe names.
     """
-    # A name without a dot imports nothing: the parser looks it up among the classes that it has already.
-    named = {name for name in _class_paths(config) if "." in name} - TRUSTED_PATHS
-    if named and not allow_custom_code:
+    if allow_custom_code:
+        return
+    model = config.get("model")
+    of_model = {str(model.get("class_path"))} if isinstance(model, dict) else set()
+    # A short name is looked up among known classes; the model's has a better message where it is wrong.
+    short = TRUSTED_NAMES | {name for name in of_model if "." not in name}
+    named = set(_class_paths(config)) - TRUSTED_PATHS - short
+    if named:
         raise UserError(
             [
                 f"{recipe}: class {name} is not on prism_lightning's list, and importing it runs its code: if you trust"
@@ -62,9 +70,8 @@ def limit_imports(config: dict[str, Any], recipe: str, allow_custom_code: bool) 
                 for name in sorted(named)
             ]
         )
-    allowed = TRUSTED_PATHS | (set(_dotted_names(config)) if allow_custom_code else set())
     # The parser would import any dotted name also where a function is expected.
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(allowed))
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(TRUSTED_PATHS))
 
 
 def _class_paths(node: Any) -> list[str]:
@@ -74,11 +81,3 @@ def _class_paths(node: Any) -> list[str]:
         return []
     own = [str(node["class_path"])] if "class_path" in node else []
     return own + [name for child in node.values() for name in _class_paths(child)]
-
-
-def _dotted_names(node: Any) -> list[str]:
-    if isinstance(node, dict | list):
-        children = node.values() if isinstance(node, dict) else node
-        return [name for child in children for name in _dotted_names(child)]
-    path = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", node) if isinstance(node, str) else None
-    return [node] if path and not node.startswith("jsonargparse") else []

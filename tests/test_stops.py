@@ -12,8 +12,8 @@ from support.runs import in_run
 from prism_lightning.cli import main, stop_line
 from prism_lightning.common.stops import Stopped, StopRequest, defer_stops, stop_signals_raise
 
-LONG = ["--trainer.logger", "false", "--trainer.max_steps", "60", "--run.checkpoint_interval", "50"]
-LONG += ["--trainer.val_check_interval", "20", "--data.validation_blocks", "200"]
+LONG = ["--trainer.logger", "false", "--trainer.max_steps", "44", "--run.checkpoint_interval", "50"]
+LONG += ["--trainer.val_check_interval", "20", "--data.validation_blocks", "120"]
 
 
 def stopped_fit(arguments, line, number):
@@ -39,6 +39,15 @@ def test_signals_save_a_checkpoint_and_the_resumed_weights_are_bit_equal(tiny, t
     assert "resuming from" in fit(in_run(tiny, stopped, *LONG))
     expected, resumed = (load_file(folder / "model" / "model.safetensors") for folder in (whole, stopped))
     assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
+
+
+def test_a_signal_to_the_whole_group_does_not_kill_the_loaders_workers(tiny, tmp_path):
+    """As a terminal's Ctrl-C and a scheduler's SIGTERM come: to the trainer and to its children."""
+    child = start("fit", *in_run(tiny, tmp_path / "run", *LONG), "--data.num_workers", "1", before=os.setsid)
+    child.wait_for("step 10/")
+    os.killpg(child.pid, signal.SIGTERM)
+    assert child.wait() == 143 and "is saved; the same command resumes there" in child.stderr
+    assert "Traceback" not in child.stderr and list((tmp_path / "run" / "checkpoints").glob("step-*.ckpt"))
 
 
 def test_a_signal_raises_at_once_and_handlers_are_put_back():

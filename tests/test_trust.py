@@ -1,13 +1,16 @@
 """A stranger's recipe: it imports classes of a list only, and nothing of the environment is written out."""
 
 import json
+import site
 import subprocess
 import sys
+from functools import partial
 
 import jsonargparse
 import pytest
 import yaml
-from conftest import ROOT, child_environment, command
+from support.processes import child_environment, run
+from support.runs import ROOT
 
 from prism_lightning.errors import UserError
 from prism_lightning.recipes import composed
@@ -48,18 +51,19 @@ def stranger(tmp_path, monkeypatch):
         ("--trainer.callbacks", "[{class_path: stranger.Hello}]"),
         ("--trainer.logger", "{class_path: stranger.Hello}"),
         ("--trainer.strategy", "{class_path: stranger.Hello}"),
+        ("--trainer.callbacks", "{class_path: LambdaCallback, init_args: {on_fit_start: stranger.Hello}}"),
     ],
 )
 def test_other_classes_are_refused_by_name_and_not_imported(cli, tiny, stranger, setting):
     result = cli("fit", *tiny, *setting)
     assert result.returncode == 2 and "--allow_custom_code" in result.stderr
-    assert "class stranger." in result.stderr and not stranger.exists()
+    assert ("class stranger." in result.stderr or "class LambdaCallback" in result.stderr) and not stranger.exists()
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        ("--trainer.callbacks", "{class_path: LambdaCallback, init_args: {on_fit_start: stranger.Hello}}"),
+        ("--trainer.strategy", "{class_path: DDPStrategy, init_args: {ddp_comm_hook: stranger.Hello}}"),
         ("--trainer.callbacks", "stranger.Hello"),
         ("--trainer.profiler", "stranger.Hello"),
     ],
@@ -75,13 +79,12 @@ def test_index_and_the_data_of_a_run_import_nothing_either(cli, tiny, stranger):
 
 
 def test_with_the_flag_custom_code_runs(tiny, stranger, tmp_path):
-    arguments = [*tiny, "--trainer.callbacks", "{class_path: stranger.Hello}", "--allow_custom_code"]
-    more = ["--trainer.logger", "false", "--trainer.max_steps", "4", "--model.placement_step", "1"]
-    environment = child_environment()
-    environment["PYTHONPATH"] += f":{tmp_path}"
-    result = subprocess.run(
-        command("fit", *arguments, *more), capture_output=True, text=True, env=environment, cwd=ROOT
-    )
+    """Also a class that a package offers from another module, and one of Lightning's by its short name."""
+    (tmp_path / "offers.py").write_text("from stranger import Hello\n")
+    callbacks = "[{class_path: offers.Hello}, {class_path: OnExceptionCheckpoint, init_args: {dirpath: x}}]"
+    arguments = [*tiny, "--trainer.callbacks", callbacks, "--allow_custom_code", "--trainer.logger", "false"]
+    short = ["--trainer.max_steps", "4", "--model.placement_step", "1"]
+    result = run("fit", *arguments, *short, before=partial(site.addsitedir, str(tmp_path)))
     assert result.returncode == 0, result.stderr
     assert "hello from a stranger" in result.stdout and stranger.exists()
 
@@ -123,6 +126,29 @@ def test_values_from_the_environment_are_used_and_not_recorded(tmp_path, monkeyp
     recorded = recipe.without_environment(recipe.settings | {})
     assert SECRET not in yaml.safe_dump(recorded)
     assert recorded["run"]["tracking_uri"] == "http://${oc.env:PRISM_TOKEN}@server" and recorded["model"]["n"] == 16
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "${data.path[0]}",
+        "${ data.path }",
+        "${data[path]}",
+        "${data.${data.tokenizer}}",
+        '${oc.select:"data.path"}',
+        "${..data.path}",
+        "${oc.${model.kind}:PRISM_TOKEN}",
+        "x-${oc.decode:${oc.env:PRISM_TOKEN}}",
+    ],
+)
+def test_every_way_to_refer_to_the_environment_is_seen(tmp_path, monkeypatch, reference):
+    monkeypatch.setenv("PRISM_TOKEN", SECRET)
+    path = tmp_path / "recipe.yaml"
+    data = {"path": ["${oc.env:PRISM_TOKEN}"], "tokenizer": "path"}
+    path.write_text(yaml.safe_dump({"data": data, "model": {"kind": "env"}, "run": {"experiment": reference}}))
+    recipe = composed(path, [])
+    assert SECRET in str(recipe.settings["run"]["experiment"])
+    assert SECRET not in yaml.safe_dump(recipe.without_environment(recipe.settings))
 
 
 def test_no_file_of_a_run_holds_a_value_from_the_environment(cli, tiny, tmp_path, monkeypatch):

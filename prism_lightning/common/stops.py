@@ -56,7 +56,7 @@ def stop_signals_raise() -> Iterator[None]:
     """Let the stop signals raise `Stopped`; what is ignored, as Ctrl-C is in a shell's background jobs, stays so."""
     before = {}
     for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a handler that is not Python's
             before[number] = signal.signal(number, _raise)
     try:
         yield
@@ -85,7 +85,13 @@ def stop_at_once() -> None:
     _replace_handlers(_raise)
 
 
+def ignore_stops(*_: object) -> None:
+    """Let this process ignore the stop signals: a loader's worker ends when its trainer does."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _replace_handlers(handler: signal._HANDLER) -> None:
     for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, handler)

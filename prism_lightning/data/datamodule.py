@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 
+from prism_lightning.common.stops import ignore_stops
 from prism_lightning.data.order import TrainingOrder
 from prism_lightning.data.prepare import Preparation, prepare
 from prism_lightning.data.sources import (
@@ -30,7 +31,7 @@ class TrainingLoader(DataLoader):
     batch_sampler: TrainingOrder  # type: ignore[assignment]
 
     def __init__(self, store: TokenStore, order: TrainingOrder, num_workers: int) -> None:
-        super().__init__(store, batch_sampler=order, num_workers=num_workers)  # type: ignore[arg-type]
+        super().__init__(store, batch_sampler=order, num_workers=num_workers, worker_init_fn=ignore_stops)  # type: ignore[arg-type]
         self.position = 0
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
@@ -219,7 +220,7 @@ class TextData(LightningDataModule):
             )
         chosen = np.linspace(0, len(self.validation) - 1, count).astype(int)
         mine = Subset(self.validation, chosen[rank::world_size].tolist())
-        return DataLoader(mine, batch_size=self.micro_batch_size, num_workers=self.num_workers)
+        return DataLoader(mine, self.micro_batch_size, num_workers=self.num_workers, worker_init_fn=ignore_stops)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

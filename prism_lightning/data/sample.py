@@ -8,6 +8,8 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
+import filelock
+
 from prism_lightning.data.integrity import DamagedDataError, read_prepared, write_manifest
 from prism_lightning.data.store import StoreWriter, TokenStore
 
@@ -29,12 +31,14 @@ def sampled_store(store: TokenStore, tokens: int, folder: Path) -> TokenStore:
         return store
     identity = f"{store.manifest['fingerprint']} {tokens}"
     fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-    if not _is_sample(folder, fingerprint):
-        partial = folder.with_name(folder.name + ".partial")
-        for path in (partial, folder):
-            shutil.rmtree(path, ignore_errors=True)
-        _write(store, store.sample(tokens), partial, fingerprint)
-        os.rename(partial, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_name(folder.name + ".lock")):
+        if not _is_sample(folder, fingerprint):
+            partial = folder.with_name(folder.name + ".partial")
+            for path in (partial, folder):
+                shutil.rmtree(path, ignore_errors=True)
+            _write(store, store.sample(tokens), partial, fingerprint)
+            os.rename(partial, folder)
     return TokenStore(folder, "train", store.block_size)
 
 

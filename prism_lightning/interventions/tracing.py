@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ def own_attributor(
     loaded = loaded or load_exported(run)
     if index is None and loaded[0].prototypes is not None:  # a dense model has only the index that `index` built
         index = own_index(run, loaded[0])
+        try:
+            return Attributor.open(run, index, verify=verify, loaded=loaded)
+        except UserError as error:
+            print(f"the index of the model's own prototypes is built anew: {error}", file=sys.stderr)
+            index = own_index(run, loaded[0], anew=True)
     return Attributor.open(run, index, verify=verify, loaded=loaded)
 
 

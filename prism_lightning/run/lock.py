@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -11,8 +10,10 @@ from pathlib import Path
 
 import filelock
 
-from prism_lightning.common.files import read_json
+from prism_lightning.common.files import read_json, write_json
 from prism_lightning.errors import UserError
+
+WAIT_SECONDS = 5.0
 
 
 def lock_run(folder: Path) -> filelock.BaseFileLock:
@@ -21,23 +22,28 @@ def lock_run(folder: Path) -> filelock.BaseFileLock:
     `lock` is the locked file. `lock.json` beside it says who holds it, for the error of the next one.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has it, or the directory cannot be written.
     """
-    lock = filelock.FileLock(folder / "lock", timeout=0)
+    # The workers of a killed process need a moment to notice that it is gone.
+    lock = filelock.FileLock(folder / "lock", timeout=WAIT_SECONDS)
     holder = folder / "lock.json"
     try:
         lock.acquire()
-    except filelock.Timeout as error:
-        facts = read_json(holder) or {}
-        who = f"process {facts.get('pid', '?')} on {facts.get('host', '?')} since {facts.get('since', '?')}"
-        raise UserError(
-            f"{folder} is in use by {who}: wait until it ends, stop it, or choose another --run.dir"
-        ) from error
+    except OSError as error:
+        if isinstance(error, filelock.Timeout):
+            raise _in_use(folder, holder) from error
+        raise UserError(f"{folder} cannot be locked ({error.strerror}): give yourself write access") from error
     facts = {
         "pid": os.getpid(),
         "host": platform.node(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": sys.argv[1:],
     }
-    holder.write_text(json.dumps(facts))
+    write_json(holder, facts)
     return lock
+
+
+def _in_use(folder: Path, holder: Path) -> UserError:
+    facts = read_json(holder) or {}
+    who = f"process {facts.get('pid', '?')} on {facts.get('host', '?')} since {facts.get('since', '?')}"
+    return UserError(f"{folder} is in use by {who}: wait until it ends, stop it, or choose another --run.dir")

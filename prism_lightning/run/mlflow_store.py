@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import filelock
 from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from prism_lightning.errors import UserError, disk_is_full, visible
 
@@ -29,8 +31,8 @@ def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
     """
     check_uri(uri)
     try:
-        if uri.startswith(SQLITE):
-            make_database(Path(uri.removeprefix(SQLITE)), used_before)
+        if uri.startswith(SQLITE) and getattr(rank_zero_only, "rank", 0) == 0:
+            make_database(database_path(uri), used_before)
         return _opened(uri, settings)
     except UserError:
         raise
@@ -48,6 +50,11 @@ def check_uri(uri: str) -> None:
         )
     if scheme == "sqlite" and not uri.startswith(SQLITE):
         raise UserError(f"run.tracking_uri {uri}: give sqlite:///path/to/mlflow.db, with three slashes")
+
+
+def database_path(uri: str) -> Path:
+    """The file of a SQLite address."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
 
 
 def make_database(path: Path, used_before: bool) -> None:
@@ -70,26 +77,31 @@ def make_database(path: Path, used_before: bool) -> None:
         if path.is_file() and (used_before or _has_tables(path)):
             return
         partial = path.with_name(path.name + ".partial")
-        for left in (partial, path):  # of a process that was killed
-            left.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # of a process that was killed
+        if path.is_file():
+            os.replace(path, path.with_name(path.name + ".damaged"))
         SqlAlchemyStore(f"{SQLITE}{partial}", "./mlruns")._dispose_engine()
         os.replace(partial, path)
 
 
 def _has_tables(path: Path) -> bool:
-    """Whether MLflow's newest tables are there: a file that a killed process left behind has only some of them."""
-    import sqlite3
+    """Whether MLflow's newest tables are there: a file that a killed process left behind has only some of them.
 
+    Raises:
+        sqlite3.OperationalError: the file cannot be read now: it is locked, say.
+    """
     from mlflow.store.db.utils import _get_latest_schema_revision
 
-    with suppress(sqlite3.DatabaseError):
-        connection = sqlite3.connect(path)
-        try:
+    try:
+        with closing(sqlite3.connect(path)) as connection:
             versions = connection.execute("select version_num from alembic_version").fetchall()
-            return versions == [(_get_latest_schema_revision(),)]
-        finally:
-            connection.close()
-    return False
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            raise
+        return False
+    except sqlite3.DatabaseError:
+        return False
+    return versions == [(_get_latest_schema_revision(),)]
 
 
 def _opened(uri: str, settings: dict[str, Any]) -> MLFlowLogger:
@@ -106,14 +118,30 @@ def _opened(uri: str, settings: dict[str, Any]) -> MLFlowLogger:
     return logger
 
 
+# What a database says, and what helps: the first that fits.
+REMEDIES = {
+    "locked": "another process uses it: run the same command again when that is done",
+    "readonly": "give yourself write access, or set another run.tracking_uri",
+    "permission": "give yourself write access, or set another run.tracking_uri",
+    "unable to open": "give yourself write access, or set another run.tracking_uri",
+    "out-of-date": "it is of an older MLflow: back it up and run `mlflow db upgrade` with its address",
+    "not a database": "it is damaged",
+    "malformed": "it is damaged",
+    "no such": "it is damaged",
+    "already exists": "it is damaged",
+}
+
+
 def _reason(uri: str, error: Exception) -> str:
     if disk_is_full(error):
         return "the disk is full: free space and run the same command; earlier checkpoints are whole"
-    cause = " ".join(visible(str(error)).split())[:160]
-    if uri.startswith(SQLITE):
-        path = uri.removeprefix(SQLITE)
+    cause = " ".join(visible(str(error)).split())
+    remedy = next((text for sign, text in REMEDIES.items() if sign in cause.lower()), None)
+    if uri.startswith(SQLITE) and remedy == "it is damaged":
+        path = database_path(uri)
         return (
-            f"the MLflow database {path} is damaged ({cause}): remove it and run the same command, which makes a new"
-            " one; weights and csv metrics are not in it"
+            f"the MLflow database {path} is damaged ({cause[:160]}): rename it and run the same command, which makes a"
+            " new one; weights and csv metrics are not in it"
         )
-    return f"run.tracking_uri {uri} does not work ({cause}): start the server, or leave the setting out"
+    remedy = remedy or "start the server, give another address, or leave the setting out"
+    return f"run.tracking_uri {uri} does not work ({cause[:160]}): {remedy}"

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from prism_lightning.common.files import write_whole
-from prism_lightning.run.mlflow_store import SQLITE, check_uri, make_database
+from prism_lightning.run.mlflow_store import SQLITE, check_uri, database_path, make_database
 
 
 def parent_run(folder: Path, uri: str) -> str:
@@ -21,7 +21,7 @@ def parent_run(folder: Path, uri: str) -> str:
     """
     check_uri(uri)
     if uri.startswith(SQLITE):
-        make_database(Path(uri.removeprefix(SQLITE)), used_before=True)
+        make_database(database_path(uri), used_before=True)
     remembered = folder / "mlflow_parent_id"
     if remembered.is_file():
         return remembered.read_text()

@@ -6,14 +6,20 @@ import os
 import pytest
 
 from prism_lightning.errors import UserError
+from prism_lightning.run import lock as module
 from prism_lightning.run.lock import lock_run
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.1)
 
 
 def test_the_second_one_is_told_who_holds_the_directory(tmp_path):
     lock = lock_run(tmp_path)
     with pytest.raises(UserError, match=f"in use by process {os.getpid()} on .* since 20.*another --run.dir"):
         lock_run(tmp_path)
-    assert json.loads((tmp_path / "lock.json").read_text())["command"]
+    assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
     lock.release()
     lock_run(tmp_path).release()
 

@@ -74,7 +74,7 @@ def test_a_damaged_database_that_is_in_use_is_named_and_kept(tmp_path, database)
     path = tmp_path / "mlflow.db"
     content = database.read_bytes()
     path.write_bytes(content[: len(content) // 3])
-    with pytest.raises(UserError, match=rf"{path} is damaged .*: remove it and run the same command"):
+    with pytest.raises(UserError, match=rf"{path} is damaged .*: rename it and run the same command"):
         open_logger(f"sqlite:///{path}", used_before=True, experiment_name="x")
     assert len(path.read_bytes()) == len(content) // 3
 
