@@ -220,7 +220,9 @@ class TextData(LightningDataModule):
             )
         chosen = np.linspace(0, len(self.validation) - 1, count).astype(int)
         mine = Subset(self.validation, chosen[rank::world_size].tolist())
-        return DataLoader(mine, self.micro_batch_size, num_workers=self.num_workers, worker_init_fn=ignore_stops)
+        return DataLoader(
+            mine, batch_size=self.micro_batch_size, num_workers=self.num_workers, worker_init_fn=ignore_stops
+        )
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

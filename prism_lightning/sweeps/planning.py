@@ -11,7 +11,7 @@ import torch
 from prism_lightning.errors import UserError, nearest
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.throughput import PEAK_FLOPS, flops_per_token
-from prism_lightning.settings import MODEL_CLASSES, problems_in
+from prism_lightning.settings import MODEL_PATHS, problems_in
 from prism_lightning.sweeps.trials import Trial
 
 CPU, CPU_FLOPS = "cpu-2-cores", 1.1e11  # the quickstart's 12,123 tokens/s of 9.2 M operations each (docs/LOG.md)
@@ -57,10 +57,9 @@ def module_of(config: dict[str, Any], where: str) -> DenseLM:
     problems = problems_in(config)
     if problems:
         raise UserError([f"{where}: {problem}" for problem in problems])
-    name = config["model"]["class_path"].rpartition(".")[2]
     try:
         with torch.device("meta"):
-            module: DenseLM = MODEL_CLASSES[name](**config["model"]["init_args"])
+            module: DenseLM = MODEL_PATHS[config["model"]["class_path"]](**config["model"]["init_args"])
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{where}: the model cannot be built: {' '.join(str(error).split())[:200]}") from error
     return module

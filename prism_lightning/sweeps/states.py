@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from prism_lightning.common.files import read_json, write_json
 from prism_lightning.common.manifests import number, one_of, optional, problem_in, text
+from prism_lightning.errors import UserError
 from prism_lightning.evaluation.results import read_result
 from prism_lightning.evaluation.suites import load_suite
 from prism_lightning.sweeps.trials import Trial
@@ -78,9 +79,11 @@ def standing(trial: Trial, commands: list[list[str]] | None = None) -> Standing:
 def unfinished(trial: Trial) -> list[str]:
     """What is left to do: "fit", then the tasks of the suites that have no result."""
     run = RunDirectory(RunSettings(dir=str(trial.run)))
-    done = run.last_results()
-    step = done.get("step") if isinstance(done, dict) else None
-    left = [] if isinstance(step, int) and step >= trial.steps and run.model.is_dir() else ["fit"]
+    try:
+        step = (run.last_results() or {}).get("step", -1)
+    except UserError:  # `fit` says what is wrong with the file
+        step = -1
+    left = [] if step >= trial.steps and run.model.is_dir() else ["fit"]
     for suite in trial.suites:
         left += [task for task in load_suite(suite) if read_result(trial.run / "evaluation", task) is None]
     return left

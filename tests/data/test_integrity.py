@@ -162,7 +162,7 @@ def test_checksums_are_compared_once_unless_a_file_was_written_since(text, prepa
 
 def test_the_corpus_of_an_index_is_checked_and_the_fix_works(text, prepared):
     manifest = json.loads((prepared / "manifest.json").read_text())
-    index = {"store": str(prepared), "block_size": 32, "data": manifest["fingerprint"]}
+    index = {"store": str(prepared), "block_size": 32, "data": manifest["fingerprint"], "tokens": 32}
     assert open_store(index, prepared.parent / "index").counts == manifest["train"]
     flip(prepared / "train" / "tokens.bin")
     with pytest.raises(

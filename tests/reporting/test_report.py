@@ -26,7 +26,7 @@ def make_run(folder, name, variant, seed=0, steps=10, width=32, loss=4.0, answer
     settings = {"backbone": BACKBONES["gpt2"] | {"n_embd": width}}
     settings |= {"num_prototypes": 64} if variant == "PrismLM" else {}
     settings |= changed
-    config = {"seed_everything": seed, "model": {"class_path": f"x.{variant}", "init_args": settings}}
+    config = {"seed_everything": seed, "model": {"class_path": variant, "init_args": settings}}
     config |= {"data": {"batch_size": 4, "block_size": 32, "path": path}, "trainer": {"max_steps": steps}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(config))
     (run / "environment.json").write_text(json.dumps({"data_fingerprint": data}))
