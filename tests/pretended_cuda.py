@@ -7,6 +7,7 @@ CUDA refuses it, and so is `numpy()`. A real device differs in rounding, speed a
 from contextlib import contextmanager
 from unittest import mock
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -72,7 +73,7 @@ def as_indices(index):
     """An index with its lists as tensors of the CPU."""
     if isinstance(index, tuple):
         return tuple(as_indices(part) for part in index)
-    return torch.tensor(index) if isinstance(index, list) else index
+    return torch.as_tensor(index) if isinstance(index, list | np.ndarray) else index
 
 
 def refuse_mixed(func, *values):

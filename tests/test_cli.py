@@ -248,7 +248,7 @@ def test_all_problems_of_a_recipe_are_named_at_once(cli, tiny):
         (["--ckpt_path", "/nowhere.ckpt"], ["/nowhere.ckpt not found"]),
         (["--ckpt_path", "/tmp"], ["/tmp is no checkpoint to go on from"]),
         (["--run.dir", "/dev/null/run"], ["run.dir /dev/null/run cannot be made"]),
-        (["--data.cache_dir", "/dev/null/cache"], ["data.cache_dir /dev/null/cache (Not a directory)"]),
+        (["--data.cache_dir", "/dev/null/cache"], ["written to data.cache_dir /dev/null/cache (Not a directory)"]),
     ],
 )
 def test_wrong_settings_are_one_line_and_leave_no_run(cli, tiny, tmp_path, arguments, words):
@@ -326,10 +326,15 @@ def test_an_exported_folder_with_damaged_weights_is_refused(finished, cli, tmp_p
     shutil.copytree(finished[0] / "model", tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-500])
-    refused(cli("generate", "--ckpt_path", tmp_path / "model", "--prompt", "x"), "model.safetensors has")
+    ask = ("generate", "--ckpt_path", tmp_path / "model", "--prompt", "x")
+    refused(cli(*ask), f"{weights} has ", "checksums.json")
+    (tmp_path / "model" / "checksums.json").unlink()  # as folders of older versions are
+    refused(cli(*ask), "cannot be loaded")
     weights.unlink()
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    refused(cli("generate", "--ckpt_path", tmp_path / "model", "--prompt", "x"), "model.safetensors is missing")
+    Path("/tmp/prism_trap_sprung").unlink(missing_ok=True)
+    refused(cli(*ask), "cannot be loaded")
+    assert not Path("/tmp/prism_trap_sprung").exists()
 
 
 def fill_the_disk_at_step_8():

@@ -28,6 +28,7 @@ def trained(tmp_path_factory):
     (folder / "validation.jsonl").write_text(json.dumps({"text": "Anna walked to the park. " * 30}) + "\n")
     recipe += ["--data.validation_path", str(folder / "validation.jsonl")]
     fit(recipe)
+    recipe += ["--index.fit_steps", "30"]
     assert main(["index", *recipe]) == 0
     assert main(["index", *recipe, "--index.space", "hidden", "--index.dir", str(folder / "hidden")]) == 0
     return folder, facts

@@ -15,11 +15,12 @@ def _at_once(monkeypatch):
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.1)
 
 
-def test_the_second_one_is_told_who_holds_the_directory(tmp_path):
+def test_the_second_one_is_told_who_holds_the_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["prism", "fit"])
     lock = lock_run(tmp_path)
     with pytest.raises(UserError, match=f"in use by process {os.getpid()} on .* since 20.*another --run.dir"):
         lock_run(tmp_path)
-    assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+    assert json.loads((tmp_path / "lock.json").read_text())["command"] == ["fit"]
     lock.release()
     lock_run(tmp_path).release()
 

@@ -4,6 +4,7 @@
 and a test compares settings.txt with what `python -m prism_lightning.settings` prints.
 """
 
+import gc
 import os
 
 from prism_lightning.cli import QUIET_LIBRARIES
@@ -23,3 +24,7 @@ import prism_lightning.attribution_verbs  # noqa: E402
 import prism_lightning.indexing  # noqa: E402
 import prism_lightning.model_verbs  # noqa: E402
 import prism_lightning.training  # noqa: E402, F401
+
+# What is imported stays: the children's collections (DeepSpeed's, Lightning's) need not walk it, 0.4 s each time.
+gc.collect()
+gc.freeze()

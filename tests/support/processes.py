@@ -32,7 +32,7 @@ from support import forked
 from support.runs import ROOT
 
 TESTS = ROOT / "tests"
-LIMIT = 150  # seconds that anything may take
+LIMIT = 600  # seconds that anything may take
 _context = multiprocessing.get_context("forkserver")
 _children: list["Child"] = []
 
