@@ -141,7 +141,7 @@ def test_every_verb_says_the_same_on_another_device(trained, runs, plain, cli, v
 def test_an_index_of_hidden_states_is_the_same_on_another_device(trained, runs, cli):
     run, arguments = trained
     quick = ("--index.fit_tokens", "8192", "--index.fit_steps", "5", "--index.prototypes", "32")
-    kind = ("--index.space", "hidden", "--index.hidden_rank", "4", *quick)
+    kind = ("--index.space", "hidden", "--index.hidden_rank", "4", "--index.precision", "fp32", *quick)
     said = []
     for name in ("cpu", "cuda"):
         where = ("--index.dir", runs[name] / "hidden", "--ckpt_path", run)

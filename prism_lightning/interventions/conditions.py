@@ -66,7 +66,7 @@ class WordBias:
         for *before, last in self.sequences:
             if len(before) <= context_Nc.shape[1]:
                 read_Nb = context_Nc[:, context_Nc.shape[1] - len(before) :]
-                endings_NY[:, column[last]] += (read_Nb == read_Nb.new_tensor(before)).all(-1)
+                endings_NY[:, column[last]] += (read_Nb == torch.tensor(before, device=read_Nb.device)).all(-1)
         return endings_NY
 
 
