@@ -67,7 +67,7 @@ def test_every_folder_and_file_of_the_map_exists():
     folders = re.findall(r"^\| `([^`]+/)` ", rows, flags=re.M)
     assert len(folders) >= 5 and [folder for folder in folders if not (ROOT / folder).is_dir()] == []
     for name in re.findall(r"`(\w+\.(?:py|md))`", rows):
-        assert list(ROOT.glob(f"*/**/{name}")), name
+        assert any(list((ROOT / part).rglob(name)) for part in ("prism_lightning", "benchmarks", "docs")), name
 
 
 def test_continuous_integration_runs_exactly_the_test_command():
