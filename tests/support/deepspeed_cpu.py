@@ -1,11 +1,15 @@
 """DeepSpeed on CPU for tests: Lightning's strategy refuses it, DeepSpeed itself does not (set DS_ACCELERATOR=cpu)."""
 
 import argparse
+from importlib import import_module
 
 import deepspeed
 import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
+
+# Gloo does the work: DeepSpeed would compile its shared memory first, 50 s on a machine that has not done so before.
+import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # the attribute `torch` of deepspeed.comm is torch
 
 
 class CPUDeepSpeedStrategy(DeepSpeedStrategy):
