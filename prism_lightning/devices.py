@@ -50,11 +50,6 @@ def dtype_named(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """fp32 or bf16; raises ValueError for another type."""
-    return next(name for name, known in DTYPES.items() if known == dtype)
-
-
 def check_float64(device: torch.device, what: str) -> None:
     """Raise UserError where a device cannot compute what needs float64."""
     if device.type == "mps":

@@ -15,13 +15,13 @@ from typing import Any
 import filelock
 import yaml
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from prism_lightning.common.files import write_json, write_whole
 from prism_lightning.common.json_text import as_json
 from prism_lightning.errors import UserError
 from prism_lightning.run.lock import lock_run
 from prism_lightning.run.mlflow_store import open_logger
+from prism_lightning.run.ranks import first_process
 
 PACKAGES = (
     "torch",
@@ -88,7 +88,7 @@ class RunDirectory:
         Raises:
             UserError: the directory holds a run of another recipe, or another process has it.
         """
-        if _first_process():
+        if first_process():
             self._lock()
         recipe = self.path / "recipe.yaml"
         if recipe.is_file() and self.last_checkpoint():
@@ -98,7 +98,7 @@ class RunDirectory:
                     f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}):"
                     " choose another --run.dir or remove it"
                 )
-        if not _first_process():
+        if not first_process():
             return
         write_whole(recipe, yaml.safe_dump(config, sort_keys=False).encode())
         write_json(self.path / "environment.json", environment() | {"data_fingerprint": data_fingerprint})
@@ -169,14 +169,10 @@ class RunDirectory:
 
     def log_settings(self, config: dict[str, Any], mlflow_logger: MLFlowLogger) -> None:
         """Log a new run's settings, and remember the MLflow run for resuming."""
-        run_id = str(mlflow_logger.run_id) if _first_process() else None
+        run_id = str(mlflow_logger.run_id) if first_process() else None
         if run_id and not (self.mlflow_run.is_file() and self.mlflow_run.read_text() == run_id):
             mlflow_logger.log_hyperparams(config)
             write_whole(self.mlflow_run, run_id.encode())
-
-
-def _first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def environment() -> dict[str, Any]:

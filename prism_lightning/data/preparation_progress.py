@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-LINE_SECONDS = 9.5
+from prism_lightning.progress import ProgressPrinter
+
 LEFT_FROM_SHARE = 0.01  # before this share is done, the time left would be a guess
 
 
-class PreparationProgress:
-    """Lines come from a thread of their own: training a tokenizer calls nothing of ours for minutes."""
+class PreparationProgress(ProgressPrinter):
+    """Counts are in words, since the total is often unknown. Training a tokenizer calls nothing of ours for minutes."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.bar.add_task("", total=None)
-        self.printer = threading.Thread(target=self._print_lines, daemon=True)
-        self.finished = threading.Event()
+        super().__init__(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         self.stage("preparing data")
-
-    def __enter__(self) -> PreparationProgress:
-        self.bar.start()
-        if self.bar.disable:
-            self.printer.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.finished.set()
-        self.bar.stop()
 
     def stage(self, what: str) -> None:
         """Begin another part of the work."""
@@ -53,7 +33,3 @@ class PreparationProgress:
         seconds = time.monotonic() - self.began
         left = f", {seconds * (1 / self.share - 1):.0f} s left" if LEFT_FROM_SHARE < self.share <= 1 else ""
         return f"{self.what}{': ' * bool(self.counts)}{self.counts}, {seconds:.0f} s{left}"
-
-    def _print_lines(self) -> None:
-        while not self.finished.wait(LINE_SECONDS):
-            print(self.line(), file=sys.stderr, flush=True)

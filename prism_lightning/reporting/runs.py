@@ -19,6 +19,7 @@ from prism_lightning.evaluation.results import TaskResult, read_result
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.sweeps.planning import module_of
 from prism_lightning.sweeps.trials import spoken
+from prism_lightning.tracking import flat
 
 DENSE_SETTINGS = [name for name in inspect.signature(DenseLM).parameters]
 TRAINER_SETTINGS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # that change what is learnt
@@ -258,14 +259,6 @@ def _data_name(data: dict[str, Any]) -> str:
         return " ".join(map(str, paths[:2])) + (" ..." if len(paths) > 2 else "")
     names = [str(data[name]) for name in ("dataset", "dataset_config", "dataset_revision") if data.get(name)]
     return " ".join(names) or "standard library"
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one dictionary, names joined by dots."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 Place = tuple[str, int, str, str]  # training, tokens, data, label

@@ -10,9 +10,9 @@ from typing import Any
 
 import filelock
 from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from prism_lightning.errors import UserError, disk_is_full, visible
+from prism_lightning.run.ranks import first_process
 
 SQLITE = "sqlite:///"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
@@ -31,7 +31,7 @@ def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
     """
     check_uri(uri)
     try:
-        if uri.startswith(SQLITE) and getattr(rank_zero_only, "rank", 0) == 0:
+        if uri.startswith(SQLITE) and first_process():
             make_database(database_path(uri), used_before)
         return _opened(uri, settings)
     except UserError:

@@ -253,7 +253,7 @@ def test_errors_of_reading_do_not_name_the_cache(text, tmp_path, monkeypatch):
 def test_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, capfd):
     from prism_lightning.data import preparation_progress
 
-    monkeypatch.setattr(preparation_progress, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr("prism_lightning.progress.LINE_SECONDS", 0.05)
     progress = preparation_progress.PreparationProgress()
     with progress:
         progress.stage("tokenising")
@@ -268,7 +268,7 @@ def test_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, capfd):
 def test_lines_go_on_while_a_tokenizer_is_trained(monkeypatch, capfd):
     from prism_lightning.data import preparation_progress
 
-    monkeypatch.setattr(preparation_progress, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr("prism_lightning.progress.LINE_SECONDS", 0.05)
     text = "".join(random.Random(0).choices("abcdefghij", k=200_000))
     with preparation_progress.PreparationProgress() as progress:
         texts = iter([text])
