@@ -3,10 +3,12 @@
 import pytest
 import torch
 from support.corpus_model import BACKBONE, BLOCK, FirstBlocks
+from support.runs import copied_run
 
 from prism_lightning.attribution.build import Builder
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.attribution.spaces import open_index
+from prism_lightning.cli import main
 from prism_lightning.data.datamodule import TextData
 
 
@@ -46,3 +48,12 @@ def built(model, store, tmp_path):
         return open_index(tmp_path / folder) if builder.build(rank, world_size) else None
 
     return build
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory):
+    """A finished tiny run with its index, and the arguments it was made with."""
+    folder, arguments = copied_run(finished_run, tmp_path_factory.mktemp("attributed") / "run")
+    small = ["--index.prototypes", "128", "--index.fit_steps", "10", "--index.shard_tokens", "30000"]
+    assert main(["index", *arguments, *small]) == 0
+    return folder, [*arguments, *small]
