@@ -50,6 +50,9 @@ def check_uri(uri: str) -> None:
         )
     if scheme == "sqlite" and not uri.startswith(SQLITE):
         raise UserError(f"run.tracking_uri {uri}: give sqlite:///path/to/mlflow.db, with three slashes")
+    if scheme == "sqlite" and database_path(uri).is_dir():
+        example = f"{SQLITE}{database_path(uri) / 'mlflow.db'}"
+        raise UserError(f"run.tracking_uri {uri}: that is a folder: give a file in it, such as {example}")
 
 
 def database_path(uri: str) -> Path:

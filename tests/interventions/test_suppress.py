@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from support.figures import kept_figures
 
 from prism_lightning.errors import UserError
 from prism_lightning.indexing import data_of
@@ -67,7 +68,8 @@ def test_prompts_begin_texts_and_go_on_where_these_are_few(loaded):
     assert prompts(texts, tokenizer, sampling, 2) == starts[:2] and prompts([], tokenizer, sampling, 2) == []
 
 
-def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path):
+def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, monkeypatch):
+    figures = kept_figures(monkeypatch)
     out = run / "interventions" / "no_calls.json"
     shown = cli("suppress", "--ckpt_path", run, "--words", "(", "--name", "no_calls", *SMALL, check=0).stdout
     assert "suppressing (" in shown and "goal " in shown
@@ -85,7 +87,14 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path)
         assert attempt["tokens"] is None if tokens is None else len(attempt["tokens"]) > 0
     report = (out.parent / "no_calls.md").read_text()
     assert all(f"### Prototype {number}:" in report for number in written["factors"])
-    assert "no_calls.png" in report and (out.parent / "no_calls.png").stat().st_size > 10_000
+    assert "](no_calls.png)" in report and (out.parent / "no_calls.png").is_file()
+    (axes,) = figures["in memory"].axes
+    measured = [details["plain"], details["biased"], *(attempt["fresh"] for attempt in details["attempts"])]
+    plotted = [container.lines[0].get_xydata()[0] for container in axes.containers]
+    assert plotted == [pytest.approx([100 * m["rise"], 100 * m["counts"]["rate"]]) for m in measured]
+    (draws,) = axes.collections[:1]
+    drawn = [[100 * draw["rise"], 100 * draw["counts"]["rate"]] for draw in details["draws"]]
+    assert draws.get_offsets().tolist() == [pytest.approx(point) for point in drawn]
     said = cli(
         "generate",
         "--ckpt_path",

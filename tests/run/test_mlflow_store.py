@@ -29,6 +29,8 @@ def database(tmp_path_factory):
         ("mlruns", "sqlite:///"),
         ("/tmp/mlruns", "sqlite:///"),
         ("sqlite:mlflow.db", "three slashes"),
+        ("sqlite:///", "such as sqlite:///mlflow.db"),
+        ("sqlite:////tmp/", "such as sqlite:////tmp/mlflow.db"),
     ],
 )
 def test_addresses_that_mlflow_does_not_take_are_refused_with_one_that_it_does(uri, advice):
