@@ -56,10 +56,11 @@ SMALL_QUICKSTART = (
 def commands(work: Path) -> list[tuple[str, list[str]]]:
     """Name and arguments of every command, in order: later ones use what earlier ones made."""
     run, suite = str(work / "run"), str(work / "suite.yaml")
-    data = ["--data.path", f"{work}/corpus/*.txt", "--data.cache_dir", f"{work}/cache"]
+    data = ["--data.path", f"{work}/pieces.jsonl", "--data.cache_dir", f"{work}/cache"]
     steps = ["--trainer.max_steps", "150", "--trainer.val_check_interval", "50", "--model.learning_rate", "5e-3"]
     recipe = ["--config", str(ROOT / "tests" / "tiny.yaml"), *data, *steps]
     on_run = ["--ckpt_path", run]
+    coarse = ["--index.prototypes", "256"]
     small = ["--tokens", "20000", "--prompts", "30", "--new_tokens", "12", "--draws", "2"]
     dense = ["--config", str(ROOT / "recipes/quickstart_dense.yaml"), *data, *SMALL_QUICKSTART]
     asked = [*on_run, "--text", "import os", "--json"]
@@ -67,21 +68,34 @@ def commands(work: Path) -> list[tuple[str, list[str]]]:
         ("fit", ["fit", *recipe, "--run.dir", run]),
         ("fit again", ["fit", *recipe, "--run.dir", run]),
         ("fit of the dense twin", ["fit", *dense, "--run.dir", f"{work}/dense"]),
-        ("fit of another recipe", ["fit", *recipe, "--run.dir", run, "--model.dead_after", "7"]),
+        ("fit of another recipe", ["fit", *recipe, "--run.dir", run, "--model.warmup_steps", "5"]),
         ("validate", ["validate", *recipe, "--run.dir", run]),
         ("predict", ["predict", *recipe, "--run.dir", run]),
         ("print_config", ["fit", *recipe, "--run.dir", run, "--print_config"]),
         ("index", ["index", *recipe, "--run.dir", run, "--index.prototypes", "256", "--index.fit_steps", "20"]),
         (
             "index in hidden",
-            ["index", *recipe, "--run.dir", run, "--index.space", "hidden", "--index.dir", f"{work}/h"],
+            [
+                "index",
+                *recipe,
+                "--run.dir",
+                run,
+                "--index.space",
+                "hidden",
+                *coarse,
+                "--index.dir",
+                f"{work}/h",
+            ],
         ),
         (
             "index of the model",
             ["index", *recipe, "--run.dir", run, "--index.dictionary", "model", "--index.dir", f"{work}/m"],
         ),
         ("generate", ["generate", *on_run, "--prompt", "def f(", "--max_new_tokens", "8", "--json"]),
-        ("generate sampled", ["generate", *on_run, "--prompt", "def f(", "--max_new_tokens", "8", "--temperature", "1", "--json"]),
+        (
+            "generate sampled",
+            ["generate", *on_run, "--prompt", "def f(", "--max_new_tokens", "8", "--temperature", "1", "--json"],
+        ),
         ("explain", ["explain", *asked]),
         ("explain table", ["explain", *on_run, "--text", "import os"]),
         ("attribute", ["attribute", *asked, "--top", "5"]),
@@ -114,7 +128,17 @@ def commands(work: Path) -> list[tuple[str, list[str]]]:
         ),
         (
             "generate with an intervention",
-            ["generate", *on_run, "--intervention", "no_calls", "--prompt", "def f(", "--max_new_tokens", "8", "--json"],
+            [
+                "generate",
+                *on_run,
+                "--intervention",
+                "no_calls",
+                "--prompt",
+                "def f(",
+                "--max_new_tokens",
+                "8",
+                "--json",
+            ],
         ),
         ("explain with an intervention", ["explain", *asked, "--intervention", "no_calls"]),
         ("evaluate", ["evaluate", *on_run, "--suite", suite, "--limit", "20", "--json"]),
@@ -140,16 +164,15 @@ def commands(work: Path) -> list[tuple[str, list[str]]]:
 
 
 def prepare(work: Path) -> None:
-    """Real text, items and questions: always the same for one Python."""
-    (work / "corpus").mkdir()
+    """Real text in short documents, items and questions: always the same for one Python."""
     sources = Path(sysconfig.get_paths()["stdlib"]).glob("*.py")
-    texts = []
-    for path in sorted(p for p in sources if 4_000 < p.stat().st_size < 30_000)[:40]:
-        (work / "corpus" / f"{path.stem}.txt").write_bytes(path.read_bytes())
-        texts.append(" ".join(path.read_bytes().decode("utf-8", "replace").split()))
+    chosen = sorted(path for path in sources if 4_000 < path.stat().st_size < 30_000)[:40]
+    texts = [" ".join(path.read_bytes().decode("utf-8", "replace").split()) for path in chosen]
+    documents = [text[start : start + 300] for text in texts for start in range(0, min(len(text), 6000) - 300, 300)]
+    (work / "pieces.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     (work / "suite.yaml").write_text(SUITE)
     (work / "piqa.yaml").write_text("tasks: {piqa: {metric: acc_norm, chance: 0.5}}\n")
-    settings = {"data.path": f"{work}/corpus/*.txt", "data.cache_dir": f"{work}/cache", "data.seed": 0}
+    settings = {"data.path": f"{work}/pieces.jsonl", "data.cache_dir": f"{work}/cache", "data.seed": 0}
     sweep = {"dir": f"{work}/sweep", "recipe": str(ROOT / "tests/tiny.yaml"), "variant": ["prism"], "seed": [0, 1]}
     (work / "sweep.yaml").write_text(json.dumps(sweep | {"settings": settings, "suites": ["suite.yaml"]}))
     pieces = [text[start : start + 200] for text in texts for start in (0, 400, 800, 1200)]
