@@ -1,5 +1,5 @@
 """python -m prism_lightning VERB ..."""
 
-from prism_lightning.cli import console_script
+from prism_lightning.cli.main import console_script
 
 console_script()

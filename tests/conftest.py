@@ -12,14 +12,16 @@ import pytest
 import torch
 from support.mlflow_template import VARIABLE as MLFLOW_TEMPLATE
 from support.mlflow_template import use_template
-from support.processes import child_environment, command, fit
-from support.runs import BACKBONES, ROOT, TINY_RECIPE, in_run, tiny_arguments
-
-__all__ = ["BACKBONES", "ROOT", "TINY_RECIPE", "child_environment", "command", "fit", "in_run", "tiny_arguments"]
-
+from support.processes import fit
+from support.runs import BACKBONES, ROOT, tiny_arguments
 
 # Files that take the longest, longest first: started last, one of them would run alone while the other core idles.
-LONGEST = ["benchmarks/test_smoke.py", "sweeps/test_running.py", "test_strategies.py", "test_resume.py"]
+LONGEST = [
+    "benchmarks/test_smoke.py",
+    "sweeps/test_running.py",
+    "training/test_strategies.py",
+    "training/test_resume.py",
+]
 
 
 def pytest_configure():
@@ -143,7 +145,7 @@ def real_stories():
 @pytest.fixture
 def cli(capfd, monkeypatch):
     """Run a command line in this process, which has the imports done; returns exit code, stdout and stderr."""
-    from prism_lightning.cli import main
+    from prism_lightning.cli.main import main
 
     def run(*arguments, check=None):
         monkeypatch.chdir(ROOT)

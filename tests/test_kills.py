@@ -96,11 +96,11 @@ FIT_KILLS = {
     "data preparation": [
         ("prism_lightning.data.store:StoreWriter.append", 1, "before"),
         ("prism_lightning.data.store:StoreWriter.append", 1, "after"),
-        ("prism_lightning.data.prepare:_write", 1, "after"),
+        ("prism_lightning.data.preparation:_write", 1, "after"),
     ],
     "tokenizer": [
-        ("prism_lightning.data.prepare:train_tokenizer", 1, "before"),
-        ("prism_lightning.data.prepare:train_tokenizer", 1, "after"),
+        ("prism_lightning.data.preparation:train_tokenizer", 1, "before"),
+        ("prism_lightning.data.preparation:train_tokenizer", 1, "after"),
         ("transformers:PreTrainedTokenizerFast.save_pretrained", 1, "after"),
     ],
     "mid-step": [
@@ -110,13 +110,13 @@ FIT_KILLS = {
     ],
     "checkpoint write": [
         ("torch:save", 1, "after"),
-        ("prism_lightning.checkpoints:AtomicCheckpointIO.save_checkpoint", 2, "before"),
-        ("prism_lightning.checkpoints:AtomicCheckpointIO.save_checkpoint", 1, "after"),
+        ("prism_lightning.training.checkpoint_io:AtomicCheckpointIO.save_checkpoint", 2, "before"),
+        ("prism_lightning.training.checkpoint_io:AtomicCheckpointIO.save_checkpoint", 1, "after"),
     ],
     "export": [
-        ("prism_lightning.finishing:save_exported", 1, "before"),
-        ("prism_lightning.exported:write_checksums", 1, "before"),
-        ("prism_lightning.tracking:RunDirectory.add_results", 1, "before"),
+        ("prism_lightning.training.post_training:save_exported", 1, "before"),
+        ("prism_lightning.run.model_folder:write_checksums", 1, "before"),
+        ("prism_lightning.run.directory:RunDirectory.add_results", 1, "before"),
     ],
 }
 
@@ -131,7 +131,7 @@ def test_fit_killed_at(stage, whole, corpus, tmp_path):
 def test_fit_killed_in_its_first_seconds(whole, corpus, tmp_path):
     """The run directory is made, MLflow's database half migrated, or made and not yet in its place."""
     kills = [
-        ("prism_lightning.tracking:lock_run", 1, "after"),
+        ("prism_lightning.run.directory:lock_run", 1, "after"),
         ("mlflow.store.db.utils:_upgrade_db", 1, "before"),
         ("mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.__init__", 1, "after"),
     ]
@@ -142,14 +142,14 @@ def test_fit_killed_in_its_first_seconds(whole, corpus, tmp_path):
 
 INDEX_KILLS = {
     "shard": [
-        ("prism_lightning.attribution.build:Builder.prepare_frame", 1, "after"),
-        ("prism_lightning.attribution.build:Builder.write_shard", 1, "after"),
+        ("prism_lightning.attribution.build.builder:Builder.prepare_frame", 1, "after"),
+        ("prism_lightning.attribution.build.builder:Builder.write_shard", 1, "after"),
         ("prism_lightning.common.files:os.fsync", 1, "before"),
     ],
     "merge": [
-        ("prism_lightning.attribution.build:Builder._merge", 1, "before"),
-        ("prism_lightning.attribution.logit_shards:LogitShards.curvature", 1, "after"),
-        ("prism_lightning.attribution.build:Builder._manifest", 1, "before"),
+        ("prism_lightning.attribution.build.builder:Builder._merge", 1, "before"),
+        ("prism_lightning.attribution.build.logits:LogitShards.curvature", 1, "after"),
+        ("prism_lightning.attribution.build.builder:Builder._manifest", 1, "before"),
     ],
 }
 

@@ -64,7 +64,7 @@ def test_every_recipe_and_verb_it_names_exists(cli):
 
 def test_every_folder_and_file_of_the_map_exists():
     rows = README[README.index("## Where things are") :]
-    folders = re.findall(r"^\| `([^`]+/)` ", rows, flags=re.M)
+    folders = re.findall(r"^\| `([^`]+/)`", rows, flags=re.M)
     assert len(folders) >= 5 and [folder for folder in folders if not (ROOT / folder).is_dir()] == []
     for name in re.findall(r"`(\w+\.(?:py|md))`", rows):
         assert any(list((ROOT / part).rglob(name)) for part in ("prism_lightning", "benchmarks", "docs")), name

@@ -20,7 +20,7 @@ from benchmarks.attribution.config import load_settings
 from benchmarks.attribution.cost import Cost
 from benchmarks.attribution.quality import Quality, checks
 from benchmarks.attribution.report import write_report
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:

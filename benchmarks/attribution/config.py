@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 
 @dataclass

@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.attribution.config import CorpusSettings, Settings
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import write_json
-from prism_lightning.data.datamodule import TextData
 from prism_lightning.data.sources import hub_dataset, local_files, standard_library
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.tokenizer import encode_batch, open_tokenizer, train_tokenizer
-from prism_lightning.errors import UserError
+from prism_lightning.lightning_modules.text_data import TextData
 
 
 @dataclass

@@ -16,7 +16,7 @@ from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
 from benchmarks.attribution.methods.target_match import TargetKernel, TargetMatch
 from benchmarks.attribution.methods.trak import Trak
 from benchmarks.attribution.task import Method, Task
-from prism_lightning.errors import UserError, nearest
+from prism_lightning.common.errors import UserError, nearest
 from prism_lightning.models import PrismForCausalLM
 
 KINDS = {

@@ -17,9 +17,9 @@ from benchmarks.attribution.config import Settings
 from benchmarks.attribution.cost import KINDS, TURN_ANSWERS, TURN_SECONDS, at, break_even, growth, line
 from benchmarks.attribution.lds import Interval
 from benchmarks.attribution.quality import ASKED
-from benchmarks.report import processor
-from prism_lightning.markdown import table
-from prism_lightning.tracking import environment
+from benchmarks.common import processor
+from prism_lightning.common.markdown import table
+from prism_lightning.run.environment import environment
 
 PEERS = ("kronfluence", "traker")
 

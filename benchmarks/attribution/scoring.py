@@ -25,7 +25,7 @@ from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import Variant, decoder, half_path, halves, losses_of
 from benchmarks.attribution.task import Method, Queries, Task
 from prism_lightning.common.files import write_file, write_json
-from prism_lightning.tracking import environment
+from prism_lightning.run.environment import environment
 
 
 class Case(NamedTuple):

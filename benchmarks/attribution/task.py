@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prism_lightning.attribution.records import head_chunks, loss_gradient
+from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient
 from prism_lightning.models import PrismForCausalLM
 
 BATCH = 128  # sequences in a forward pass

@@ -18,11 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.attribution.dictionary import Dictionary
-from prism_lightning.attribution.hidden_index import HiddenIndex
-from prism_lightning.attribution.identity import check_model, check_tokenizer, open_store
-from prism_lightning.attribution.index import Hits, Index, Query
-from prism_lightning.attribution.records import (
+from prism_lightning.attribution.curvature.dictionary import Dictionary
+from prism_lightning.attribution.curvature.records import (
     LogitRecords,
     Records,
     chunk_size,
@@ -31,16 +28,19 @@ from prism_lightning.attribution.records import (
     loss_gradient,
     records_of,
 )
+from prism_lightning.attribution.index.base import Hits, Index, Query
+from prism_lightning.attribution.index.hidden import HiddenIndex
+from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.results import Attribution, Describer
-from prism_lightning.attribution.spaces import open_index
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import map_file
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.token_text import token_text
 from prism_lightning.data.tokenizer import encode
-from prism_lightning.errors import UserError
-from prism_lightning.explaining import continued
-from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.continuation import continued
+from prism_lightning.run.fingerprints import check_model, check_tokenizer, open_store
+from prism_lightning.run.model_folder import load_exported, run_directory
 
 COMPETITORS = 16  # likeliest other tokens that an opposing question asks about
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prism_lightning.attribution.index import Hits, Index, Query, summed
+from prism_lightning.attribution.index.base import Hits, Index, Query, summed
 from prism_lightning.data.sources import has_rows
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.token_text import token_bytes, token_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 # By space: k, tokens for each prototype of the default K, damping.
 DEFAULTS = {"logits": (16, 128, 0.05), "hidden": (3, 32, 1e-3)}

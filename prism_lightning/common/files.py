@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from prism_lightning.common.errors import UserError, disk_is_full
 from prism_lightning.common.json_text import as_json
-from prism_lightning.errors import UserError, disk_is_full
 
 TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I8": "i1", "U16": "u2", "U32": "u4", "I64": "i8", "U8": "u1"}
 READ_BYTES = 2**22

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prism_lightning.common.errors import UserError, visible
 from prism_lightning.common.files import read_json
-from prism_lightning.errors import UserError, visible
 
 TEXT_LENGTH = 4096  # characters of a path or name; Linux has no longer path
 LARGEST = 2**53  # whole numbers that every JSON reader keeps exactly

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 QUESTIONS = ({"text"}, {"prompt"}, {"prompt", "why", "rather_than"})
 SHOWN = 20  # problems of one file that are printed

@@ -8,8 +8,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import file_facts, mismatch, write_json
-from prism_lightning.errors import UserError
 
 FORMAT = 2  # raise when the files change meaning: older data are then prepared anew
 SPLITS = ("train", "validation")

@@ -19,8 +19,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from prism_lightning.common.errors import UserError, visible
 from prism_lightning.data.pieces import Cutter, Piece
-from prism_lightning.errors import UserError, visible
 
 END_OF_TEXT = "<|endoftext|>"
 # Names of end tokens in use, for tokenizers that do not say which of their special tokens it is.

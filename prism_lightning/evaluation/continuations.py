@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 CHOICES = 4
 

@@ -21,8 +21,8 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.exported import load_exported
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.model_folder import load_exported
 
 BATCH_TOKENS = 8192  # in one forward pass, padding included
 HEAD_ROWS = 2048  # scored positions whose logits are held at once

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json, write_json, write_whole
 from prism_lightning.common.json_text import as_json
 from prism_lightning.common.manifests import mapping, mapping_of, number, optional, problem_in, text, whole
-from prism_lightning.errors import UserError
 
 Z95 = 1.959964
 # A metric may be null: one that the harness could not compute is NaN, which JSON does not know.

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from prism_lightning.errors import UserError, nearest
+from prism_lightning.common.errors import UserError, nearest
 
 
 @dataclass

@@ -12,7 +12,7 @@ import datasets
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from prism_lightning.errors import UserError, nearest
+from prism_lightning.common.errors import UserError, nearest
 from prism_lightning.evaluation.continuations import continuations, long_enough
 from prism_lightning.evaluation.suites import SuiteTask
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.attribution.identity import model_fingerprint
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json, write_json
 from prism_lightning.common.manifests import listed, mapping, mapping_of, number, optional, problem_in, text, whole
-from prism_lightning.errors import UserError
-from prism_lightning.exported import load_exported, run_directory
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.steering import Scaling
+from prism_lightning.run.fingerprints import model_fingerprint
+from prism_lightning.run.model_folder import load_exported, run_directory
 
 FORMAT = 1
 FIELDS = {

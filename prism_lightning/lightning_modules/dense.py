@@ -8,17 +8,17 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from prism_lightning.data.datamodule import TextData
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.lightning_modules.metrics import (
     LanguageModelingMetric,
     derived,
 )
-from prism_lightning.lightning_modules.optim import (
+from prism_lightning.lightning_modules.optimizer import (
     Schedule,
     lr_schedule,
     parameter_groups,
 )
+from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.models import Objective, PrismConfig, PrismForCausalLM
 
 Batch = dict[str, Tensor]

@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.order import block_at
-from prism_lightning.errors import UserError
 from prism_lightning.lightning_modules.dense import Batch, DenseLM
 from prism_lightning.lightning_modules.metrics import PrototypeUsage
 from prism_lightning.lightning_modules.sharding import gathered, write_parameter

@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from prism_lightning.errors import UserError, nearest
+from prism_lightning.common.errors import UserError, nearest
 from prism_lightning.models.steering import Scaling, check, merged
 
 

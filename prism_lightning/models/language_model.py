@@ -21,7 +21,7 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.models.configuration import PrismConfig
 from prism_lightning.models.prototypes import (
     Mixture,

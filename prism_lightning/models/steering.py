@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.models.prototypes import PrototypeLayer, mix
 
 

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from prism_lightning.errors import UserError, visible
+from prism_lightning.common.errors import UserError, visible
 from prism_lightning.reporting.tables import Table
 
 COMMAND = "python -m benchmarks.attribution --config benchmarks/attribution/{}.yaml"

@@ -6,8 +6,8 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from prism_lightning.markdown import escaped
-from prism_lightning.markdown import table as markdown_table
+from prism_lightning.common.markdown import escaped
+from prism_lightning.common.markdown import table as markdown_table
 from prism_lightning.reporting.tables import Table
 
 STYLE = """

@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json
 from prism_lightning.common.manifests import Kind, mapping, number, optional, problem_in, text, whole
-from prism_lightning.errors import UserError
+from prism_lightning.config.compose import flat
 from prism_lightning.evaluation.results import TaskResult, read_result
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.sweeps.planning import module_of
 from prism_lightning.sweeps.trials import spoken
-from prism_lightning.tracking import flat
 
 DENSE_SETTINGS = [name for name in inspect.signature(DenseLM).parameters]
 TRAINER_SETTINGS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # that change what is learnt

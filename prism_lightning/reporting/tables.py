@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.evaluation.results import Difference, average, paired_over_seeds
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.reporting.runs import Run, grouped, mean_and_spread, twins
@@ -215,7 +215,8 @@ def throughput_table(runs: list[Run]) -> Table:
         "Training throughput",
         [*PLACE, "dense, tokens/s", "tokens/s", "over dense", "dense, host GiB", "host GiB"],
         rows,
-        "At the end of each run, with whatever ran beside it: for a fair ratio run `python -m benchmarks.training`.",
+        "At the end of each run, with whatever ran beside it: for a fair ratio run `python -m"
+        " benchmarks.training.throughput`.",
     )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import filelock
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json, write_json
-from prism_lightning.errors import UserError
 
 WAIT_SECONDS = 5.0
 

@@ -6,38 +6,13 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import filelock
-from lightning.pytorch.loggers import MLFlowLogger
 
-from prism_lightning.errors import UserError, disk_is_full, visible
-from prism_lightning.run.ranks import first_process
+from prism_lightning.common.errors import UserError, disk_is_full, visible
 
 SQLITE = "sqlite:///"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
-
-
-def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
-    """A logger whose MLflow run exists.
-
-    Args:
-        uri: of the store: sqlite:///FILE, a database or a server.
-        used_before: whether the store has runs that must not be lost; otherwise a broken SQLite file is made anew.
-        settings: of `MLFlowLogger`; a `run_id` that the store does not know is replaced by a new run.
-
-    Raises:
-        UserError: an address that MLflow does not take, a damaged database, a server that does not answer.
-    """
-    check_uri(uri)
-    try:
-        if uri.startswith(SQLITE) and first_process():
-            make_database(database_path(uri), used_before)
-        return _opened(uri, settings)
-    except UserError:
-        raise
-    except Exception as error:  # SQLAlchemy's, MLflow's and the network's errors share no base class
-        raise UserError(_reason(uri, error)) from error
 
 
 def check_uri(uri: str) -> None:
@@ -107,20 +82,6 @@ def _has_tables(path: Path) -> bool:
     return versions == [(_get_latest_schema_revision(),)]
 
 
-def _opened(uri: str, settings: dict[str, Any]) -> MLFlowLogger:
-    from mlflow.exceptions import MlflowException
-
-    logger = MLFlowLogger(tracking_uri=uri, **settings)
-    try:
-        _ = logger.run_id
-    except MlflowException as error:
-        if settings.get("run_id") is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        logger = MLFlowLogger(tracking_uri=uri, **settings | {"run_id": None})
-        _ = logger.run_id
-    return logger
-
-
 # What a database says, and what helps: the first that fits.
 REMEDIES = {
     "locked": "another process uses it: run the same command again when that is done",
@@ -135,7 +96,8 @@ REMEDIES = {
 }
 
 
-def _reason(uri: str, error: Exception) -> str:
+def why_unusable(uri: str, error: Exception) -> str:
+    """What a store that does not work says, and what helps, in one line."""
     if disk_is_full(error):
         return "the disk is full: free space and run the same command; earlier checkpoints are whole"
     cause = " ".join(visible(str(error)).split())

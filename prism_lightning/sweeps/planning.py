@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from prism_lightning.errors import UserError, nearest
+from prism_lightning.common.errors import UserError, nearest
+from prism_lightning.config.validate import MODEL_PATHS, problems_in
 from prism_lightning.lightning_modules.dense import DenseLM
-from prism_lightning.lightning_modules.throughput import PEAK_FLOPS, flops_per_token
-from prism_lightning.settings import MODEL_PATHS, problems_in
+from prism_lightning.models.flops import PEAK_FLOPS, flops_per_token
 from prism_lightning.sweeps.trials import Trial
 
 CPU, CPU_FLOPS = "cpu-2-cores", 1.1e11  # the quickstart's 12,123 tokens/s of 9.2 M operations each (docs/LOG.md)

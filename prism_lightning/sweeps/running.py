@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.stops import STOP_EXIT_CODES, Stopped
-from prism_lightning.errors import UserError
 from prism_lightning.sweeps.parents import adopt
 from prism_lightning.sweeps.states import HEARTBEAT, record_path, write_record
 from prism_lightning.sweeps.trials import Trial, typed

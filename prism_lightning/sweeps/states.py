@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json, write_json
 from prism_lightning.common.manifests import number, one_of, optional, problem_in, text
-from prism_lightning.errors import UserError
 from prism_lightning.evaluation.results import read_result
 from prism_lightning.evaluation.suites import load_suite
+from prism_lightning.run.directory import RunDirectory, RunSettings
 from prism_lightning.sweeps.trials import Trial
-from prism_lightning.tracking import RunDirectory, RunSettings
 
 State = Literal["waiting", "submitted", "running", "failed", "finished"]
 HEARTBEAT = 15.0  # seconds between signs of life of a running trial

@@ -28,9 +28,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from prism_lightning.data.datamodule import TextData
-from prism_lightning.errors import UserError, nearest
-from prism_lightning.recipes import compose
+from prism_lightning.common.errors import UserError, nearest
+from prism_lightning.config.compose import compose
+from prism_lightning.lightning_modules.text_data import TextData
 
 PROGRAM = ("python", "-m", "prism_lightning")
 

@@ -5,11 +5,11 @@ import torch
 from support.corpus_model import BACKBONE, BLOCK, FirstBlocks
 from support.runs import copied_run
 
-from prism_lightning.attribution.build import Builder
+from prism_lightning.attribution.build.builder import Builder
+from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
-from prism_lightning.attribution.spaces import open_index
-from prism_lightning.cli import main
-from prism_lightning.data.datamodule import TextData
+from prism_lightning.cli.main import main
+from prism_lightning.lightning_modules.text_data import TextData
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from support.processes import child_environment, fit, start
 from support.runs import ROOT, in_run
 
 from prism_lightning.attribution.attributor import Attributor
-from prism_lightning.attribution.identity import model_fingerprint
-from prism_lightning.cli import main
-from prism_lightning.exported import load_exported
+from prism_lightning.cli.main import main
+from prism_lightning.run.fingerprints import model_fingerprint
+from prism_lightning.run.model_folder import load_exported
 
 
 def refused(result, *words):
@@ -69,8 +69,8 @@ def test_prototypes_shows_usage_and_neighbours(cli, run):
 
 
 def test_an_unused_prototype_is_said_to_be_unused(capsys, run, monkeypatch):
-    from prism_lightning.attribution.inspection import inspect_prototypes
-    from prism_lightning.attribution.tables import print_cards
+    from prism_lightning.inspection.cards import inspect_prototypes
+    from prism_lightning.inspection.tables import print_cards
 
     attributor = Attributor.open(run[0])
     for shard in attributor.index.shards:  # nobody uses the last one
@@ -84,7 +84,7 @@ def test_an_unused_prototype_is_said_to_be_unused(capsys, run, monkeypatch):
 
 
 def test_a_query_through_unused_prototypes_touches_nothing(capsys, run, monkeypatch):
-    from prism_lightning.attribution.tables import print_attributions
+    from prism_lightning.inspection.tables import print_attributions
 
     attributor = Attributor.open(run[0])
     for shard in attributor.index.shards:
@@ -138,7 +138,7 @@ NOT_IMPORTED = [
 ]
 IMPORTS = """
 import json, sys
-from prism_lightning.cli import main
+from prism_lightning.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     assert main(arguments) == 0
     found = [name for name in json.loads(sys.argv[2]) if name in sys.modules]

@@ -7,8 +7,8 @@ import pytest
 
 from prism_lightning.attribution.attributor import Attributor
 from prism_lightning.attribution.results import PASSAGE_TOKENS
-from prism_lightning.cli import main
-from prism_lightning.errors import UserError
+from prism_lightning.cli.main import main
+from prism_lightning.common.errors import UserError
 
 TEXT = "import os\n\ndef main(self):\n    return None\n"
 

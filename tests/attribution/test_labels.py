@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prism_lightning.attribution.labels import Labeller
+from prism_lightning.inspection.labels import Labeller
 
 
 def test_a_label_names_what_stands_there_and_hardly_elsewhere(store):

@@ -18,7 +18,7 @@ TOP = 10
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A model trained on the planted corpus, its index, and the facts."""
-    from prism_lightning.cli import main
+    from prism_lightning.cli.main import main
 
     folder = tmp_path_factory.mktemp("planted")
     facts = planted_corpus(folder / "train.jsonl")

@@ -11,7 +11,7 @@ from support.tiny_llama import tiny_llama
 
 from benchmarks.attribution.methods.ekfac import EkFac, LanguageTask
 from benchmarks.attribution.task import Queries, Task, query_loss
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 pytest.importorskip("kronfluence")
 

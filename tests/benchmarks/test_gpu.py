@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks.gpu import FULL, GPUS, SMOKE, TRAINED, RandomStore, Trainee, configuration, main, training
-from prism_lightning.lightning_modules.throughput import flops_per_token
+from benchmarks.gpu.__main__ import FULL, GPUS, SMOKE, TRAINED, RandomStore, Trainee, configuration, main, training
+from prism_lightning.models.flops import flops_per_token
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,11 @@ def test_the_models_are_those_of_the_recipes():
 
 
 def test_utilisation_is_the_rate_times_flops_over_the_peak(monkeypatch):
-    monkeypatch.setattr("benchmarks.gpu.peak_flops", lambda name: 1e9)
+    monkeypatch.setattr("benchmarks.gpu.__main__.peak_flops", lambda name: 1e9)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "it")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
     on_cpu = lambda config, tokens, _, accumulation: Trainee(config, tokens, "cpu", accumulation)  # noqa: E731
-    monkeypatch.setattr("benchmarks.gpu.Trainee", on_cpu)
+    monkeypatch.setattr("benchmarks.gpu.__main__.Trainee", on_cpu)
     found = training(TRAINED["130M"], SMOKE, "cuda")
     config, _ = configuration(TRAINED["130M"], SMOKE.overrides)
     matrices = 12 * 32 * 32 + 300 * 32 + 2 * 2 * 32 + 3 * 32 + 32 + 4 * 32 + 32 + 2 * 32  # of one layer, head, norms

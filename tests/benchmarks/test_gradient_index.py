@@ -7,7 +7,7 @@ from support.tiny_llama import tiny_llama
 
 from benchmarks.attribution.methods.gradient_index import GradientIndex, MomentSketch
 from benchmarks.attribution.task import Queries, Task, query_loss
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 S, T, V = 13, 8, 48  # 13 sequences: the last of the batches of 4 is short
 WHOLE = 10**6  # bytes that hold every coordinate of every layer

@@ -14,9 +14,9 @@ from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
 from benchmarks.attribution.methods.target_match import TargetKernel
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.task import Queries, Task
-from prism_lightning.attribution.logit_index import PRIOR
-from prism_lightning.attribution.records import records_of
-from prism_lightning.errors import UserError
+from prism_lightning.attribution.curvature.records import records_of
+from prism_lightning.attribution.index.logits import PRIOR
+from prism_lightning.common.errors import UserError
 
 VOCABULARY, LENGTH = 48, 9
 

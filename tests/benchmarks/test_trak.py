@@ -12,7 +12,7 @@ from support.tiny_llama import tiny_llama
 
 from benchmarks.attribution.methods.trak import HadamardProjection, Trak, hadamard
 from benchmarks.attribution.task import Queries, Task
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 S, T, V = 13, 8, 48
 

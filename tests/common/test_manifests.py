@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import map_file, read_json, write_file
 from prism_lightning.common.json_text import as_json
 from prism_lightning.common.manifests import (
@@ -20,7 +21,6 @@ from prism_lightning.common.manifests import (
     text,
     whole,
 )
-from prism_lightning.errors import UserError
 
 FIELDS = {
     "count": whole(1, 1000),

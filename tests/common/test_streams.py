@@ -4,7 +4,7 @@ import io
 import sys
 
 from prism_lightning import __version__
-from prism_lightning.cli import main
+from prism_lightning.cli.main import main
 from prism_lightning.common.streams import STAND_INS, tolerate_any_character
 
 

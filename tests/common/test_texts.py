@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.texts import decode_options, read_questions
-from prism_lightning.errors import UserError
 
 
 def argument(content: bytes) -> str:

@@ -12,12 +12,12 @@ import zlib
 import numpy as np
 import pytest
 
-from prism_lightning.attribution.identity import open_store
+from prism_lightning.common.errors import UserError
 from prism_lightning.data import integrity, store
-from prism_lightning.data import prepare as module
-from prism_lightning.data.datamodule import TextData
+from prism_lightning.data import preparation as module
 from prism_lightning.data.tokenizer import train_tokenizer
-from prism_lightning.errors import UserError
+from prism_lightning.lightning_modules.text_data import TextData
+from prism_lightning.run.fingerprints import open_store
 
 
 @pytest.fixture(scope="module")
@@ -191,10 +191,10 @@ def test_a_preparation_killed_at_any_moment_changes_nothing(text, prepared, tmp_
     paths = sorted(str(path) for path in text.glob("*.txt"))
     settings = {"path": paths[1:], "validation_path": paths[:1], "vocab_size": 300, "cache_dir": str(cache)}
     script = (
-        "import time; from prism_lightning.data import prepare\n"
+        "import time; from prism_lightning.data import preparation as prepare\n"
         "def stop():\n    print('here', flush=True); time.sleep(60)\n"
         f"{HOOKS[moment]}\n"
-        "from prism_lightning.data.datamodule import TextData\n"
+        "from prism_lightning.lightning_modules.text_data import TextData\n"
         f"TextData(**{settings!r}).prepare()"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
@@ -251,9 +251,9 @@ def test_errors_of_reading_do_not_name_the_cache(text, tmp_path, monkeypatch):
 
 
 def test_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, capfd):
-    from prism_lightning.data import preparation_progress
+    from prism_lightning.common import preparation_progress
 
-    monkeypatch.setattr("prism_lightning.progress.LINE_SECONDS", 0.05)
+    monkeypatch.setattr("prism_lightning.common.progress.LINE_SECONDS", 0.05)
     progress = preparation_progress.PreparationProgress()
     with progress:
         progress.stage("tokenising")
@@ -266,9 +266,9 @@ def test_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, capfd):
 
 
 def test_lines_go_on_while_a_tokenizer_is_trained(monkeypatch, capfd):
-    from prism_lightning.data import preparation_progress
+    from prism_lightning.common import preparation_progress
 
-    monkeypatch.setattr("prism_lightning.progress.LINE_SECONDS", 0.05)
+    monkeypatch.setattr("prism_lightning.common.progress.LINE_SECONDS", 0.05)
     text = "".join(random.Random(0).choices("abcdefghij", k=200_000))
     with preparation_progress.PreparationProgress() as progress:
         texts = iter([text])

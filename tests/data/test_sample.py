@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from prism_lightning.data.datamodule import TextData
 from prism_lightning.data.sample import sampled_store
+from prism_lightning.lightning_modules.text_data import TextData
 
 
 @pytest.fixture(scope="module")

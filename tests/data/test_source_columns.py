@@ -5,10 +5,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpus_files import PACKERS, WRITERS, documents, write
+from support.corpus_files import PACKERS, WRITERS, documents, write
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources import local_files
-from prism_lightning.errors import UserError
 
 NESTED_KINDS = [".jsonl", ".json", ".parquet", ".arrow", ".stream.arrow"]
 CHAT = [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi.\nThere."}]

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from corpus_files import PACKERS, WRITERS, documents, write
+from support.corpus_files import PACKERS, WRITERS, documents, write
 
-from prism_lightning.data.datamodule import TextData
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources import local_files
-from prism_lightning.errors import UserError
+from prism_lightning.lightning_modules.text_data import TextData
 
 STORY = "Es war einmal: äöü — und so weiter. " * 200
 

@@ -5,10 +5,10 @@ import os
 
 import pytest
 import zstandard
-from corpus_files import PACKERS, ROWS, TEXTS, WRITERS, documents, write
+from support.corpus_files import PACKERS, ROWS, TEXTS, WRITERS, documents, write
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources import has_rows, hub_dataset, local_files, standard_library
-from prism_lightning.errors import UserError
 
 ROWS_WITH_NULLS = [ROWS[0], {"n": 2, "text": None}, ROWS[1], {"n": 3, "text": " "}, {"n": 4, "text": None}, ROWS[2]]
 

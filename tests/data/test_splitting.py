@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from prism_lightning.data.datamodule import TextData
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources import Document, Source
 from prism_lightning.data.splitting import end_held_out, in_validation, tagged
-from prism_lightning.errors import UserError
+from prism_lightning.lightning_modules.text_data import TextData
 
 FRACTION = 0.2
 
@@ -120,7 +120,7 @@ def test_one_document_is_prepared_and_said_in_one_line(prepared, tmp_path, capsy
 
 
 def test_a_token_limit_spares_the_end_of_the_text(prepared, tmp_path, monkeypatch):
-    from prism_lightning.data import prepare
+    from prism_lightning.data import preparation as prepare
 
     monkeypatch.setattr(prepare, "BATCH_CHARACTERS", 1000)
     keys = [f"{n}.txt" for n in range(60) if not in_validation(Document("", "", f"{n}.txt"), 0.02)][:30]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.data.token_text import token_bytes, token_text
 from prism_lightning.data.tokenizer import encode, encoding_plain_text, train_tokenizer
-from prism_lightning.explaining import explain_text, explanation_table
+from prism_lightning.inspection.explain import explain_text, explanation_table
 
 WORDS = ["the quick brown fox, the lazy dog and the café\n" * 9]
 FAMILY = "你好 👩‍👩‍👧"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from prism_lightning.data.datamodule import TextData
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.tokenizer import (
     encode,
     encode_batch,
@@ -16,7 +16,7 @@ from prism_lightning.data.tokenizer import (
     tokenizer_size,
     train_tokenizer,
 )
-from prism_lightning.errors import UserError
+from prism_lightning.lightning_modules.text_data import TextData
 
 TOKENIZER = train_tokenizer(["def f(x):\n    return x\n" * 20], vocab_size=280)
 
@@ -155,7 +155,7 @@ TEXTS = ["x<|endoftext|>y", "</s>", "a </s><s> b <pad>", "plain text", "你好 �
 
 def test_every_way_to_encode_gives_the_ids_of_training(tmp_path, make_model):
     from prism_lightning.evaluation.harness import PrismHarnessModel
-    from prism_lightning.exported import load_exported, save_exported
+    from prism_lightning.run.model_folder import load_exported, save_exported
 
     foreign(tmp_path / "other.json", ["<pad>", "</s>", "<s>"], "<s> $A </s>")
     for number, tokenizer in enumerate((TOKENIZER, load_tokenizer(str(tmp_path / "other.json")))):
@@ -178,7 +178,7 @@ def test_every_way_to_encode_gives_the_ids_of_training(tmp_path, make_model):
 
 
 def test_attribute_and_explain_ask_with_these_ids(make_model):
-    from prism_lightning.explaining import explain_text
+    from prism_lightning.inspection.explain import explain_text
 
     model = make_model(num_prototypes=8, active_prototypes=2)
     text = "x<|endoftext|>y"

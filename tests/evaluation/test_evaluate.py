@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, fit, in_run, tiny_arguments
+from support.processes import fit
+from support.runs import ROOT, in_run, tiny_arguments
 
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.evaluation.tasks import why_fewer
-from prism_lightning.exported import load_exported
-from prism_lightning.indexing import data_of
+from prism_lightning.run.model_folder import load_exported
+from prism_lightning.run.training_data import data_of
 
 
 @pytest.fixture(scope="module")

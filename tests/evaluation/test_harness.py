@@ -12,7 +12,7 @@ from prism_lightning.data.tokenizer import train_tokenizer
 from prism_lightning.evaluation.harness import PrismHarnessModel
 from prism_lightning.evaluation.suites import load_suite
 from prism_lightning.evaluation.tasks import build_tasks
-from prism_lightning.exported import save_exported
+from prism_lightning.run.model_folder import save_exported
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = [
@@ -26,7 +26,7 @@ QUESTIONS = [
 @pytest.fixture(scope="module", params=["prism", "dense"])
 def models(request, tmp_path_factory):
     """The bridge and the harness's model on one exported folder."""
-    from conftest import BACKBONES
+    from support.runs import BACKBONES
 
     from prism_lightning.models import PrismConfig, PrismForCausalLM
 

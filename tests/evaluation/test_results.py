@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.evaluation.results import Difference, TaskResult, average, paired, read_result, write_result
 
 

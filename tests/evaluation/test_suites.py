@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.evaluation.continuations import continuations
 from prism_lightning.evaluation.suites import SuiteTask, load_suite, load_suites
 from prism_lightning.evaluation.tasks import build_tasks

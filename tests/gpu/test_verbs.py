@@ -9,11 +9,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import fit, in_run
-from device_cases import ROUNDED, VERBS, answer, copied, headline, trained_run
+from support.device_cases import ROUNDED, VERBS, answer, copied, headline, trained_run
+from support.processes import fit
+from support.runs import in_run
 
-from prism_lightning.attribution.identity import model_fingerprint
-from prism_lightning.exported import load_exported
+from prism_lightning.run.fingerprints import model_fingerprint
+from prism_lightning.run.model_folder import load_exported
 
 pytestmark = [
     pytest.mark.gpu,

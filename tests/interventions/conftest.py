@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from conftest import fit, tiny_arguments
+from support.processes import fit
+from support.runs import tiny_arguments
 
 PIECE = 300  # characters of a document
 
@@ -50,6 +51,6 @@ def index_arguments(run, pieces, corpus, cache):
 @pytest.fixture(scope="module")
 def loaded(run):
     """Its model and tokenizer."""
-    from prism_lightning.exported import load_exported
+    from prism_lightning.run.model_folder import load_exported
 
     return load_exported(run)

@@ -8,8 +8,8 @@ import signal
 import pytest
 import torch
 
-from prism_lightning.cli import main
-from prism_lightning.progress import Progressing
+from prism_lightning.cli.main import main
+from prism_lightning.common.progress import Progressing
 
 SMALL = ("--tokens", "8000", "--prompts", "20", "--new_tokens", "8", "--draws", "1")
 
@@ -54,7 +54,9 @@ def prepared(moment, where, arguments):
 def killed(moment, where, arguments):
     """Run the verb in a process of its own and see it killed."""
     context = multiprocessing.get_context("forkserver")  # its server has the imports done and no threads yet
-    context.set_forkserver_preload(["interventions.test_interrupted", "prism_lightning.interventions.suppressing"])
+    context.set_forkserver_preload(
+        ["interventions.test_interrupted", "prism_lightning.interventions.suppression.experiment"]
+    )
     child = context.Process(target=prepared, args=(moment, where, arguments))
     child.start()
     child.join()

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from prism_lightning.attribution.identity import model_fingerprint
-from prism_lightning.errors import UserError
-from prism_lightning.exported import load_exported
+from prism_lightning.common.errors import UserError
 from prism_lightning.interventions.intervention import Intervention, apply, load_with
 from prism_lightning.models.steering import Scaling
+from prism_lightning.run.fingerprints import model_fingerprint
+from prism_lightning.run.model_folder import load_exported
 
 HALF = dict.fromkeys(range(0, 64, 2), 0.0)
 

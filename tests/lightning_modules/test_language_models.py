@@ -4,10 +4,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from prism_lightning.data.datamodule import TextData
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
+from prism_lightning.lightning_modules.text_data import TextData
 
 BACKBONE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size": 400}
 BACKBONE |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

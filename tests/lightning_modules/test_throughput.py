@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from prism_lightning.lightning_modules.throughput import flops_per_token, mfu, peak_flops
+from prism_lightning.lightning_modules.callbacks.throughput import mfu
+from prism_lightning.models.flops import flops_per_token, peak_flops
 
 
 @pytest.mark.parametrize(

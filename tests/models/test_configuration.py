@@ -2,7 +2,7 @@
 
 import pytest
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.models.configuration import PrismConfig, backbone_configuration
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.models import PrismForCausalLM, decompose
 from prism_lightning.models.steering import Scaling, merged
 

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import ROOT
-from test_report import make_run
+from support.report_runs import make_run
+from support.runs import ROOT
 
 from prism_lightning.interventions.intervention import FORMAT
 from prism_lightning.reporting.interventions import best_gain, intervention_tables, met_goals, read_interventions

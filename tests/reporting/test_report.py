@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import yaml
-from conftest import BACKBONES, ROOT
+from support.report_runs import make_run
+from support.runs import ROOT
 
-from prism_lightning.evaluation.results import TaskResult, write_result
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.reporting.attribution import speed_up
 from prism_lightning.reporting.runs import find_runs, twins
@@ -17,29 +17,6 @@ from prism_lightning.reporting.tables import accuracy_table, difference, loss_ta
 from prism_lightning.sweeps.planning import module_of
 
 SUITES = {"evals/x.yaml": {"guess": SuiteTask("acc", 0.25), "lm": SuiteTask("bits_per_byte")}}
-
-
-def make_run(folder, name, variant, seed=0, steps=10, width=32, loss=4.0, answers=None, data="f", path=None, **changed):
-    """A finished run's files, without weights."""
-    run = folder / name
-    (run / "model").mkdir(parents=True)
-    settings = {"backbone": BACKBONES["gpt2"] | {"n_embd": width}}
-    settings |= {"num_prototypes": 64} if variant == "PrismLM" else {}
-    settings |= changed
-    config = {"seed_everything": seed, "model": {"class_path": variant, "init_args": settings}}
-    config |= {"data": {"batch_size": 4, "block_size": 32, "path": path}, "trainer": {"max_steps": steps}}
-    (run / "recipe.yaml").write_text(yaml.safe_dump(config))
-    (run / "environment.json").write_text(json.dumps({"data_fingerprint": data}))
-    facts = {"step": steps, "loss": loss, "perplexity": float(np.exp(loss)), "bits_per_byte": loss / 2}
-    facts |= {"tokens_per_second": 900 if variant == "PrismLM" else 1000, "commit": "c0ffee<b>"}
-    facts |= {"unexplained_variance": 0.1, "peak_memory_gib": 1.0} if variant == "PrismLM" else {}
-    (run / "results.jsonl").write_text(json.dumps({"step": 1}) + "\n" + json.dumps(facts) + "\n")
-    if answers is not None:
-        mean = float(np.mean(answers))
-        result = TaskResult("guess", "acc", 0.25, {"acc": mean}, {"acc": 0.05}, len(answers), 4, 0, 1.0, 1.0)
-        rows = [{"doc_id": n, "doc_hash": n, "acc": answer} for n, answer in enumerate(answers)]
-        write_result(run / "evaluation", result, rows)
-    return run
 
 
 @pytest.fixture

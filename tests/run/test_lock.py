@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.run import lock as module
 from prism_lightning.run.lock import lock_run
 

@@ -8,10 +8,11 @@ import sys
 import time
 
 import pytest
-from conftest import child_environment
+from support.processes import child_environment
 
-from prism_lightning.errors import UserError
-from prism_lightning.run.mlflow_store import check_uri, make_database, open_logger
+from prism_lightning.common.errors import UserError
+from prism_lightning.run.mlflow_store import check_uri, make_database
+from prism_lightning.training.loggers import open_logger
 
 
 @pytest.fixture(scope="module")

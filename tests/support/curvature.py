@@ -2,9 +2,9 @@
 
 import torch
 
-from prism_lightning.attribution.dictionary import Dictionary
-from prism_lightning.attribution.hessian import HessianSums
-from prism_lightning.attribution.records import head_chunks, loss_gradient, records_of
+from prism_lightning.attribution.curvature.dictionary import Dictionary
+from prism_lightning.attribution.curvature.hessian import HessianSums
+from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient, records_of
 from support.corpus_model import hidden_and_targets
 
 

@@ -26,7 +26,7 @@ def main(arguments, environment, files, before=None):
     import torch
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
-    from prism_lightning.cli import main as prism
+    from prism_lightning.cli.main import main as prism
     from support.mlflow_template import use_template
 
     rank_zero_only.rank = _get_rank() or 0  # Lightning reads it from the environment when it is imported

@@ -9,7 +9,7 @@ import yaml
 from support.processes import start
 from support.runs import ROOT, TINY_RECIPE
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.sweeps import states
 from prism_lightning.sweeps.running import ELSEWHERE, Runner, Work, locked, run_here, submit
 from prism_lightning.sweeps.trials import trials_of

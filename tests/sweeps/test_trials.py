@@ -6,8 +6,8 @@ import pytest
 import torch
 from support.runs import ROOT
 
-from prism_lightning.errors import UserError
-from prism_lightning.recipes import compose, split_arguments
+from prism_lightning.common.errors import UserError
+from prism_lightning.config.compose import compose, split_arguments
 from prism_lightning.sweeps.planning import cost, device_speed, module_of, training_flops
 from prism_lightning.sweeps.states import Standing, record_path, standing
 from prism_lightning.sweeps.trials import load_sweep, spoken, trials_of, typed

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.attribution.task import PEERS, Method, Queries, Task, query_loss
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.task import Queries, Task, hidden, loss_gradients
-from prism_lightning.attribution.localisation import curvatures
-from prism_lightning.attribution.records import Records, records_of
+from prism_lightning.attribution.curvature.records import Records, records_of
+from prism_lightning.inspection.localisation import curvatures
 from prism_lightning.models.prototypes import mix
 
 CHUNK = 1024  # training tokens at once

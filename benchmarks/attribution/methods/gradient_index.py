@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.attribution.task import Method, Queries, Task, query_loss
-from prism_lightning.attribution.quantisation import quantised
+from prism_lightning.attribution.index.quantisation import quantised
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import write_file
-from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
 WHITENING = 0.1  # share of the mean eigenvalue, whatever the damping: evens out coordinates before they are rounded

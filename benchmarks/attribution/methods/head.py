@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.attribution.task import BATCH, Method, Queries, Task
-from prism_lightning.attribution.hessian import eigenbasis
-from prism_lightning.attribution.quantisation import quantised
-from prism_lightning.attribution.records import head_chunks, loss_gradient
+from prism_lightning.attribution.curvature.hessian import eigenbasis
+from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient
+from prism_lightning.attribution.index.quantisation import quantised
 from prism_lightning.common.files import map_file, write_file
 
 CHUNK = 2**22  # coordinates scored at once

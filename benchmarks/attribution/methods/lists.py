@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.attribution.task import Method, Queries
-from prism_lightning.attribution.index import Hits
+from prism_lightning.attribution.index.base import Hits
 
 
 class ListMethod(Method):

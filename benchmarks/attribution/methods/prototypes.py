@@ -13,12 +13,12 @@ import torch
 from benchmarks.attribution.corpus import SequenceStore
 from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.task import Queries, Task, hidden, loss_gradients
-from prism_lightning.attribution.build import Builder
-from prism_lightning.attribution.dictionary import Dictionary
-from prism_lightning.attribution.index import Hits, Query, summed
-from prism_lightning.attribution.records import LogitRecords, Records, records_of, residuals
+from prism_lightning.attribution.build.builder import Builder
+from prism_lightning.attribution.curvature.dictionary import Dictionary
+from prism_lightning.attribution.curvature.records import LogitRecords, Records, records_of, residuals
+from prism_lightning.attribution.index.base import Hits, Query, summed
+from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
-from prism_lightning.attribution.spaces import open_index
 from prism_lightning.common.files import map_file
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.polishing import polish

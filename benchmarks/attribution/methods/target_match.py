@@ -19,12 +19,12 @@ from torch import Tensor
 
 from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.task import Queries, Task, hidden
-from prism_lightning.attribution.hessian import eigenbasis
-from prism_lightning.attribution.index import Hits, summed
-from prism_lightning.attribution.logit_index import entries_of, places
-from prism_lightning.attribution.postings import target_lists
-from prism_lightning.attribution.quantisation import quantised
-from prism_lightning.attribution.records import surprise
+from prism_lightning.attribution.curvature.hessian import eigenbasis
+from prism_lightning.attribution.curvature.records import surprise
+from prism_lightning.attribution.index.base import Hits, summed
+from prism_lightning.attribution.index.logits import entries_of, places
+from prism_lightning.attribution.index.postings import target_lists
+from prism_lightning.attribution.index.quantisation import quantised
 from prism_lightning.common.files import map_file, write_file
 
 

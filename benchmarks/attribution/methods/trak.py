@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.attribution.task import PEERS, Method, Queries, Task
-from prism_lightning.attribution.quantisation import quantised
+from prism_lightning.attribution.index.quantisation import quantised
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import map_file, read_json, write_file
-from prism_lightning.errors import UserError
 from prism_lightning.models import PrismForCausalLM
 
 FACTOR = 32  # of a Hadamard matrix: products with matrices of this size are quickest

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources.source import RecordError
-from prism_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prism_lightning.common.errors import nearest
 from prism_lightning.data.sources.chat import Chat, is_chat
 from prism_lightning.data.sources.source import RecordError
-from prism_lightning.errors import nearest
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can spell what is not Unicode
 NAMES_SHOWN = 20

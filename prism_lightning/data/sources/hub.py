@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources.chat import Chat
 from prism_lightning.data.sources.column import TextColumn
 from prism_lightning.data.sources.source import Document, RecordError, Source, row_place
-from prism_lightning.errors import UserError
 
 
 def hub_dataset(

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources.chat import Chat
 from prism_lightning.data.sources.column import TextColumn
 from prism_lightning.data.sources.paths import files_of
 from prism_lightning.data.sources.registry import AS_BEFORE, TEXT, conversion_advice, kind_of, read_texts, unreadable
 from prism_lightning.data.sources.source import Document, Source
-from prism_lightning.errors import UserError
 
 WHOLE_DIGEST_BYTES = 64 * 2**20
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources.registry import holds_no_text
-from prism_lightning.errors import UserError
 
 
 def files_of(patterns: list[str], setting: str) -> tuple[list[Path], list[Path]]:

@@ -8,10 +8,10 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources.local import file_digest
 from prism_lightning.data.sources.registry import unreadable
 from prism_lightning.data.sources.source import Document, Source
-from prism_lightning.errors import UserError
 
 # Not part of what a library reader would read, and absent from some installations.
 STANDARD_LIBRARY_SKIPS = {

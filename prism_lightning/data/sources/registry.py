@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow
 import zstandard
 
+from prism_lightning.common.errors import UserError, disk_is_full
 from prism_lightning.data.sources.arrow import read_arrow
 from prism_lightning.data.sources.column import TextColumn
 from prism_lightning.data.sources.delimited import read_csv, read_tsv
@@ -22,7 +23,6 @@ from prism_lightning.data.sources.opening import opened, suffix_of
 from prism_lightning.data.sources.parquet import read_parquet
 from prism_lightning.data.sources.source import RecordError, line_place, row_place
 from prism_lightning.data.sources.text import read_text
-from prism_lightning.errors import UserError, disk_is_full
 
 READ_FAILURES = (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException)
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from prism_lightning.errors import UserError
+from prism_lightning.common.errors import UserError
 
 
 class _ReportedWhenPrinted(jinja2.Undefined):

@@ -1,0 +1,1 @@
+"""Benchmarks of the choices that an index is made of."""

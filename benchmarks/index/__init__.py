@@ -1,0 +1,1 @@
+"""Benchmarks of building and querying an index."""

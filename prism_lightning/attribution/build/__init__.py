@@ -1,0 +1,1 @@
+"""Building an index: a pass over the training blocks, shard by shard."""

@@ -1,0 +1,253 @@
+"""Build an index: one forward pass over the training blocks, shard by shard, on one process or several.
+
+Every step ends in a file that is whole or absent, so the same command goes on where an interrupted one stopped and
+gives the same bytes. Rank r of W builds shards r, r + W, ...; whoever finds all shards finished merges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
+
+from prism_lightning.attribution.build.hidden import HiddenShards
+from prism_lightning.attribution.build.logits import LogitShards
+from prism_lightning.attribution.build.shards import Shards
+from prism_lightning.attribution.curvature.dictionary import Dictionary, default_size, fitted_dictionary
+from prism_lightning.attribution.index.base import FORMAT, made_from, parts_of, shard_path
+from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.common.errors import UserError
+from prism_lightning.common.files import integrity_error, map_file, read_json, write_file, write_json
+from prism_lightning.common.manifests import mapping, problem_in, whole
+from prism_lightning.data.store import TokenStore
+from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.fingerprints import model_fingerprint
+
+SHARDS: dict[str, type[Shards]] = {"hidden": HiddenShards, "logits": LogitShards}
+FIT_TOKENS_PER_PROTOTYPE, LEAST_SAMPLE = 4, 131_072
+Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+class Builder:
+    """Builds one index, or what is missing of it.
+
+    Args:
+        model: in eval mode, on the device that computes.
+        store: the training split.
+        settings: of the index.
+        folder: where it goes.
+        report: called as the work goes on.
+
+    Raises:
+        UserError: a folder that holds an index of another model, corpus or settings; a full disk.
+    """
+
+    def __init__(
+        self, model: PrismForCausalLM, store: TokenStore, settings: IndexSettings, folder: Path, report: Report
+    ) -> None:
+        self.model, self.store, self.settings, self.folder, self.report = model, store, settings, folder, report
+        self.tokens = len(store) * store.block_size
+        self.shard_blocks = max(1, settings.shard_tokens // store.block_size)
+        self.num_shards = -(-len(store) // self.shard_blocks)
+        self.lock = filelock.FileLock(folder / "lock")
+        try:
+            (folder / "shards").mkdir(parents=True, exist_ok=True)
+            self._claim()
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --index.dir") from error
+
+    def _claim(self) -> None:
+        """Say what this folder is an index of, or see that it says the same already."""
+        facts = {
+            "format": FORMAT,
+            "model": model_fingerprint(self.model),
+            "data": self.store.manifest["fingerprint"],
+            "block_size": self.store.block_size,
+            "tokens": self.tokens,
+            "settings": {name: value for name, value in asdict(self.settings).items() if name != "dir"},
+        }
+        if self.model.dtype != torch.float32:  # of the decoder; shards of both would not be of one model
+            facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
+        with self.lock:
+            found = read_json(self.folder / "settings.json")
+            damaged = found is not None and problem_in(found, {"settings": mapping({})})
+            if damaged or (found is None and (self.folder / "dictionary.json").is_file()):
+                raise UserError(f"{self.folder}/settings.json is damaged: remove the folder and build the index again")
+            if found is None:
+                write_json(self.folder / "settings.json", facts)
+            elif found != facts:
+                names = dict.fromkeys([*facts, *found])
+                changed = [name for name in names if found.get(name) != facts.get(name) and name != "settings"]
+                old = found.get("settings", {})
+                changed += [f"index.{n}" for n, value in facts["settings"].items() if old.get(n) != value]
+                raise UserError(
+                    f"{self.folder} holds an index with another {', '.join(changed)}:"
+                    " choose another --index.dir or remove it"
+                )
+        self.facts = facts
+
+    def build(self, rank: int = 0, world_size: int = 1) -> bool:
+        """Do this rank's share; True once the index is whole, False while other ranks have shards to finish."""
+        with self.lock:
+            if integrity_error(self.folder / "dictionary.safetensors") or self._active_stored() is None:
+                self.prepare_frame()
+        shards = self.shards()
+        missing = [n for n in range(rank, self.num_shards, world_size) if not self._finished(n)]
+        total = sum(len(self.blocks_of(n)) for n in missing) * self.store.block_size
+        done = 0
+        for number in missing:
+            done = self.write_shard(number, shards, done, total)
+        with self.lock:
+            # This rank's own shards have just been checked or written.
+            if not all(self._finished(n) for n in range(self.num_shards) if n % world_size != rank):
+                return False
+            if self._unfinished():
+                self._merge(shards)
+        return True
+
+    def _finished(self, shard: int) -> bool:
+        """Whether a shard is there, undamaged, and assigned to this very dictionary."""
+        path = shard_path(self.folder, shard)
+        facts = read_json(path.with_suffix(".json"))
+        if facts is None or facts.get("dictionary") != self._dictionary_checksum():
+            return False
+        return not integrity_error(path)
+
+    def _dictionary_checksum(self) -> int | None:
+        return (read_json(self.folder / "dictionary.json") or {}).get("crc32")
+
+    def _active_stored(self) -> int | None:
+        """k of the dictionary that is there; None where its record is damaged."""
+        facts = read_json(self.folder / "dictionary.json")
+        return None if facts is None or problem_in(facts, {"active": whole(1)}) else facts["active"]
+
+    def _unfinished(self) -> bool:
+        manifest = read_json(self.folder / "manifest.json")
+        merged = manifest is not None and not integrity_error(self.folder / "curvature.safetensors")
+        return not (merged and manifest == self._manifest() and made_from(self.folder, self.num_shards))
+
+    def blocks_of(self, shard: int) -> range:
+        return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
+
+    def hidden(self, blocks: list[int]) -> tuple[Tensor, Tensor]:
+        """z [N, D] and targets [N] of some blocks."""
+        items = self.store.__getitems__(blocks)
+        ids_BT, targets_BT = (
+            torch.stack([item[name] for item in items]).to(self.model.device) for name in ("input_ids", "targets")
+        )
+        return self.model.hidden_states(ids_BT).flatten(0, 1), targets_BT.flatten()
+
+    def _batches(self, blocks: list[int]) -> list[list[int]]:
+        size = max(1, self.settings.batch_tokens // self.store.block_size)
+        return [blocks[start : start + size] for start in range(0, len(blocks), size)]
+
+    @torch.no_grad()
+    def _sample(self) -> Tensor:
+        """Hidden states of blocks spread evenly over the corpus."""
+        tokens = self.settings.fit_tokens or max(LEAST_SAMPLE, FIT_TOKENS_PER_PROTOTYPE * self._size())
+        count = min(len(self.store), -(-tokens // self.store.block_size))
+        chosen = np.linspace(0, len(self.store) - 1, count).astype(int).tolist()
+        parts, total = [], count * self.store.block_size
+        for batch in self._batches(chosen):
+            parts.append(self.hidden(batch)[0])
+            self.report("sampling hidden states", sum(map(len, parts)), total)
+        return torch.cat(parts)
+
+    def _size(self) -> int:
+        if self.settings.dictionary == "model":
+            return self.model.config.num_prototypes
+        return self.settings.prototypes or default_size(self.tokens, self.settings.tokens_per_prototype)
+
+    def prepare_frame(self) -> None:
+        """Sample hidden states, fit the dictionary, find what records are expressed in."""
+        (self.folder / "manifest.json").unlink(missing_ok=True)  # shards of another dictionary are no index any more
+        if self.settings.dictionary == "model" and self.model.prototypes is None:
+            raise UserError("this model is dense: it has no prototypes; set --index.dictionary fitted")
+        sample_ND = self._sample()
+        dictionary = self._dictionary(sample_ND)
+        frame = SHARDS[self.settings.space].frame(self.model, self.settings, sample_ND)
+        tensors = {"prototypes": dictionary.prototypes_KD} | frame
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        if self.settings.precision != "fp32":
+            arrays["prototypes"] = arrays["prototypes"].astype(np.float16)  # assigned to as they are stored
+        write_file(self.folder / "dictionary.safetensors", arrays, active=dictionary.active)
+
+    def _dictionary(self, sample_ND: Tensor) -> Dictionary:
+        layer = self.model.prototypes
+        if self.settings.dictionary == "model" and layer is not None:
+            return Dictionary(layer.weight.detach(), layer.active)
+        size = self._size()
+        if size > len(sample_ND) or self.settings.active_per_token > size:
+            raise UserError(
+                f"{size} prototypes, {self.settings.active_per_token} active, cannot be fitted to"
+                f" {len(sample_ND)} hidden states: lower --index.prototypes or --index.active"
+            )
+        steps = self.settings.fit_steps
+        return fitted_dictionary(
+            sample_ND,
+            size,
+            self.settings.active_per_token,
+            steps,
+            self.settings.seed,
+            lambda step: self.report("fitting prototypes", step, steps),
+        )
+
+    def shards(self) -> Shards:
+        """What writes them, with the dictionary and frame that are on disk."""
+        path = self.folder / "dictionary.safetensors"
+        active = self._active_stored()
+        assert active is not None  # `build` has just made sure
+        weight = self.model.lm_head.weight
+        tensors = {
+            name: torch.from_numpy(array.copy()).to(weight.device, weight.dtype)
+            for name, array in map_file(path).items()
+        }
+        dictionary = Dictionary(tensors.pop("prototypes"), active)
+        return SHARDS[self.settings.space](self.model, self.settings, dictionary, tensors)
+
+    @torch.no_grad()
+    def write_shard(self, number: int, shards: Shards, done: int, total: int) -> int:
+        shards.begin()
+        for batch in self._batches(list(self.blocks_of(number))):
+            z_ND, targets_N = self.hidden(batch)
+            shards.add(z_ND, targets_N)
+            done += len(z_ND)
+            self.report("indexing", done, total)
+        tokens = len(self.blocks_of(number)) * self.store.block_size
+        facts = {"tokens": tokens, "dictionary": self._dictionary_checksum()}
+        write_file(shard_path(self.folder, number), shards.tensors(), **facts)
+        return done
+
+    def _merge(self, writer: Shards) -> None:
+        """The curvature over all shards, and the manifest, which makes the index whole."""
+        self.report("merging", 0, self.num_shards)
+        shards = [map_file(shard_path(self.folder, number)) for number in range(self.num_shards)]
+        tensors = writer.curvature(shards, self.tokens)
+        parts = parts_of(self.folder, self.num_shards)
+        write_file(self.folder / "curvature.safetensors", tensors, parts=parts)
+        write_json(self.folder / "manifest.json", self._manifest())
+        for left in self.folder.rglob("*.partial"):  # by processes that were killed
+            left.unlink(missing_ok=True)
+        self.report("merging", self.num_shards, self.num_shards)
+
+    def _manifest(self) -> dict[str, Any]:
+        """What the index is of, and what reading it needs."""
+        return self.facts | {
+            "shards": self.num_shards,
+            "shard_tokens": self.shard_blocks * self.store.block_size,
+            "prototypes": self._size(),
+            "active": self._active(),
+            "vocabulary": len(self.model.lm_head.weight),
+            "documents": self.store.counts["documents"],
+            "store": str(self.store.folder.absolute()),
+        }
+
+    def _active(self) -> int:
+        own = self.settings.dictionary == "model"
+        return self.model.config.active_prototypes if own else self.settings.active_per_token

@@ -1,0 +1,78 @@
+"""The prototypes an index attributes through: the model's own, or finer ones fitted to its frozen decoder.
+
+Un-suppressed logits do not depend on the prototypes, so either explains the same predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prism_lightning.attribution.curvature.search import MovingSearch, PrototypeSearch
+from prism_lightning.models.polishing import polish
+from prism_lightning.models.prototypes import PrototypeLayer, mix, prototypes_from
+
+LARGEST = 2**20
+
+
+class Dictionary:
+    """K prototypes, k of them active per token.
+
+    Args:
+        prototypes_KD: P.
+        active: k.
+        exact: compare every token with every prototype. For a few tokens that is cheaper than forming the cells of
+            the two-level search, which takes seconds at 65,536 prototypes.
+    """
+
+    def __init__(self, prototypes_KD: Tensor, active: int, exact: bool = False) -> None:
+        self.prototypes_KD, self.active, self.exact = prototypes_KD, active, exact
+        self.unit_KD = F.normalize(prototypes_KD, dim=-1)
+
+    @cached_property
+    def _search(self) -> PrototypeSearch:
+        return PrototypeSearch(self.unit_KD, self.active, self.exact)
+
+    def assign(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """S_t [N, k] and a_ti = max(cos, 0) [N, k]."""
+        cosines_Nk, indices_Nk = self._search(F.normalize(z_ND, dim=-1))
+        return indices_Nk, cosines_Nk.clamp_min(0)
+
+    def mixture(self, indices_Nk: Tensor, activations_Nk: Tensor) -> Tensor:
+        """zhat [N, D]."""
+        return mix(indices_Nk, activations_Nk, self.prototypes_KD)
+
+
+def default_size(tokens: int, tokens_per_prototype: int) -> int:
+    """The largest power of two up to tokens / tokens_per_prototype: so lists stay as long as the corpus grows.
+
+    Capped, since the dictionary is held in memory while an index is built: 12 bytes x K x D, and about as much again
+    for each of its gradient and moments, and 16 for the sampled hidden states, while it is fitted.
+    """
+    return min(LARGEST, 2 ** max(4, int(math.log2(max(1, tokens / tokens_per_prototype)))))
+
+
+def fitted_dictionary(
+    z_ND: Tensor, size: int, active: int, steps: int, seed: int, report: Callable[[int], object] = lambda step: None
+) -> Dictionary:
+    """Fit prototypes to hidden states.
+
+    Args:
+        z_ND: hidden states of training tokens, at least `size` of them (ValueError otherwise).
+        size, active: K and k.
+        steps: of `polish`; 0 keeps hidden states drawn at random, rescaled.
+        seed: of the draw and of the batches.
+        report: called with the number of steps done.
+    """
+    layer = PrototypeLayer(size, z_ND.shape[1], active).to(z_ND.device)
+    generator = torch.Generator().manual_seed(seed)
+    layer.weight.data.copy_(prototypes_from(z_ND, size, active, generator))
+    layer.search = MovingSearch()
+    for step, _ in enumerate(polish(layer, z_ND, steps, learning_rate=1e-2, seed=seed), 1):
+        report(step)
+    return Dictionary(layer.weight.detach(), active)

@@ -1,0 +1,224 @@
+"""An index on disk, and its queries: influence of training tokens on a loss, through the prototypes they share.
+
+What both kinds of index share; `hidden_index` and `logit_index` hold what each keeps of a training token.
+
+Sign, here and everywhere: positive = training on the token lowered the query's loss. Unit: nats of the query's loss, to
+first order, that one appearance of the training token is worth among N. Numpy only, so that a process that serves
+queries stays small; the files are memory-mapped.
+
+Shapes: N training tokens, K prototypes, m coordinates of an entry, U lists that a query reads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prism_lightning.common.errors import UserError
+from prism_lightning.common.files import integrity_error, map_file, read_json
+from prism_lightning.common.manifests import anything, check_manifest, flag, mapping, one_of, read_manifest, text, whole
+
+FORMAT = 2
+MANIFEST = {
+    "model": text(),
+    "data": text(),
+    "store": text(),
+    "block_size": whole(1, 2**24),
+    "tokens": whole(1),
+    "shard_tokens": whole(1, 2**32),
+    "shards": whole(1, 10**5),
+    "documents": whole(1),
+    "prototypes": whole(1, 2**31),
+    "active": whole(1, 2**16),
+    "vocabulary": whole(1, 2**31),
+    "settings": mapping({"space": one_of("logits", "hidden"), "dictionary": text(), "activation_path": flag()}),
+}
+DAMAGED = "run the same `index` command, it builds only what is damaged anew"
+SHOWN = 5  # problems of an index that are looked for; of 100,000 missing shards the first say enough
+
+
+class Query(NamedTuple):
+    """One question, already divided by the curvature: the lists it reads, and what their entries are multiplied by."""
+
+    lists_U: np.ndarray  # distinct, ascending
+    vectors_Um: np.ndarray
+
+
+class Hits(NamedTuple):
+    """Training tokens that share a list with a query, ascending, and the influence of each in nats."""
+
+    tokens: np.ndarray
+    influence: np.ndarray
+
+    @classmethod
+    def total(cls, parts: list[Hits]) -> Hits:
+        """The sum of several hits."""
+        return summed(np.concatenate([part.tokens for part in parts]), np.concatenate([p.influence for p in parts]))
+
+    def strongest(self, count: int, opposing: bool = False) -> Hits:
+        """The `count` largest influences, descending; with `opposing` the most negative, and none that are not."""
+        signed = -self.influence if opposing else self.influence
+        count = min(count, int((signed > 0).sum()) if opposing else len(signed))
+        if not count:
+            return Hits(self.tokens[:0], self.influence[:0])
+        chosen = np.argpartition(-signed, count - 1)[:count]
+        chosen = chosen[np.argsort(-signed[chosen], kind="stable")]
+        return Hits(self.tokens[chosen], self.influence[chosen])
+
+
+class Index(ABC):
+    """A finished index, memory-mapped; see `spaces.open_index`.
+
+    Args:
+        folder: what `index` built.
+        verify: compare every file with its checksum first, which reads the whole index.
+
+    Raises:
+        UserError: no finished index there, a damaged file, named, or a manifest that its files contradict.
+    """
+
+    def __init__(self, folder: str | Path, verify: bool = True) -> None:
+        self.folder = Path(folder)
+        self.manifest = manifest = manifest_of(self.folder)
+        self.tokens: int = manifest["tokens"]
+        self.shard_tokens: int = manifest["shard_tokens"]
+        self.num_shards: int = manifest["shards"]
+        self.shard_paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
+        if verify:
+            self._verify()
+        self.curvature = map_file(self.folder / "curvature.safetensors")
+        self._compare_sizes()
+
+    def _compare_sizes(self) -> None:
+        """Compare the manifest, which has no checksum, with the sizes of tensors: a wrong size gives wrong answers."""
+        path = self.folder / "manifest.json"
+        facts = read_manifest(self.folder / "dictionary.json", {"active": whole(1)}, DAMAGED) or {}
+        try:
+            prototypes = len(map_file(self.folder / "dictionary.safetensors")["prototypes"])
+            sizes = {"prototypes": prototypes, "active": facts.get("active"), **self.sizes()}
+        except KeyError as error:
+            raise UserError(f"{self.folder} has a file without the tensor {error}: {DAMAGED}") from error
+        problems = [
+            f"{path} is damaged ({name} is {self.manifest[name]}, the index's files have {size}): {DAMAGED}"
+            for name, size in sizes.items()
+            if size != self.manifest[name]
+        ]
+        if problems:
+            raise UserError(problems)
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Sizes that tensors have, by the manifest's name for them."""
+
+    def _verify(self) -> None:
+        others = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
+        shards = set(self.shard_paths)
+        problems = (
+            f"{'shard ' if path in shards else ''}{path} {what}: {DAMAGED}"
+            for path in [*others, *self.shard_paths]
+            if (what := integrity_error(path))
+        )
+        found = list(islice(problems, SHOWN))
+        if len(found) == SHOWN:
+            found[-1] += "; there may be more"
+        if found:
+            raise UserError(found)
+        if not made_from(self.folder, self.num_shards):
+            raise UserError(f"{self.folder} mixes files of different builds: run the same `index` command to finish it")
+
+    @cached_property
+    def shards(self) -> list[dict[str, np.ndarray]]:
+        """Every shard's tensors."""
+        return [map_file(path) for path in self.shard_paths]
+
+    @property
+    def num_prototypes(self) -> int:
+        """K."""
+        return self.manifest["prototypes"]
+
+    @abstractmethod
+    def usage_K(self) -> np.ndarray:
+        """Training tokens in which each prototype is active."""
+
+    @abstractmethod
+    def postings(self, prototype: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training tokens in which a prototype is active, ascending, and their activations."""
+
+    @abstractmethod
+    def query(self, *records: np.ndarray) -> Query:
+        """Divide the records of one or several tokens by the curvature and sum them, list by list.
+
+        Influence is linear in the query, so the sum asks about the summed loss of all Q tokens at once.
+        """
+
+    @abstractmethod
+    def entries_read(self, query: Query) -> int:
+        """List entries that a query reads."""
+
+    @abstractmethod
+    def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
+        """For each training token, its prototypes that the query touches and the influence each carries."""
+
+    @abstractmethod
+    def _shard_hits(self, shard: dict[str, np.ndarray], query: Query) -> Hits:
+        """As `score`, in one shard and by its own count of tokens."""
+
+    def score(self, query: Query) -> Hits:
+        """Influence of every training token that shares a list with the query; what any other has is left out."""
+        if not len(query.lists_U):
+            return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
+        parts = [self._shard_hits(shard, query) for shard in self.shards]
+        tokens = [part.tokens + np.int64(number * self.shard_tokens) for number, part in enumerate(parts)]
+        return Hits(np.concatenate(tokens), np.concatenate([part.influence for part in parts]))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished index, every entry of its type and within its bounds.
+
+    Raises:
+        UserError: no finished index there, one of another version, or a damaged manifest.
+    """
+    path = folder / "manifest.json"
+    manifest = read_manifest(path, {"format": anything()}, DAMAGED)
+    if manifest is None:
+        raise UserError(f"{folder} holds no finished index: run `index` with this recipe, it goes on where it stopped")
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{folder} holds an index of another version of this package: remove it and run `index` again")
+    check_manifest(manifest, MANIFEST, path, DAMAGED)
+    tokens, shard_tokens, shards = (manifest[name] for name in ("tokens", "shard_tokens", "shards"))
+    if -(-tokens // shard_tokens) != shards:
+        raise UserError(
+            f"{path} is damaged ({tokens} tokens in shards of {shard_tokens} are not {shards} shards): {DAMAGED}"
+        )
+    return manifest
+
+
+def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:
+    """Hits with each token once, its influences added up."""
+    order = np.argsort(tokens, kind="stable")
+    tokens, influence = tokens[order], influence[order]
+    if len(tokens) == 0:
+        return Hits(tokens, influence)
+    starts = np.concatenate([[0], np.flatnonzero(tokens[1:] != tokens[:-1]) + 1])
+    return Hits(tokens[starts], np.add.reduceat(influence, starts))
+
+
+def parts_of(folder: Path, num_shards: int) -> list[int | None]:
+    """Checksums of the dictionary and of every shard, as their writers noted them."""
+    paths = [folder / "dictionary.json", *(shard_path(folder, n).with_suffix(".json") for n in range(num_shards))]
+    return [(read_json(path) or {}).get("crc32") for path in paths]
+
+
+def made_from(folder: Path, num_shards: int) -> bool:
+    """Whether the curvature was computed from the dictionary and shards that are there now."""
+    return (read_json(folder / "curvature.json") or {}).get("parts") == parts_of(folder, num_shards)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """A shard's file."""
+    return folder / "shards" / f"{number:05d}.safetensors"

@@ -1,0 +1,131 @@
+"""The index in the space of hidden states: a vector for every training token, and posting lists by prototype.
+
+    influence(s, q) = 1/N sum over i active in both of g_qi^T H_i^-1 g_si            (section 4)
+
+Numpy only. Shapes: N training tokens, k active, r vectors per record, m coordinates, D hidden size, Q query tokens, U
+prototypes of a query.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from prism_lightning.attribution.index.base import Hits, Index, Query, summed
+
+GATHER_ROWS = 65_536  # of a list at once: the longest list of a skewed dictionary may be most of a shard
+
+
+class HiddenIndex(Index):
+    """See `Index`; a list is a prototype's."""
+
+    @cached_property
+    def activation_path(self) -> bool:
+        """Whether a record has a vector per active prototype."""
+        return bool(self.manifest["settings"]["activation_path"])
+
+    @cached_property
+    def vectors_per_record(self) -> int:
+        """r."""
+        return self.manifest["active"] if self.activation_path else 1
+
+    def sizes(self) -> dict[str, int]:
+        rows = sum(len(shard["coordinates"]) for shard in self.shards)
+        return {"prototypes": len(self.curvature["inverse_activation"]), "tokens": rows // self.vectors_per_record}
+
+    def usage_K(self) -> np.ndarray:
+        return np.sum([np.diff(shard["offsets"].astype(np.int64)) for shard in self.shards], axis=0)
+
+    def entries_read(self, query: Query) -> int:
+        return int(self.usage_K()[query.lists_U].sum())
+
+    def postings(self, prototype: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens, activations = [], []
+        for number, shard in enumerate(self.shards):
+            entries = _entries(shard, prototype)
+            within = shard["rows"][entries].astype(np.int64) // self.vectors_per_record
+            tokens.append(within + number * self.shard_tokens)
+            activations.append(shard["activations"][entries])
+        return np.concatenate(tokens), np.concatenate(activations)
+
+    def query(self, *records: np.ndarray) -> Query:
+        """See `Index`. `records`: prototypes [Q, k], activations [Q, k] and vectors [Q, r, D]."""
+        prototypes_Qk, activations_Qk, vectors_QrD = records
+        weight_Qk = self.curvature["inverse_activation"][prototypes_Qk]
+        if not self.activation_path:  # there the activations are inside the vectors
+            weight_Qk = weight_Qk * np.asarray(activations_Qk, dtype=np.float32)
+        terms = weight_Qk[..., None] * (vectors_QrD @ self.curvature["precondition"])  # r = 1 serves all k
+        flat = prototypes_Qk.ravel()
+        prototypes_U, which = np.unique(flat, return_inverse=True)
+        terms = terms.reshape(len(flat), terms.shape[-1])
+        if len(prototypes_U) == len(flat):
+            vectors_Um = terms[np.argsort(which)]
+        else:
+            vectors_Um = np.zeros((len(prototypes_U), terms.shape[1]), dtype=np.float32)
+            np.add.at(vectors_Um, which, terms)
+        if "eigenvalues" in self.curvature:
+            vectors_Um = vectors_Um / self.curvature["eigenvalues"][prototypes_U]
+        return Query(prototypes_U, vectors_Um)
+
+    def _shard_hits(self, shard: dict[str, np.ndarray], query: Query) -> Hits:
+        rows, scores = [], []
+        for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
+            entries = _entries(shard, prototype)
+            list_rows = shard["rows"][entries]
+            dots = _dots(shard, list_rows, vector_m)
+            if not self.activation_path:
+                dots *= shard["activations"][entries]
+            rows.append(list_rows)
+            scores.append(dots)
+        return summed(np.concatenate(rows) // self.vectors_per_record, np.concatenate(scores))
+
+    def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
+        found = []
+        for token in tokens.tolist():
+            number, row = divmod(token, self.shard_tokens)
+            shard, first = self.shards[number], row * self.vectors_per_record
+            carried = []
+            for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
+                entries = _entries(shard, prototype)
+                rows = shard["rows"][entries]
+                at = int(np.searchsorted(rows, first))
+                if at < len(rows) and rows[at] < first + self.vectors_per_record:
+                    value = float(_dots(shard, rows[at : at + 1], vector_m)[0])
+                    weight = 1.0 if self.activation_path else float(shard["activations"][entries][at])
+                    carried.append((prototype, value * weight))
+            found.append(sorted(carried, key=lambda pair: -abs(pair[1])))
+        return found
+
+    def rescored(self, hits: Hits, z_D: np.ndarray, delta_D: np.ndarray) -> Hits:
+        """The second stage: the same tokens by the head's K-FAC, (z_q C^-1 z_s)(delta_q S^-1 delta_s) / N.
+
+        Only for an index that keeps hidden states.
+        """
+        hidden_h = z_D @ self.curvature["hidden_basis"]
+        vector_m = delta_D @ self.curvature["precondition"] / np.float32(self.tokens)
+        influence = np.empty(len(hits.tokens), dtype=np.float32)
+        for shard in np.unique(hits.tokens // self.shard_tokens).tolist():
+            mine = hits.tokens // self.shard_tokens == shard
+            rows = hits.tokens[mine] - shard * self.shard_tokens
+            tensors = self.shards[shard]
+            alike = tensors["hidden"].take(rows, axis=0).astype(np.float32) @ hidden_h
+            alike *= tensors["hidden_scales"].take(rows)
+            influence[mine] = alike * _dots(tensors, rows, vector_m)
+        return Hits(hits.tokens, influence)
+
+
+def _entries(shard: dict[str, np.ndarray], prototype: int) -> slice:
+    """Where a prototype's list stands among a shard's postings."""
+    return slice(*shard["offsets"][prototype : prototype + 2].tolist())
+
+
+def _dots(shard: dict[str, np.ndarray], rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
+    """Dot products of some rows' coordinates with a vector."""
+    dots = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), GATHER_ROWS):
+        gathered = shard["coordinates"].take(rows[start : start + GATHER_ROWS], axis=0)
+        dots[start : start + GATHER_ROWS] = gathered.astype(np.float32, copy=False) @ vector_m
+    if "scales" in shard:
+        dots *= shard["scales"].take(rows)
+    return dots

@@ -1,0 +1,202 @@
+"""The verbs about attribution: attribute, prototypes and curvature."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prism_lightning.cli.models import device_options, model_parser, refuse_below, steered_parser
+from prism_lightning.common.json_text import as_json
+from prism_lightning.common.quick_imports import import_decoders
+from prism_lightning.common.texts import decode_options, read_questions
+
+if TYPE_CHECKING:
+    from prism_lightning.attribution.attributor import Attributor
+    from prism_lightning.attribution.results import Attribution
+
+EXAMPLES = """examples:
+  attribute --ckpt_path runs/quickstart --prompt "import os"
+  attribute --ckpt_path runs/quickstart --text "def close(self):"
+  attribute --ckpt_path runs/quickstart --prompt "import" --why " os" --rather_than " sys"
+  attribute --ckpt_path runs/quickstart --queries questions.jsonl > answers.jsonl
+
+Influence is in nats of the query's loss, to first order. Positive: training on it lowered that loss.
+A line of --queries has "text", or "prompt", or "prompt", "why" and "rather_than"."""
+
+
+COLUMNS = """UV: unexplained variance. GN diag.: share of the Gauss-Newton matrix's squared norm on the diagonal blocks.
+Gram diag.: the same of E[a_i a_j]. co-active: effective number of blocks in a row. read: training tokens that share
+a prototype with a token, at most; few shared by all make a diagonal too. cond.: condition numbers, damped."""
+
+
+def _index_options(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--index", type=Path, help=f"folder that `index` built (default {default})")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--no_verify", action="store_true", help="trust the index's files: checking reads the whole index"
+    )
+
+
+def attribute(arguments: list[str]) -> None:
+    """Print which training tokens, passages and documents made the model say something."""
+    parser = steered_parser(
+        "attribute",
+        "Name the training data that made the model say something.",
+        epilog=EXAMPLES,
+    )
+    _index_options(parser, "RUN/index")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="let the model continue this, and attribute each new token")
+    what.add_argument("--text", help="attribute every token of this text")
+    what.add_argument("--queries", type=Path, help="jsonl file of many questions; the answers are JSON lines")
+    parser.add_argument("--why", help="with --prompt: contrast this continuation ...")
+    parser.add_argument("--rather_than", help="... with this one: what made the model prefer the first")
+    parser.add_argument("--max_new_tokens", type=int, default=5, help="with --prompt: tokens to add (default 5)")
+    parser.add_argument("--top", type=int, default=5, help="tokens, passages and documents to name (default 5)")
+    parser.add_argument("--opposing", action="store_true", help="name those that raised the loss most instead")
+    parser.add_argument(
+        "--rerank", action="store_true", help="second stage, for an index of --index.space hidden: the head's K-FAC"
+    )
+    device_options(parser)
+    options = parser.parse_args(arguments)
+    if (options.why is None) != (options.rather_than is None) or (options.why is not None and options.prompt is None):
+        parser.error("a contrast needs --prompt, --why and --rather_than together")
+    refuse_below(parser, options, 1, "max_new_tokens", "top")
+
+    decode_options(options, "prompt", "text", "why", "rather_than")
+    questions = read_questions(options.queries) if options.queries else [_given(options)]
+    import_decoders()
+
+    from prism_lightning.attribution.attributor import Attributor
+    from prism_lightning.interventions.intervention import load_with
+
+    attributor = Attributor.open(
+        options.ckpt_path,
+        options.index,
+        options.top,
+        options.rerank,
+        options.opposing,
+        not options.no_verify,
+        loaded=load_with(options.ckpt_path, options.intervention, options.device, options.dtype),
+    )
+    if options.queries:
+        _answer_all(attributor, questions, options.max_new_tokens)
+        return
+    attributions = _answer(attributor, questions[0], options.max_new_tokens)
+    if options.json:
+        print(as_json([attribution.as_dict() for attribution in attributions]))
+        return
+    from prism_lightning.inspection.tables import print_attributions
+
+    print_attributions(attributions)
+
+
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    names = ("prompt", "text", "why", "rather_than")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _answer(attributor: Attributor, question: dict[str, str], new_tokens: int) -> list[Attribution]:
+    if "text" in question:
+        return attributor.text(question["text"])
+    if "why" in question:
+        return [attributor.contrast(question["prompt"], question["why"], question["rather_than"])]
+    return attributor.prompt(question["prompt"], new_tokens)
+
+
+def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tokens: int) -> None:
+    """One JSON line per question, in order; a question that cannot be answered gets its error there."""
+    from prism_lightning.common.errors import UserError
+    from prism_lightning.common.progress import Progressing
+
+    with Progressing() as progress:
+        for number, question in enumerate(questions):
+            progress("attributing", number, len(questions))
+            answer: dict[str, Any] = {"query": question}
+            try:
+                answer["attributions"] = [a.as_dict() for a in _answer(attributor, question, new_tokens)]
+            except UserError as error:
+                answer["error"] = str(error)
+            print(as_json(answer), flush=True)
+
+
+def prototypes(arguments: list[str]) -> None:
+    """Print prototypes: how often they are used, what they promote, and training tokens that they are active in."""
+    parser = model_parser(
+        "prototypes",
+        "Show the model's prototypes: a label from their neighbourhoods, usage, promoted tokens, and training tokens of"
+        " the largest, middling and random activations. The first call looks once through a million training tokens at"
+        " most.",
+    )
+    _index_options(parser, "RUN/prototypes, built on the first call")
+    parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")
+    parser.add_argument("--top", type=int, default=3, help="prototypes, and tokens of each group (default 3)")
+    device_options(parser)
+    options = parser.parse_args(arguments)
+    refuse_below(parser, options, 1, "top")
+
+    from prism_lightning.inspection.cards import inspect_prototypes
+    from prism_lightning.inspection.tracing import own_attributor
+    from prism_lightning.run.model_folder import load_exported
+
+    loaded = load_exported(options.ckpt_path, options.device, options.dtype)
+    attributor = own_attributor(options.ckpt_path, options.index, not options.no_verify, loaded)
+    cards = inspect_prototypes(attributor, options.id, options.top)
+    if options.json:
+        print(as_json([card.as_dict() for card in cards]))
+        return
+    from prism_lightning.inspection.tables import print_cards
+
+    print_cards(cards)
+
+
+def curvature(arguments: list[str]) -> None:
+    """Print and plot how local the curvature of runs is."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prism_lightning curvature",
+        description="How much of the Gauss-Newton matrix lies on the diagonal blocks, one per prototype: of a run's\n"
+        "own prototypes, its index's and fitted ones, against the dense head and random prototypes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ckpt_path", type=Path, nargs="+", required=True, help="run directories of finished fits")
+    parser.add_argument("--fitted", nargs="*", default=[], metavar="K,k", help="dictionaries to fit: 1024,8 4096,4")
+    parser.add_argument("--tokens", type=int, default=131_072, help="training tokens to count (default 131,072)")
+    parser.add_argument("--sample", type=int, default=4096, help="of them compared pair by pair (default 4,096)")
+    parser.add_argument("--seed", type=int, default=0, help="of fits, sample and random prototypes (default 0)")
+    parser.add_argument("--out", type=Path, help="folder for curvature.json and curvature.png (default: the first run)")
+    device_options(parser)
+    options = parser.parse_args(arguments)
+    refuse_below(parser, options, 2, "tokens", "sample")
+    fitted = []
+    for pair in options.fitted:
+        size, _, active = pair.partition(",")
+        if not (size.isdigit() and active.isdigit() and int(active)):
+            parser.error(f"--fitted {pair}: give K,k, e.g. 4096,4")
+        fitted.append((int(size), int(active)))
+
+    from prism_lightning.common.console import console
+    from prism_lightning.common.progress import Progressing
+    from prism_lightning.inspection.curvature_report import measured, report_tables, write_report
+    from prism_lightning.run.environment import environment
+    from prism_lightning.run.model_folder import load_exported
+    from prism_lightning.run.training_data import data_of
+
+    rows: list[Any] = []
+    with Progressing() as progress:
+
+        def report(step: str) -> None:
+            progress(step, len(rows), len(rows) + 1)  # a run ends with as many rows as it has dictionaries
+
+        for run in options.ckpt_path:
+            model, _ = load_exported(run, options.device, options.dtype)
+            data = data_of(run)
+            name = f"{run}, commitment {model.config.commitment:g}"
+            for row in measured(model, data.train, run, fitted, options.tokens, options.sample, options.seed, report):
+                rows.append((name, row))
+    for table in report_tables(rows):
+        console.print(table)
+    console.print(COLUMNS, style="dim", markup=False)
+    facts = {"tokens": options.tokens, "sample": options.sample, "seed": options.seed, "environment": environment()}
+    for path in write_report(rows, options.out or options.ckpt_path[0], facts):
+        print(f"wrote {path}")

@@ -1,0 +1,124 @@
+"""The verb `index`: a recipe's data and a trained model in, an index over the training tokens out."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from prism_lightning.attribution.attributor import default_index
+from prism_lightning.attribution.build.builder import Builder
+from prism_lightning.attribution.index.base import Index
+from prism_lightning.attribution.index.opening import open_index
+from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.common.devices import device_named
+from prism_lightning.common.errors import UserError
+from prism_lightning.common.progress import Progressing
+from prism_lightning.config.compose import composed, split_arguments, take_flags
+from prism_lightning.config.trust import limit_imports
+from prism_lightning.config.validate import problems_in
+from prism_lightning.lightning_modules.text_data import TextData
+from prism_lightning.run.directory import RunSettings
+from prism_lightning.run.fingerprints import check_tokenizer
+from prism_lightning.run.model_folder import load_exported
+
+
+def index(arguments: list[str]) -> None:
+    """Build the index of a recipe, or what is missing of it.
+
+    Started several times with RANK and WORLD_SIZE set, as torchrun does, each process builds its own shards.
+    """
+    flags, arguments = take_flags(arguments, "allow_custom_code", "print_config")
+    path, overrides = split_arguments(arguments)
+    device, dtype, overrides = _place(overrides)
+    recipe = composed(path, overrides)
+    if "print_config" in flags:
+        from prism_lightning.training.trainer import TrainingCLI  # Lightning, which nothing else here needs
+
+        TrainingCLI("fit", recipe, str(path), "allow_custom_code" in flags, print_config=True)
+    config = recipe.settings
+    limit_imports(config, str(path), "allow_custom_code" in flags)
+    try:
+        data, settings, run_settings = _parsed(config, str(path), "allow_custom_code" in flags)
+    except UserError as error:
+        raise UserError([recipe.hide_environment(problem) for problem in error.problems]) from error
+    model_path = Path(config.get("ckpt_path") or run_settings.dir)
+    if model_path.is_file():
+        raise UserError(f"{model_path} is a checkpoint: give the run directory or its exported folder by --ckpt_path")
+    model, tokenizer = load_exported(model_path, device, dtype)
+    data.setup()
+    if data.block_size > model.config.context_length:
+        raise UserError(
+            f"data.block_size {data.block_size} is longer than the model's context of {model.config.context_length}"
+        )
+    check_tokenizer(tokenizer, data.train)
+    folder = Path(settings.dir) if settings.dir else default_index(model_path)
+    rank, world_size = _ranks()
+    progress = Progressing()
+    started = time.monotonic()
+    with progress:
+        builder = Builder(model, data.train, settings, folder, progress)
+        whole = builder.build(rank, world_size)
+    if not whole:
+        print(f"this process's shards of {folder} are done; the last of the others finishes the index")
+        return
+    print(summary(open_index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
+
+
+def _place(overrides: list[str]) -> tuple[str, str, list[str]]:
+    """`--device`, one for each of several processes, and `--dtype`; and the settings of the recipe among them."""
+    place = {"device": "auto", "dtype": "fp32"}
+    settings = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in place:
+            place[key] = value
+        else:
+            settings.append(override)
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    return str(device_named(place["device"], rank)), place["dtype"], settings
+
+
+def summary(index: Index) -> str:
+    """One line: what the index holds and how large it is."""
+    files = [*index.shard_paths, *(index.folder / f"{name}.safetensors" for name in ("dictionary", "curvature"))]
+    size = sum(file.stat().st_size for file in files)
+    unused = int((index.usage_K() == 0).sum())
+    return (
+        f"{index.folder}: {index.tokens:,} training tokens of {index.manifest['documents']:,} documents,"
+        f" {index.num_prototypes:,} prototypes ({unused:,} unused), {index.manifest['active']} active per token,"
+        f" {size / index.tokens:.0f} bytes per token"
+    )
+
+
+def _ranks() -> tuple[int, int]:
+    """RANK and WORLD_SIZE, as torchrun sets them; 0 and 1 without them."""
+    names = ("RANK", "WORLD_SIZE")
+    try:
+        rank, world_size = (int(os.environ.get(name, default)) for name, default in zip(names, "01", strict=True))
+    except ValueError:
+        rank, world_size = 0, 0
+    if not 0 <= rank < world_size:
+        given = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        raise UserError(f"{given}: both must be numbers with 0 <= RANK < WORLD_SIZE; start ranks with torchrun")
+    return rank, world_size
+
+
+def _parsed(
+    config: dict[str, Any], recipe: str, allow_custom_code: bool = False
+) -> tuple[TextData, IndexSettings, RunSettings]:
+    problems = problems_in(config, allow_custom_code)
+    if problems:
+        raise UserError([f"{recipe}: {problem}" for problem in problems])
+    parser = ArgumentParser(exit_on_error=False)
+    groups = {"data": TextData, "index": IndexSettings, "run": RunSettings}
+    for name, owner in groups.items():
+        parser.add_class_arguments(owner, name)
+    try:
+        parsed = parser.instantiate_classes(parser.parse_object({n: config[n] for n in groups if n in config}))
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{recipe}: {' '.join(str(error).split())[:300]}") from error
+    return parsed["data"], parsed["index"], parsed["run"]

@@ -1,0 +1,71 @@
+"""The verb report: tables and figures of finished runs, beside what the paper reports."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import glob
+import sys
+from pathlib import Path
+
+from prism_lightning.common.errors import UserError
+
+EXAMPLES = """examples:
+  report --runs runs/ladder_cpu --out report
+  report --runs runs/prism_1b runs/dense_1b --benchmarks benchmarks/attribution/results/*.json --out report
+
+Run directories are found beneath the folders given. Every cell comes from a run; below a table with empty cells stands
+the command that fills them. Writes report.md, report.html (one page, no scripts, nothing fetched) and the figures."""
+
+
+def report(arguments: list[str]) -> None:
+    """Write a report of finished runs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prism_lightning report",
+        description="Collect finished runs into the paper's tables and figures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", nargs="+", type=Path, required=True, help="run directories, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--suites", nargs="+", type=Path, help="suites whose tasks are shown (default: evals/*.yaml)")
+    parser.add_argument("--benchmarks", nargs="+", type=Path, default=[], help="JSON files of benchmarks.attribution")
+    options = parser.parse_args(arguments)
+
+    from prism_lightning.common.progress import Progressing
+    from prism_lightning.evaluation.suites import load_suite
+    from prism_lightning.reporting.attribution import attribution_tables, read_benchmarks
+    from prism_lightning.reporting.figures import draw
+    from prism_lightning.reporting.interventions import intervention_tables, read_interventions
+    from prism_lightning.reporting.page import Report, write
+    from prism_lightning.reporting.paper import paper_table
+    from prism_lightning.reporting.runs import find_runs
+    from prism_lightning.reporting.scaling import scaling_of, scaling_table
+    from prism_lightning.reporting.tables import run_table, run_tables
+
+    files = options.suites or [Path(name) for name in sorted(glob.glob("evals/*.yaml"))]
+    suites = {str(path): load_suite(path) for path in files}
+    benchmarks = read_benchmarks(options.benchmarks)
+    runs, left_out = find_runs(options.runs)
+    progress = Progressing()
+    with progress:
+        scaling = scaling_of(runs, progress)
+    interventions, damaged = read_interventions(runs)
+    left_out += damaged
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    tables = [paper_table(runs, suites, benchmarks, interventions), *run_tables(runs, suites)]
+    tables += [scaling_table(scaling)] if len(runs) > 1 else []
+    tables += [*attribution_tables(benchmarks), *intervention_tables(runs, interventions), run_table(runs)]
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be made ({error.strerror}): choose another") from error
+    head = f"{len(runs)} runs, {datetime.date.today().isoformat()}."
+    if left_out:
+        head += f" Left out: {'; '.join(left_out)}."
+    content = Report(
+        "Prototype language models and their dense twins", head, tables, list(draw(runs, scaling, options.out))
+    )
+    for path in write(content, options.out):
+        print(f"wrote {path}")

@@ -1,0 +1,221 @@
+"""Recipes: YAML files composed by `base:`, overridden from the command line, then interpolated, in that order.
+
+Values that come from the environment (`${oc.env:NAME}`) may be secrets: they are used, and never written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from prism_lightning.common.errors import UserError, nearest
+
+SHORTEST_SECRET = 4  # characters; shorter values stand in a text for many other things
+MOVED_CLASSES = {
+    "prism_lightning.evaluation.in_loop.InLoopEvaluation": (
+        "prism_lightning.lightning_modules.callbacks.in_loop_evaluation.InLoopEvaluation"
+    ),
+}
+Key = tuple[str | int, ...]  # the way to a value through nested mappings and lists
+
+
+@dataclass
+class Recipe:
+    """A composed recipe.
+
+    Attributes:
+        settings: plain nested dictionaries, interpolations resolved.
+        from_environment: the unresolved text of every value that the environment has a part in, by its key.
+    """
+
+    settings: dict[str, Any]
+    from_environment: dict[Key, str] = field(default_factory=dict)
+
+    def without_environment(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings made from these, with the unresolved text in place of values from the environment. In place."""
+        for key, text in self.from_environment.items():
+            parent: Any = settings
+            for part in key[:-1]:
+                parent = parent[part]
+            parent[key[-1]] = text
+        return settings
+
+    def hide_environment(self, text: str) -> str:
+        """A text for people, with the unresolved text in place of values from the environment."""
+        for key, raw in self.from_environment.items():
+            value: Any = self.settings
+            for part in key:
+                value = value[part]
+            text = text.replace(repr(value), raw)
+            text = text.replace(str(value), raw) if len(str(value)) >= SHORTEST_SECRET else text
+        return text
+
+
+def compose(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe as plain nested dictionaries; arguments and errors as of `composed`."""
+    return composed(path, overrides, groups).settings
+
+
+def composed(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> Recipe:
+    """Compose a recipe.
+
+    Args:
+        path: a recipe; its `base:` (a path or a list, relative to it) is merged beneath it.
+        overrides: `key.path=value`, each parsed as YAML and set before interpolations are resolved.
+        groups: resolve these alone, by default all. A recorded run can then be read where its environment is gone.
+
+    Raises:
+        UserError: missing file, broken YAML, circular bases, an interpolation without a target.
+    """
+    config = _load(path, ())
+    try:
+        for override in overrides:
+            key, _, value = override.partition("=")
+            key = _full_key(key, config)
+            OmegaConf.update(config, key, _value(value), merge=False, force_add=True)
+        raw = OmegaConf.to_container(config, resolve=False)
+        container: Any
+        if groups:
+            chosen = [name for name in groups if config.get(name)]
+            container = {name: OmegaConf.to_container(config[name], resolve=True) for name in chosen}
+        else:
+            container = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {_one_line(error)}") from error
+    assert isinstance(container, dict)
+    _use_present_names(container)
+    return Recipe({str(key): value for key, value in container.items()}, dict(_environment_values(config, raw)))
+
+
+def _use_present_names(node: Any) -> None:
+    """Class paths that moved, as recipes and runs of earlier versions have them."""
+    if isinstance(node, dict) and node.get("class_path") in MOVED_CLASSES:
+        node["class_path"] = MOVED_CLASSES[node["class_path"]]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _use_present_names(child)
+
+
+def _leaves(node: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        yield from _leaves(child, (*key, name))
+    if not isinstance(node, dict | list):
+        yield key, node
+
+
+def _environment_values(config: DictConfig, raw: Any) -> Iterator[tuple[Key, str]]:
+    """Keys whose value changes when the environment does, with their text. OmegaConf itself decides, not their text."""
+    texts = {key: value for key, value in _leaves(raw) if isinstance(value, str) and "${" in value}
+    values = {key: _resolved(config, key) for key in texts}
+    OmegaConf.register_resolver("oc.env", lambda *_: "\0", replace=True)
+    try:
+        yield from [(key, text) for key, text in texts.items() if _resolved(config, key) != values[key]]
+    finally:
+        OmegaConf.register_resolver("oc.env", oc.env, replace=True)
+
+
+def _resolved(config: DictConfig, key: Key) -> Any:
+    """A value with its interpolations resolved; an error's name where that fails, as it may without the environment."""
+    node: Any = config
+    try:
+        for part in key:
+            node = node[part]
+    except Exception as error:  # a resolver may raise anything
+        return type(error)
+    return OmegaConf.to_container(node, resolve=True) if isinstance(node, Container) else node
+
+
+def take_flags(arguments: list[str], *names: str) -> tuple[set[str], list[str]]:
+    """Which of some flags, written --NAME without a value, are among the arguments, and the other arguments."""
+    flags = {f"--{name}" for name in names}
+    return {a[2:] for a in arguments if a in flags}, [a for a in arguments if a not in flags]
+
+
+def split_arguments(arguments: list[str]) -> tuple[Path, list[str]]:
+    """Split a verb's command line into its recipe and `key=value` overrides.
+
+    Raises:
+        UserError: no --config, a value without a key, or a key without a value.
+    """
+    recipe: Path | None = None
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "-c":
+            argument = "--config"
+        if not argument.startswith("--"):
+            raise UserError(f"{argument!r} stands alone: settings are written --key value (quote a pattern: '*.txt')")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"--{key} has no value: write --{key} VALUE")
+            value = rest.pop(0)
+        if key == "config":
+            if recipe:
+                raise UserError("--config was given twice: let one recipe name the other as its base")
+            recipe = Path(value)
+        else:
+            overrides.append(f"{key}={value}")
+    if recipe is None:
+        raise UserError("no recipe: give --config recipes/quickstart.yaml or another")
+    return recipe, overrides
+
+
+def _load(path: Path, above: tuple[Path, ...]) -> DictConfig:
+    path = path.resolve()
+    if path in above:
+        raise UserError(f"{path}: a recipe cannot be its own base")
+    if not path.is_file():
+        others = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, others) if others else "no such folder"
+        raise UserError(f"recipe {path} not found: {hint}")
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path}: a recipe is a YAML mapping of settings")
+    bases = config.pop("base", None) or []
+    for base in reversed([bases] if isinstance(bases, str) else list(bases)):
+        config = OmegaConf.merge(_load(path.parent / base, (*above, path)), config)  # type: ignore[assignment]
+    return config
+
+
+def _full_key(key: str, config: DictConfig) -> str:
+    """`model.learning_rate` is short for `model.init_args.learning_rate` wherever a group names a class."""
+    head, _, tail = key.partition(".")
+    is_class = isinstance(config.get(head), DictConfig) and "class_path" in config[head]
+    if is_class and tail and tail.partition(".")[0] not in ("class_path", "init_args"):
+        return f"{head}.init_args.{tail}"
+    return key
+
+
+def _value(text: str) -> Any:
+    """A value of the command line as YAML reads it; what is no YAML, a Jinja template say, is plain text."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+    except yaml.YAMLError:
+        return text
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out

@@ -1,0 +1,294 @@
+"""Turn a source into a packed token store: cached by a fingerprint of its inputs, and all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import filelock
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from prism_lightning.common.errors import UserError, visible
+from prism_lightning.common.preparation_progress import PreparationProgress
+from prism_lightning.data.integrity import FORMAT, SPLITS, DamagedDataError, read_prepared, write_manifest
+from prism_lightning.data.sources import Document, Source
+from prism_lightning.data.splitting import end_held_out, tagged
+from prism_lightning.data.store import StoreWriter
+from prism_lightning.data.tokenizer import encode_batch, load_tokenizer, tokenizer_size, train_tokenizer
+
+Item = TypeVar("Item")
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything the prepared folder depends on."""
+
+    train: Source
+    validation: Source | None
+    validation_fraction: float
+    tokenizer: str | None
+    vocab_size: int
+    max_tokens: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the inputs; a change of any of them prepares a new folder."""
+        inputs = asdict(self) | {
+            "train": self.train.identity,
+            "validation": self.validation and self.validation.identity,
+            "tokenizer": self.tokenizer and _tokenizer_identity(self.tokenizer),
+            "format": FORMAT,
+        }
+        return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @cached_property
+    def end_held_out(self) -> int | None:
+        """Characters before the end of the text that is held out, where no whole document is."""
+        return None if self.validation else end_held_out(self.train, self.validation_fraction)
+
+    @property
+    def skipped_nulls(self) -> int:
+        """Rows without text in the last pass over the documents."""
+        return self.train.skipped_nulls + (self.validation.skipped_nulls if self.validation else 0)
+
+
+def prepare(preparation: Preparation, cache_dir: Path) -> Path:
+    """The prepared folder, made if it is not there yet or is damaged.
+
+    Works in a folder of its own and renames it when complete, so an interruption leaves nothing half-done; a lock
+    lets one of several processes work while the others wait.
+
+    Raises:
+        UserError: the sources, the tokenizer or the cache cannot be used; data that cannot be read.
+    """
+    folder = cache_dir / preparation.fingerprint
+    if _damage(folder) is None:
+        return folder
+    with writing_cache(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    if not os.access(cache_dir, os.W_OK):
+        raise UserError(f"data.cache_dir {cache_dir} cannot be written: choose another")
+    lock = filelock.FileLock(cache_dir / f"{folder.name}.lock")
+    with writing_cache(cache_dir):
+        lock.acquire()
+    try:
+        damage = _damage(folder)  # another process may have prepared the data by now
+        if damage is not None:
+            if damage:
+                print(f"prepared data {folder} are damaged: {damage}; preparing them anew", file=sys.stderr, flush=True)
+            _prepare_aside(preparation, folder)
+    finally:
+        lock.release()
+    return folder
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a prepared folder; "" where there is none, None where it is whole."""
+    try:
+        if not os.path.lexists(folder):
+            return ""
+        read_prepared(folder, checksums=True)
+    except DamagedDataError as error:
+        return error.damage
+    return None
+
+
+def _prepare_aside(preparation: Preparation, folder: Path) -> None:
+    """Prepare in a folder beside, and put it in place when it is complete."""
+    work = folder.with_name(f"{folder.name}.partial")
+    try:
+        with writing_cache(folder.parent):
+            _remove(work)  # what a killed preparation left
+            _write(preparation, work)
+            _remove(folder)  # damaged
+            os.rename(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_cache(cache_dir: Path) -> Iterator[None]:
+    """Turn an error of writing into one that names the cache and what to do. Sources are read under `_reading`."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and "os error" not in str(error):  # so tokenizers' bare exceptions say it
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+        raise UserError(
+            f"data could not be written to data.cache_dir {cache_dir} ({reason}): free space there, or set another"
+            " data.cache_dir; nothing half-done is left"
+        ) from error
+
+
+def _reading(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; an error of reading them, which is not one of writing the cache, names the file."""
+    try:
+        yield from items
+    except OSError as error:
+        raise UserError(f"{error.filename or 'the data'} could not be read ({error.strerror or error})") from error
+
+
+def _write(preparation: Preparation, work: Path) -> None:
+    """Write the whole prepared folder."""
+    with PreparationProgress() as progress:
+        tokenizer, characters = _tokenizer(preparation, progress)
+        size = tokenizer_size(tokenizer)
+        dtype = "uint16" if size <= 2**16 else "uint32"
+        progress.stage("tokenising")
+        counts = _write_splits(preparation, work, tokenizer, dtype, _reporter(preparation, characters, progress))
+        for remark in remarks(preparation):
+            print(remark, flush=True)
+        _check(counts, tokenizer)
+        tokenizer.save_pretrained(work / "tokenizer")
+        facts: dict[str, Any] = {"fingerprint": preparation.fingerprint, "dtype": dtype, **counts}
+        facts |= {"tokenizer_size": size, "inputs": preparation.train.identity}
+        write_manifest(work, facts | {"skipped_nulls": preparation.skipped_nulls})
+
+
+def _write_splits(
+    preparation: Preparation,
+    work: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: str,
+    report: Callable[[int, int, int], None],
+) -> dict[str, dict[str, int]]:
+    """Tokenise all documents into both splits; returns the counts of each."""
+    documents_done = characters_done = 0
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(closing(StoreWriter(work / split, dtype))) for split in SPLITS}
+        for split, documents in _reading(_tagged_batches(preparation, lambda: writers["train"].tokens)):
+            _append(writers[split], tokenizer, documents)
+            documents_done += len(documents)
+            characters_done += sum(len(document.text) for document in documents)
+            report(documents_done, characters_done, writers["train"].tokens)
+        return {split: writer.counts for split, writer in writers.items()}
+
+
+def _reporter(
+    preparation: Preparation, total_characters: int | None, progress: PreparationProgress
+) -> Callable[[int, int, int], None]:
+    """What is called with the documents, characters and training tokens done; where a total is known, with a share."""
+
+    def report(documents: int, characters: int, tokens: int) -> None:
+        shares = [characters / total_characters] if total_characters else []
+        shares += [tokens / preparation.max_tokens] if preparation.max_tokens else []
+        progress(f"{documents:,} documents, {tokens:,} training tokens", max(shares, default=0.0))
+
+    return report
+
+
+def _tokenizer(preparation: Preparation, progress: PreparationProgress) -> tuple[PreTrainedTokenizerFast, int | None]:
+    """The given tokenizer or a trained one, and the characters of all documents where training read them all."""
+    if preparation.tokenizer:
+        return load_tokenizer(preparation.tokenizer), None
+    total: list[int] = []
+
+    def texts() -> Iterator[str]:
+        documents = characters = 0
+        progress.stage("reading text to train the tokenizer")
+        for split, document in _reading(_tagged(preparation)):
+            documents += 1
+            characters += len(document.text)
+            progress(f"{documents:,} documents, {characters:,} characters")
+            if split == "train":
+                yield document.text
+        progress.stage("training the tokenizer")
+        progress(f"{documents:,} documents, {characters:,} characters")
+        total.append(characters)
+
+    tokenizer = train_tokenizer(texts(), preparation.vocab_size)
+    return tokenizer, total[0] if total else None
+
+
+def _tagged(preparation: Preparation) -> Iterator[tuple[str, Document]]:
+    """Every document with its split."""
+    return tagged(preparation.train, preparation.validation, preparation.validation_fraction, preparation.end_held_out)
+
+
+def remarks(preparation: Preparation) -> list[str]:
+    """What a user should know about the pass over the documents that has ended, in a line each."""
+    lines = []
+    for source in filter(None, (preparation.train, preparation.validation)):
+        if source.unread_files:
+            names = ", ".join(source.unread_files[:3]) + (", ..." if len(source.unread_files) > 3 else "")
+            lines.append(f"{len(source.unread_files):,} files without text were passed over: {names}")
+    if preparation.skipped_nulls:
+        lines.append(f"{preparation.skipped_nulls:,} rows without text (null) were skipped")
+    if preparation.end_held_out is not None:
+        share = f"{100 * preparation.validation_fraction:g} %"
+        lines.append(f"too few documents to hold whole ones out: the last {share} of the text is the validation split")
+    return [visible(line) for line in lines]
+
+
+def _tagged_batches(preparation: Preparation, train_tokens: Callable[[], int]) -> Iterator[tuple[str, list[Document]]]:
+    """Batches of documents of one split, bounded in number and in characters, until there are tokens enough."""
+    pending: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    for split, document in _tagged(preparation):
+        pending[split].append(document)
+        sizes[split] += len(document.text)
+        if len(pending[split]) >= BATCH_DOCUMENTS or sizes[split] >= BATCH_CHARACTERS:
+            yield split, pending[split]
+            pending[split], sizes[split] = [], 0
+            if preparation.max_tokens and train_tokens() >= preparation.max_tokens:
+                break
+    yield from ((split, documents) for split, documents in pending.items() if documents)
+
+
+def _append(writer: StoreWriter, tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> None:
+    ids = encode_batch(tokenizer, [document.text for document in documents])
+    writer.append(
+        names=[document.name for document in documents],
+        rows=[document.row for document in documents],
+        sizes=[len(document.text.encode()) for document in documents],
+        ids=[np.append(document_ids, np.uint32(tokenizer.eos_token_id)) for document_ids in ids],
+    )
+
+
+def _check(counts: dict[str, dict[str, int]], tokenizer: PreTrainedTokenizerFast) -> None:
+    for split in SPLITS:
+        if counts[split]["documents"] == 0:
+            fix = "give --data.validation_path" if split == "validation" else "check data.path and data.text_column"
+            raise UserError(f"the {split} split is empty: {fix}")
+        if counts[split]["max_id"] >= tokenizer_size(tokenizer):
+            raise UserError(
+                f"the tokenizer has {tokenizer_size(tokenizer)} tokens but the data hold id {counts[split]['max_id']}:"
+                " give the tokenizer that made these ids by data.tokenizer"
+            )
+
+
+def _tokenizer_identity(name_or_path: str) -> Any:
+    """Digests of the files that define a tokenizer, or the name of one from the hub."""
+    path = Path(name_or_path).expanduser()
+    files = sorted({path, path.with_name("tokenizer_config.json")}) if path.is_file() else sorted(path.glob("*"))
+    try:
+        digests = [
+            hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+            for file in files
+            # The weights that may lie in the same folder are left out.
+            if file.is_file() and (file == path or file.suffix in (".json", ".txt", ".model"))
+        ]
+    except OSError as error:
+        raise UserError(
+            f"tokenizer {error.filename} cannot be read ({error.strerror}): correct data.tokenizer"
+        ) from error
+    return digests or name_or_path

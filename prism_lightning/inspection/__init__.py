@@ -1,0 +1,1 @@
+"""What a person looks at: explanations, prototype cards, labels and tables."""

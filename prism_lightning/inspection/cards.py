@@ -1,0 +1,97 @@
+"""A prototype's card: how often it is used, what it promotes, and training tokens it is active in, with a label.
+
+Shapes: n training tokens in which the prototype is active.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prism_lightning.attribution.attributor import Attributor
+from prism_lightning.attribution.index.base import Hits, Query
+from prism_lightning.attribution.results import TrainingToken
+from prism_lightning.common.errors import UserError
+from prism_lightning.data.token_text import token_text
+from prism_lightning.inspection.labels import Label, Labeller
+
+PROMOTED = 6
+
+
+@dataclass
+class PrototypeCard:
+    """One prototype of an index. `influence` of its tokens is their activation, the cosine to the prototype.
+
+    Attributes:
+        usage, usage_share: training tokens in which it is active, and their share of those that the index holds.
+        indexed_tokens: those that the index holds.
+        dead: whether there are none.
+        promotes, demotes: tokens that it raises and lowers most, the ends of W p.
+        label: what its tokens have in common, and how many of each group have it.
+        examples: its tokens by group: "top", largest activation first; "middle", around the median; "random".
+    """
+
+    prototype: int
+    usage: int
+    usage_share: float
+    indexed_tokens: int
+    dead: bool
+    promotes: list[str]
+    demotes: list[str]
+    label: Label
+    examples: dict[str, list[TrainingToken]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self) | {"label": asdict(self.label) | {"text": str(self.label)}}
+
+
+@torch.no_grad()
+def inspect_prototypes(attributor: Attributor, prototypes: list[int] | None, top: int) -> list[PrototypeCard]:
+    """Cards of the given prototypes, or of the `top` most used, with `top` tokens of each group.
+
+    Raises:
+        UserError: a number that is no prototype of the index.
+    """
+    index = attributor.index
+    usage_K = index.usage_K()
+    if prototypes is None:
+        prototypes = np.argsort(-usage_K, kind="stable")[:top].tolist()
+    stray = [number for number in prototypes if not 0 <= number < len(usage_K)]
+    if stray:
+        raise UserError(
+            f"prototype {stray[0]} is not in {index.folder}: its prototypes are 0 to {len(usage_K) - 1}; give the index"
+            " that has it by --index"
+        )
+    labeller = Labeller(attributor.describe.store)
+    return [_card(attributor, labeller, number, int(usage_K[number]), top) for number in prototypes]
+
+
+def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, top: int) -> PrototypeCard:
+    rows_n, activations_n = attributor.index.postings(number)
+    order_n = np.argsort(-activations_n, kind="stable")
+    rows_n, activations_n = rows_n[order_n].astype(np.int64), activations_n[order_n].astype(np.float32)
+    middle = max(0, len(rows_n) // 2 - top // 2)
+    drawn = np.random.default_rng(number).permutation(len(rows_n))[:top]
+    places = {"top": np.arange(min(top, len(rows_n))), "middle": np.arange(len(rows_n))[middle : middle + top]}
+    places["random"] = np.sort(drawn)
+    nothing = Query(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+    logits_V = attributor.model.lm_head(attributor.dictionary.prototypes_KD[number])
+    best, worst = (logits_V.topk(PROMOTED, largest=largest).indices.tolist() for largest in (True, False))
+    return PrototypeCard(
+        prototype=number,
+        usage=usage,
+        usage_share=usage / attributor.index.tokens,
+        indexed_tokens=attributor.index.tokens,
+        dead=usage == 0,
+        promotes=[token_text(attributor.tokenizer, [token]) for token in best],
+        demotes=[token_text(attributor.tokenizer, [token]) for token in worst],
+        label=labeller.label(rows_n),
+        examples={
+            group: attributor.describe.tokens(Hits(rows_n[at], activations_n[at]), nothing, carried=False)
+            for group, at in places.items()
+        },
+    )

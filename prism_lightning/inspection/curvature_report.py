@@ -1,0 +1,151 @@
+"""The curvature report: how local the Gauss-Newton matrix of one or several runs is, as a table, JSON and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from prism_lightning.attribution.attributor import default_index
+from prism_lightning.attribution.curvature.dictionary import Dictionary, fitted_dictionary
+from prism_lightning.common.devices import check_float64
+from prism_lightning.common.errors import UserError
+from prism_lightning.common.files import integrity_error, map_file, read_json
+from prism_lightning.common.json_text import as_json
+from prism_lightning.common.manifests import problem_in, whole
+from prism_lightning.data.store import TokenStore
+from prism_lightning.inspection.localisation import Localisation, compare
+from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.fingerprints import model_fingerprint
+
+FIT_STEPS = 150
+BATCH_BLOCKS = 32
+LARGEST_SAMPLE_BYTES = 4 * 2**30
+
+
+@torch.no_grad()
+def hidden_sample(model: PrismForCausalLM, store: TokenStore, tokens: int) -> torch.Tensor:
+    """Hidden states of training blocks spread evenly over the corpus."""
+    count = min(len(store), -(-tokens // store.block_size))
+    chosen = torch.linspace(0, len(store) - 1, count).long().tolist()
+    parts = []
+    for start in range(0, count, BATCH_BLOCKS):
+        items = store.__getitems__(chosen[start : start + BATCH_BLOCKS])
+        ids_BT = torch.stack([item["input_ids"] for item in items]).to(model.device)
+        parts.append(model.hidden_states(ids_BT).flatten(0, 1))
+    return torch.cat(parts)
+
+
+def measured(
+    model: PrismForCausalLM,
+    store: TokenStore,
+    run: Path,
+    fitted: list[tuple[int, int]],
+    tokens: int,
+    sample: int,
+    seed: int,
+    report: Callable[[str], None],
+) -> Iterator[Localisation]:
+    """Measure a run's dense head, its own prototypes, those of its index and fitted ones, each beside random ones.
+
+    Args:
+        model, store: of the run.
+        run: its directory; the index in it, where there is one, is measured too.
+        fitted: K and k of dictionaries to fit to the frozen model.
+        tokens: training tokens whose activations are counted.
+        sample: of them, tokens whose curvatures are compared pair by pair.
+        seed: of fits, sample and controls.
+        report: told what is being done.
+
+    Raises:
+        UserError: more prototypes than tokens, or a device without float64.
+    """
+    check_float64(model.device, "the curvature")
+    size = model.config.hidden_size
+    if sample * size**2 * 4 > LARGEST_SAMPLE_BYTES:
+        fits = LARGEST_SAMPLE_BYTES // (4 * size**2)
+        raise UserError(f"--sample {sample} curvatures of {size} x {size} do not fit into memory: give up to {fits}")
+    report("hidden states")
+    z_ND = hidden_sample(model, store, tokens)
+    dictionaries: dict[str, Dictionary] = {}
+    if model.prototypes is not None:
+        own = Dictionary(model.prototypes.weight.detach(), model.prototypes.active)
+        dictionaries[f"own, K {len(own.unit_KD):,} k {own.active}"] = own
+    path = default_index(run) / "dictionary.safetensors"
+    facts, manifest = read_json(path.with_suffix(".json")), read_json(path.with_name("manifest.json"))
+    whole_record = facts is not None and problem_in(facts, {"active": whole(1)}) is None
+    built_for = manifest.get("model") if manifest else None
+    if facts and whole_record and built_for == model_fingerprint(model) and not integrity_error(path):
+        prototypes_KD = torch.from_numpy(map_file(path)["prototypes"].astype("float32")).to(model.device)
+        dictionaries[f"index, K {len(prototypes_KD):,} k {facts['active']}"] = Dictionary(
+            prototypes_KD, facts["active"]
+        )
+    for size, active in fitted:
+        if not active <= size <= len(z_ND):
+            raise UserError(f"{size},{active}: give K,k with k <= K <= {len(z_ND)} sampled tokens")
+        report(f"fitting {size:,} prototypes")
+        dictionaries[f"fitted, K {size:,} k {active}"] = fitted_dictionary(z_ND, size, active, FIT_STEPS, seed)
+    for row in compare(model.lm_head.weight.detach(), z_ND, dictionaries, sample, seed):
+        report(f"measured {row.name}")
+        yield row
+
+
+def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
+    """A table for each run, a line for each set of prototypes."""
+    for run in dict.fromkeys(name for name, _ in rows):
+        mine = [row for name, row in rows if name == run]
+        title = f"{run}: how local is the curvature? (condition number of S: {mine[0].curvature_condition:,.0f})"
+        table = Table(title=Text(title), title_justify="left", show_edge=False)
+        table.add_column("prototypes", no_wrap=True)
+        for header in ("UV", "GN diag.", "Gram diag.", "co-active", "read", "cond. Gram", "cond. diag."):
+            table.add_column(header, justify="right")
+        for row in mine:
+            table.add_row(
+                row.name,
+                "" if row.unexplained_variance is None else f"{row.unexplained_variance:.3f}",
+                f"{row.gauss_newton_share:.3f}",
+                f"{row.activation_share:.3f}",
+                f"{row.coactive_blocks:.1f}",
+                "all" if row.read_share >= 1 else f"{row.read_share:.2%}",
+                "" if row.gram_condition is None else f"{row.gram_condition:,.0f}",
+                f"{row.diagonal_condition:,.0f}",
+            )
+        yield table
+
+
+def write_report(rows: list[tuple[str, Localisation]], folder: Path, facts: dict[str, Any]) -> list[Path]:
+    """curvature.json and curvature.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "curvature.json", folder / "curvature.png"]
+    content = facts | {"rows": [{"run": run} | row.as_dict() for run, row in rows]}
+    paths[0].write_text(as_json(content, indent=1))
+    _plot(rows, paths[1])
+    return paths
+
+
+def _plot(rows: list[tuple[str, Localisation]], path: Path) -> None:
+    from matplotlib.figure import Figure  # no pyplot: no display is needed
+
+    figure = Figure(figsize=(9, 1.4 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    colours = {"dense": "tab:gray", "random": "tab:orange"}
+    for number, (_, row) in enumerate(rows):
+        colour = colours.get(row.name.split()[0].rstrip(","), "tab:blue")
+        axes.barh(number - 0.19, row.gauss_newton_share, 0.36, color=colour)
+        axes.barh(number + 0.19, row.activation_share, 0.36, color=colour, alpha=0.4)
+        axes.text(row.gauss_newton_share + 0.01, number - 0.19, f"{row.gauss_newton_share:.2f}", va="center", size=7)
+    runs = {run for run, _ in rows}
+    labels = [f"{run}: {row.name}" if len(runs) > 1 else row.name for run, row in rows]
+    axes.set_yticks(range(len(rows)), labels, size=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.05)
+    axes.set_xlabel("share of squared norm on the diagonal blocks\nsolid: Gauss-Newton matrix, light: activation Gram")
+    legend = {"prototypes": "tab:blue", "random prototypes": "tab:orange", "dense head": "tab:gray"}
+    for label, colour in legend.items():
+        axes.barh(0, 0, color=colour, label=label)
+    figure.legend(loc="outside upper right", fontsize=8, ncols=3)
+    figure.savefig(path, dpi=150)

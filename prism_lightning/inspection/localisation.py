@@ -1,0 +1,184 @@
+"""How far a model's curvature is local: the share of its Gauss-Newton matrix on the diagonal blocks (section 4.2).
+
+G_ij = E_t[a_ti a_tj M_t] is never formed. With <M, M'> the Frobenius product and t, t' independent tokens,
+
+    sum_ij ||G_ij||^2 = E_tt'[(a_t . a_t')^2 <M_t, M_t'>]
+    sum_i  ||G_ii||^2 = E_tt'[sum_i a_ti^2 a_t'i^2 <M_t, M_t'>]
+
+The dense head is held to the same measure with its hidden units as prototypes: the logits are sum_j z_tj W_:j, so block
+(j, l) is E_t[z_tj z_tl (diag(pi_t) - pi_t pi_t^T)].
+
+Shapes: N tokens, n of them sampled, D hidden size, V vocabulary, K prototypes (or hidden units), k active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from prism_lightning.attribution.curvature.dictionary import Dictionary
+from prism_lightning.attribution.curvature.records import head_chunks
+
+DAMPING = 1e-3  # as an index adds it, in shares of the mean diagonal
+LARGEST_SPECTRUM = 2048  # eigenvalues of larger Grams are left out: they take minutes
+
+
+@dataclass
+class Localisation:
+    """What is measured of one set of prototypes, or of the dense head.
+
+    Attributes:
+        unexplained_variance: of the hidden states by the mixture.
+        gauss_newton_share: of the squared Frobenius norm of G on its diagonal blocks.
+        activation_share: the same of the activation Gram E[a_i a_j] alone, over all N tokens.
+        coactive_blocks: effective number of blocks in a row of the Gram (inverse participation ratio of its squares).
+        read_share: of all tokens, on the lists of an average token's prototypes: where few prototypes are shared by
+            nearly all tokens the diagonal is large as well, and nothing is local.
+        gram_condition: condition number of the damped Gram, on prototypes in use.
+        diagonal_condition: condition number of its damped diagonal.
+        curvature_condition: condition number of S = E[M_t], which every block shares.
+    """
+
+    name: str
+    prototypes: int
+    active: int
+    unexplained_variance: float | None
+    gauss_newton_share: float
+    activation_share: float
+    coactive_blocks: float
+    read_share: float
+    gram_condition: float | None
+    diagonal_condition: float
+    curvature_condition: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def curvatures(head_VD: Tensor, z_nD: Tensor) -> Tensor:
+    """M_t = W^T (diag(pi_t) - pi_t pi_t^T) W of some tokens, [n, D, D]."""
+    out = []
+    for chunk in head_chunks(head_VD, z_nD):
+        for probability_V, mean_D in zip(chunk.probabilities_CV, chunk.mean_CD, strict=True):
+            out.append((head_VD * probability_V[:, None]).T @ head_VD - torch.outer(mean_D, mean_D))
+    return torch.stack(out)
+
+
+def head_products(probabilities_nV: Tensor) -> Tensor:
+    """<F_t, F_t'> of F_t = diag(pi_t) - pi_t pi_t^T, [n, n], without a [V, V] matrix."""
+    squared_nV = probabilities_nV.square()
+    plain_nn, mixed_nn = probabilities_nV @ probabilities_nV.T, squared_nV @ probabilities_nV.T
+    return plain_nn - mixed_nn - mixed_nn.T + plain_nn.square()
+
+
+def block_share(activations_nK: scipy.sparse.csr_array, products_nn: np.ndarray, independent: bool = True) -> float:
+    """Share of ||G||^2 on the diagonal blocks, from <M_t, M_t'> of n tokens.
+
+    Args:
+        activations_nK: a_ti.
+        products_nn: <M_t, M_t'>.
+        independent: leave out t = t', so that the expectation is over independent tokens; False for the G of just
+            these tokens.
+    """
+    overlap_nn = (activations_nK @ activations_nK.T).toarray() ** 2 * products_nn
+    squared_nK = activations_nK.power(2)
+    diagonal_nn = (squared_nK @ squared_nK.T).toarray() * products_nn
+    if independent:
+        np.fill_diagonal(overlap_nn, 0)
+        np.fill_diagonal(diagonal_nn, 0)
+    return float(diagonal_nn.sum() / overlap_nn.sum())
+
+
+def activation_matrix(indices_Nk: Tensor, activations_Nk: Tensor, size: int) -> scipy.sparse.csr_array:
+    """a_ti as a sparse matrix [N, K]."""
+    tokens, active = indices_Nk.shape
+    pointers = np.arange(tokens + 1) * active
+    values = activations_Nk.double().flatten().cpu().numpy()
+    matrix = scipy.sparse.csr_array((values, indices_Nk.flatten().cpu().numpy(), pointers), shape=(tokens, size))
+    matrix.sum_duplicates()
+    return matrix
+
+
+def localisation(
+    name: str,
+    activations_NK: scipy.sparse.csr_array,
+    active: int,
+    sample: np.ndarray,
+    products_nn: np.ndarray,
+    curvature_DD: Tensor,
+    unexplained: float | None,
+) -> Localisation:
+    """Measure one set of activations. `sample` are the n rows that `products_nn` belongs to."""
+    gram_KK = (activations_NK.T @ activations_NK).tocsr() / activations_NK.shape[0]
+    squares_KK = gram_KK.power(2)
+    diagonal_K = gram_KK.diagonal()
+    rows_K, fourth_K = (np.asarray(m.sum(axis=1)).ravel() for m in (squares_KK, squares_KK.power(2)))
+    used = rows_K > 0
+    tokens, usage_K = activations_NK.shape[0], np.diff((activations_NK != 0).tocsc().indptr).astype(float)
+    damped_K = diagonal_K[used] + DAMPING * diagonal_K[used].mean()
+    size = int(used.sum())
+    spectrum = None
+    if size <= LARGEST_SPECTRUM:
+        damped = gram_KK[used][:, used].toarray() + DAMPING * diagonal_K[used].mean() * np.eye(size)
+        values = torch.linalg.eigvalsh(torch.from_numpy(damped))
+        spectrum = float(values[-1] / values[0])
+    curvature = torch.linalg.eigvalsh(curvature_DD.double()).clamp_min(1e-12)
+    return Localisation(
+        name=name,
+        prototypes=activations_NK.shape[1],
+        active=active,
+        unexplained_variance=unexplained,
+        gauss_newton_share=block_share(activations_NK[sample], products_nn),
+        activation_share=float((diagonal_K**2).sum() / squares_KK.sum()),
+        coactive_blocks=float((rows_K[used] * (rows_K[used] ** 2 / fourth_K[used])).sum() / rows_K[used].sum()),
+        read_share=float((usage_K / tokens * usage_K).sum() / tokens),
+        gram_condition=spectrum,
+        diagonal_condition=float(damped_K.max() / damped_K.min()),
+        curvature_condition=float(curvature[-1] / curvature[0]),
+    )
+
+
+@torch.no_grad()
+def compare(
+    head_VD: Tensor, z_ND: Tensor, dictionaries: dict[str, Dictionary], sample_size: int, seed: int
+) -> Iterator[Localisation]:
+    """Measure the dense head, and each dictionary beside random prototypes of its size as the control.
+
+    Args:
+        head_VD: W.
+        z_ND: hidden states of training tokens.
+        dictionaries: by name.
+        sample_size: n, tokens whose curvatures are compared pair by pair.
+        seed: of the sample and of the random prototypes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randperm(len(z_ND), generator=generator)[:sample_size].sort().values
+    probabilities_nV = torch.cat([chunk.probabilities_CV for chunk in head_chunks(head_VD, z_ND[sample])])
+    curvature_nDD = curvatures(head_VD, z_ND[sample])
+    mean_DD = curvature_nDD.mean(0)
+    flat = curvature_nDD.flatten(1)
+    products_nn = (flat @ flat.T).double().cpu().numpy()
+    del curvature_nDD, flat
+    rows = sample.numpy()
+    dense = scipy.sparse.csr_array(z_ND.double().cpu().numpy())
+    size = z_ND.shape[1]
+    head_nn = head_products(probabilities_nV.double()).cpu().numpy()
+    yield localisation("dense head", dense, size, rows, head_nn, mean_DD, None)
+    for name, dictionary in dictionaries.items():
+        shape = dictionary.prototypes_KD.shape
+        control = Dictionary(torch.randn(shape, generator=generator).to(z_ND.device), dictionary.active)
+        for label, candidate in ((name, dictionary), (f"random, as {name}", control)):
+            indices_Nk, activations_Nk = candidate.assign(z_ND)
+            unexplained = None
+            if candidate is dictionary:
+                residual_ND = z_ND - candidate.mixture(indices_Nk, activations_Nk)
+                unexplained = (residual_ND.square().sum() / z_ND.square().sum()).item()
+            matrix = activation_matrix(indices_Nk, activations_Nk, shape[0])
+            yield localisation(label, matrix, candidate.active, rows, products_nn, mean_DD, unexplained)

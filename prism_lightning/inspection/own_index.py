@@ -1,0 +1,71 @@
+"""The index of a model's own prototypes, which cards, labels and traces are made from."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from prism_lightning.attribution.build.builder import Builder
+from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.common.errors import UserError, disk_is_full
+from prism_lightning.common.files import read_json
+from prism_lightning.common.progress import Progressing
+from prism_lightning.data.sample import sampled_store
+from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.fingerprints import model_fingerprint
+from prism_lightning.run.model_folder import run_directory
+from prism_lightning.run.training_data import data_of
+
+# Tokens that show what a prototype stands for. All 3.1 million of the quickstart took two thirds of `suppress`'s time.
+OWN_INDEX_TOKENS = 1_000_000
+
+
+def own_index(run: Path, model: PrismForCausalLM, anew: bool = False) -> Path:
+    """The index of the model's own prototypes, RUN/prototypes, built where it is not there yet.
+
+    Of a large corpus it looks at whole documents drawn at random; for all of it run `index --index.dictionary model`.
+
+    Args:
+        run: the run directory.
+        model: of the run.
+        anew: build it also where it is there.
+
+    Raises:
+        UserError: a dense model, or as `data_of` and `Builder`.
+    """
+    folder = run_directory(run) / "prototypes"
+    manifest = read_json(folder / "manifest.json")
+    if manifest is not None and not anew and _is_own(manifest, model):
+        return folder
+    corpus = data_of(run_directory(run)).train  # before anything is removed
+    try:
+        known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
+        if folder.is_dir() and (known is None or anew or manifest is not None or not _is_model(known, model)):
+            shutil.rmtree(folder)
+        store = sampled_store(corpus, OWN_INDEX_TOKENS, folder / "sample")
+    except OSError as error:
+        fix = "free space" if disk_is_full(error) else "give yourself write access"
+        raise UserError(f"{folder} cannot be written ({error.strerror}): {fix}") from error
+    tokens = f"{store.counts['tokens']:,} of {corpus.counts['tokens']:,} training tokens"
+    print(f"looking once through {tokens} for the model's own prototypes: {folder}", file=sys.stderr)
+    settings = IndexSettings(dictionary="model")
+    with Progressing() as progress:
+        try:
+            builder = Builder(model, store, settings, folder, progress)
+        except UserError:  # begun by another version, or with the decoder in another type
+            shutil.rmtree(folder)
+            store = sampled_store(corpus, OWN_INDEX_TOKENS, folder / "sample")
+            builder = Builder(model, store, settings, folder, progress)
+        builder.build()
+    return folder
+
+
+def _is_model(facts: dict[str, Any], model: PrismForCausalLM) -> bool:
+    return facts.get("model") == model_fingerprint(model)
+
+
+def _is_own(manifest: dict[str, Any], model: PrismForCausalLM) -> bool:
+    """Whether a finished index is of this model and its corpus is still there."""
+    return _is_model(manifest, model) and Path(str(manifest.get("store"))).is_dir()

@@ -1,0 +1,1 @@
+"""Controllers: factors on prototypes, fitted to multiple-choice items."""

@@ -1,0 +1,1 @@
+"""Suppression: the prototypes behind a behaviour are ranked, selected and removed."""

@@ -1,0 +1,61 @@
+"""Tokens per second and model FLOPs utilisation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from prism_lightning.models.flops import flops_per_token, peak_flops
+
+
+def ends_logged_step(trainer: Any, batch_idx: int) -> bool:
+    """Whether this batch completes an optimiser step that the loggers take."""
+    stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return stepped and trainer.global_step % max(1, trainer.log_every_n_steps) == 0
+
+
+class Throughput(Callback):
+    """Logs `tokens_per_second` (all devices) and, where the peak is known, `mfu`, once per logging interval."""
+
+    def __init__(self) -> None:
+        self._window_start: float | None = None
+        self._tokens = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock with the first batch, so that preparation is not counted."""
+        if self._window_start is None:
+            self._window_start = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the window that a validation falls into: its time is not training's."""
+        self._window_start, self._tokens = None, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count tokens; log at the logger's steps."""
+        self._tokens += batch["input_ids"].numel() * trainer.world_size
+        if self._window_start is None or not ends_logged_step(trainer, batch_idx):
+            return
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        rate = self._tokens / (time.perf_counter() - self._window_start)
+        pl_module.log("tokens_per_second", rate, prog_bar=True, rank_zero_only=True)
+        utilisation = mfu(rate, pl_module, batch["input_ids"].shape[1], trainer.world_size)
+        if utilisation is not None:
+            pl_module.log("mfu", utilisation, rank_zero_only=True)
+        self._window_start, self._tokens = time.perf_counter(), 0
+
+
+def mfu(tokens_per_second: float, module: Any, block_size: int, devices: int) -> float | None:
+    """Share of the devices' peak that goes into the decoder's and head's own FLOPs; None off the table and on CPU."""
+    if module.device.type != "cuda":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(module.device))
+    if peak is None:
+        return None
+    flops = flops_per_token(module.model.matrix_parameters, module.model.config.backbone_config, block_size)
+    return tokens_per_second * flops / (peak * devices)

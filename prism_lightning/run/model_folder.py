@@ -1,0 +1,99 @@
+"""The exported model: one Hugging Face folder of safetensors, configuration and tokenizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from prism_lightning.common.devices import device_named, dtype_named
+from prism_lightning.common.errors import UserError
+from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, write_checksums
+from prism_lightning.data.tokenizer import open_tokenizer
+from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.fingerprints import model_fingerprint
+
+transformers_logging.disable_progress_bar()
+
+
+def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write weights and tokenizer, whole or not at all: made aside, then renamed."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    write_checksums(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(partial, folder)
+
+
+def exported_folder(path: Path) -> Path | None:
+    """The exported folder at a path, or in the run directory that the path is; None where there is none."""
+    return next((folder for folder in (path / "model", path) if (folder / "config.json").is_file()), None)
+
+
+def run_directory(path: Path) -> Path:
+    """The run directory of a path, also where the exported folder in it is given; another folder is its own."""
+    folder = exported_folder(path)
+    return folder.parent if folder and folder.name == "model" else path
+
+
+def load_exported(
+    path: Path, device: str = "cpu", dtype: str = "fp32"
+) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
+    """Model (in eval mode) and tokenizer of an exported folder, or of the run directory that holds one.
+
+    Only safetensors are read: a pickle among the files is never opened. Weights are fp32, however they are stored.
+
+    Args:
+        path: the folder.
+        device: auto, cpu, cuda, cuda:N or mps, see `device_named`.
+        dtype: fp32, or bf16 for the decoder, see `PrismForCausalLM.narrow_decoder`.
+
+    Raises:
+        UserError: no such folder, device or type, not a model of ours, damaged files, or weights that are not finite.
+    """
+    place, decoder_dtype = device_named(device), dtype_named(dtype)
+    folder = exported_folder(path)
+    if folder is None:
+        raise UserError(
+            f"{path} holds no exported model: give a run directory that `fit` has finished, or its model folder"
+        )
+    _check_files(folder)
+    try:
+        model = PrismForCausalLM.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        )
+        tokenizer = open_tokenizer(folder)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}; export it anew with fit"
+        ) from error
+    check_finite(model.state_dict(), folder)
+    if decoder_dtype != torch.float32:
+        model.narrow_decoder(decoder_dtype, model_fingerprint(model))  # a second for each GB
+    return model.eval().to(place), tokenizer  # type: ignore[arg-type]
+
+
+def _check_files(folder: Path) -> None:
+    try:
+        damaged = folder_integrity_error(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}): give yourself read access") from error
+    if damaged:
+        again = f"remove {folder} and run the same fit" if folder.name == "model" else "export it again"
+        raise UserError(f"{damaged}: {again}; if the file was changed on purpose, remove {folder / CHECKSUMS}")
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raises UserError where weights are NaN or infinite: whatever is computed from them would be, too."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: {name} holds values that are not finite: use an earlier checkpoint or train anew")

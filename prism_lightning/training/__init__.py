@@ -1,0 +1,1 @@
+"""Training: the Trainer of a recipe, and what follows its last step."""

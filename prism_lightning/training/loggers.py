@@ -1,0 +1,78 @@
+"""The loggers of a run: CSV files and MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
+
+from prism_lightning.common.errors import UserError
+from prism_lightning.common.files import write_whole
+from prism_lightning.run.directory import RunDirectory
+from prism_lightning.run.mlflow_store import SQLITE, check_uri, database_path, make_database, why_unusable
+from prism_lightning.training.ranks import first_process
+
+
+def run_loggers(run: RunDirectory) -> tuple[CSVLogger, MLFlowLogger]:
+    """CSV first (a database URI as the first logger's directory breaks Lightning), MLflow beside it.
+
+    A resumed run goes on in the same MLflow run.
+
+    Raises:
+        UserError: as `open_logger`.
+    """
+    own = run.settings.tracking_uri is None
+    uri = run.settings.tracking_uri or f"{SQLITE}{(run.path / 'mlflow.db').absolute()}"
+    mlflow_logger = open_logger(
+        uri,
+        used_before=not own or run.mlflow_run.is_file(),
+        experiment_name=run.settings.experiment,
+        run_name=run.path.name,
+        run_id=run.mlflow_run.read_text() if run.mlflow_run.is_file() else None,
+        artifact_location=str((run.path / "mlflow_artifacts").absolute()) if uri.startswith("sqlite") else None,
+    )
+    return CSVLogger(run.path, name="csv"), mlflow_logger
+
+
+def log_settings(run: RunDirectory, config: dict[str, Any], mlflow_logger: MLFlowLogger) -> None:
+    """Log a new run's settings, and remember the MLflow run for resuming."""
+    run_id = str(mlflow_logger.run_id) if first_process() else None
+    if run_id and not (run.mlflow_run.is_file() and run.mlflow_run.read_text() == run_id):
+        mlflow_logger.log_hyperparams(config)
+        write_whole(run.mlflow_run, run_id.encode())
+
+
+def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
+    """A logger whose MLflow run exists.
+
+    Args:
+        uri: of the store: sqlite:///FILE, a database or a server.
+        used_before: whether the store has runs that must not be lost; otherwise a broken SQLite file is made anew.
+        settings: of `MLFlowLogger`; a `run_id` that the store does not know is replaced by a new run.
+
+    Raises:
+        UserError: an address that MLflow does not take, a damaged database, a server that does not answer.
+    """
+    check_uri(uri)
+    try:
+        if uri.startswith(SQLITE) and first_process():
+            make_database(database_path(uri), used_before)
+        return _opened(uri, settings)
+    except UserError:
+        raise
+    except Exception as error:  # SQLAlchemy's, MLflow's and the network's errors share no base class
+        raise UserError(why_unusable(uri, error)) from error
+
+
+def _opened(uri: str, settings: dict[str, Any]) -> MLFlowLogger:
+    from mlflow.exceptions import MlflowException
+
+    logger = MLFlowLogger(tracking_uri=uri, **settings)
+    try:
+        _ = logger.run_id
+    except MlflowException as error:
+        if settings.get("run_id") is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        logger = MLFlowLogger(tracking_uri=uri, **settings | {"run_id": None})
+        _ = logger.run_id
+    return logger

@@ -1,0 +1,195 @@
+"""Suppression end to end: a planted behaviour falls, random prototypes do not do it, and wrong input is told."""
+
+import json
+
+import pytest
+import torch
+from support.figures import kept_figures
+
+from prism_lightning.common.errors import UserError
+from prism_lightning.interventions.suppression.behaviours import WordBehaviour
+from prism_lightning.interventions.suppression.continuations import Sampling, prompts, repetitions
+from prism_lightning.interventions.suppression.experiment import Plan, suppress
+from prism_lightning.interventions.suppression.selection import Goal, Trial, chosen
+from prism_lightning.models.steering import Scaling
+from prism_lightning.run.training_data import data_of
+
+SMALL = ("--tokens", "30000", "--prompts", "40", "--new_tokens", "16", "--draws", "2")
+
+
+@pytest.fixture(scope="module")
+def trial(loaded, run):
+    model, tokenizer = loaded
+    texts = data_of(run).train.texts(range(200))
+    return Trial(model, tokenizer, WordBehaviour(["("], tokenizer), texts, 40, Sampling(new_tokens=16))
+
+
+def test_factor_one_falls_by_nothing_and_costs_nothing(trial):
+    found = trial.scaled("one", Scaling({1: 1.0}))
+    assert found.fall == 0 and found.rise == 0 and found.rise_interval == (0, 0)
+    assert found.counts.as_dict() == trial.plain.counts.as_dict()
+
+
+def test_a_strong_bias_ends_the_behaviour(trial):
+    found = trial.biased("words", 100.0)
+    assert trial.plain.counts.rate > 0.1 and found.counts.rate == 0 and found.fall == 1
+    assert found.fall_interval[0] < 1  # forty continuations without it do not prove that there is none
+    assert found.rise == pytest.approx(found.perplexity / trial.plain.perplexity - 1)
+
+
+def test_removing_everything_costs(trial):
+    found = trial.scaled("all", Scaling(dict.fromkeys(range(64), 0.0)))
+    assert found.rise > 0.2 and found.rise_interval[0] > 0
+
+
+def test_the_first_that_surely_meets_the_goal_is_chosen(trial):
+    from dataclasses import replace
+
+    path = [
+        replace(trial.plain, name=str(n), fall=f, fall_interval=(f - 0.1, f + 0.1), rise=r)
+        for n, f, r in ((1, 0.5, 0.0), (2, 0.85, 0.01), (3, 0.95, 0.01), (4, 1, 0.01))
+    ]
+    assert chosen(path, Goal(0.8, 0.02)).name == "3"  # that of 2 may as well be .75
+    assert chosen(path, Goal(0.8, 0.001)).name == "1"  # missed: the largest fall that costs no more
+    assert chosen(path, Goal(0.95, 0.02)).name == "4"  # missed surely: the largest fall
+
+
+def test_repetitions_are_counted():
+    assert repetitions([1, 2, 3, 4, 1, 2, 3, 4]) == (1, 5)
+    assert repetitions([1, 2, 3]) == (0, 0)
+
+
+def test_prompts_begin_texts_and_go_on_where_these_are_few(loaded):
+    _, tokenizer = loaded
+    texts, sampling = ["a = 1\n" * 60, "b = 2\n" * 4], Sampling(prompt_tokens=8, new_tokens=12)
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    starts = prompts(texts, tokenizer, sampling, 3)
+    assert starts == [ids[0][:8], ids[1][:8], ids[0][20:28]]
+    assert prompts(texts, tokenizer, sampling, 2) == starts[:2] and prompts([], tokenizer, sampling, 2) == []
+
+
+def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, monkeypatch):
+    figures = kept_figures(monkeypatch)
+    out = run / "interventions" / "no_calls.json"
+    shown = cli("suppress", "--ckpt_path", run, "--words", "(", "--name", "no_calls", *SMALL, check=0).stdout
+    assert "suppressing (" in shown and "goal " in shown
+    details = json.loads((out.parent / "no_calls.details.json").read_text())
+    written, kept = json.loads(out.read_text()), details["attempts"][details["kept"]]
+    assert written["factors"] == kept["factors"] and set(written["factors"].values()) == {0.0}
+    assert written["tokens"] == kept["tokens"] and details["plain"]["name"] == "as it is"
+    first = kept["candidates"]["prototype"][: len(written["factors"])]
+    assert sorted(map(int, written["factors"])) == sorted(first)
+    assert len(details["draws"]) == 2
+    for draw in details["draws"]:
+        assert not set(draw["settings"]["factors"]) & set(written["factors"])
+        assert draw["settings"]["tokens"] == kept["tokens"]
+    for attempt, tokens in zip(details["attempts"], (None, list), strict=False):
+        assert attempt["tokens"] is None if tokens is None else len(attempt["tokens"]) > 0
+    report = (out.parent / "no_calls.md").read_text()
+    assert all(f"### Prototype {number}:" in report for number in written["factors"])
+    assert "](no_calls.png)" in report and (out.parent / "no_calls.png").is_file()
+    (axes,) = figures["in memory"].axes
+    measured = [details["plain"], details["biased"], *(attempt["fresh"] for attempt in details["attempts"])]
+    plotted = [container.lines[0].get_xydata()[0] for container in axes.containers]
+    assert plotted == [pytest.approx([100 * m["rise"], 100 * m["counts"]["rate"]]) for m in measured]
+    (draws,) = axes.collections[:1]
+    drawn = [[100 * draw["rise"], 100 * draw["counts"]["rate"]] for draw in details["draws"]]
+    assert draws.get_offsets().tolist() == [pytest.approx(point) for point in drawn]
+    said = cli(
+        "generate",
+        "--ckpt_path",
+        run,
+        "--prompt",
+        "class A",
+        "--max_new_tokens",
+        "16",
+        "--intervention",
+        "no_calls",
+        "--json",
+        check=0,
+    ).stdout
+    assert json.loads(said)["continuation"]
+
+
+def test_given_prototypes_are_suppressed_without_a_search(run, cli, tmp_path):
+    details = json.loads(cli("prototypes", "--ckpt_path", run, "--json", check=0).stdout)
+    ids = [card["prototype"] for card in details[:2]]
+    out = run / "interventions" / "two.json"
+    cli(
+        "suppress",
+        "--ckpt_path",
+        run,
+        "--id",
+        *ids,
+        "--words",
+        "(",
+        "--factor",
+        "0.5",
+        "--name",
+        "two",
+        *SMALL,
+        check=0,
+    )
+    assert json.loads(out.read_text())["factors"] == {str(i): 0.5 for i in ids}
+
+
+def test_examples_tell_a_behaviour(run, cli, tmp_path):
+    texts = data_of(run).train.texts(range(300))
+    for name, with_it in (("calls", True), ("others", False)):
+        chosen = [text for text in texts if ("(" in text) == with_it]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
+    given = ("--with_texts", tmp_path / "calls.jsonl", "--without_texts", tmp_path / "others.jsonl")
+    cli("suppress", "--ckpt_path", run, *given, "--name", "examples", *SMALL, check=0)
+    assert "right of held-out examples" in (run / "interventions" / "examples.md").read_text()
+    refused = cli("suppress", "--ckpt_path", run, *given, "--words", "x", "--name", "examples")
+    assert refused.returncode == 2 and "without --words" in refused.stderr
+
+
+def test_what_cannot_be_suppressed_is_refused(run, cli, tmp_path):
+    def refused(*arguments):
+        result = cli("suppress", "--ckpt_path", run, "--name", "x", *SMALL, *arguments)
+        assert (
+            result.returncode == 2
+            and "Traceback" not in result.stderr
+            and not (run / "interventions" / "x.json").exists()
+        )
+        return result.stderr
+
+    assert "say what to suppress" in refused()
+    assert "need --words" in refused("--id", "3")
+    assert "together" in refused("--with_texts", tmp_path / "x")
+    assert "20 are needed" in refused("--words", "zyxwv")
+    assert "prototype 64 is not in the model" in refused("--id", "64", "--words", "self")
+    assert "no prototype's label has" in refused("--label", "zyxwv", "--words", "self")
+    assert "empty word" in refused("--words", " ")
+    assert "0.8 is 80 %" in refused("--words", "self", "--fall", "80")
+    assert "finite" in refused("--words", "self", "--factor", "nan")
+
+
+def test_a_dead_prototype_is_refused(loaded, run):
+    model, tokenizer = loaded
+    behaviour, texts = WordBehaviour(["("], tokenizer), data_of(run).train.texts(range(60))
+    kept = model.prototypes.weight[5].clone()
+    with torch.no_grad():  # as far from every token as from any
+        model.prototypes.weight[5] = -model.prototypes.weight.sum(0)
+    model.intervene()  # what was computed of the old weights is forgotten
+    try:
+        with pytest.raises(UserError, match="prototype 5 is dead"):
+            suppress(model, tokenizer, behaviour, texts, texts, Plan(sampling=Sampling(new_tokens=8)), given=[5])
+    finally:
+        with torch.no_grad():
+            model.prototypes.weight[5] = kept
+        model.intervene()
+
+
+def test_suites_are_scored_beside_it(run, cli, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, context: 12, continuation: 4}}"
+    )
+    ids = [c["prototype"] for c in json.loads(cli("prototypes", "--ckpt_path", run, "--json", check=0).stdout)]
+    given = ("--id", *ids, "--words", "(", "--suite", suite, "--name", "scored")
+    assert "suppressed" in cli("suppress", "--ckpt_path", run, *given, *SMALL, check=0).stdout
+    (score,) = json.loads((run / "interventions" / "scored.details.json").read_text())["suites"]
+    assert score["suppressed"] - score["plain"] == pytest.approx(score["difference"])
+    assert "## Suites" in (run / "interventions" / "scored.md").read_text()
