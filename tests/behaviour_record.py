@@ -15,15 +15,17 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BYTES = {".safetensors", ".npy", ".bin", ".ckpt"}
+BYTES = {".safetensors", ".npy", ".bin"}
 TEXTS = {".md", ".html", ".txt", ".jinja", ".yaml"}
 # Values that no two runs share.
 VARYING = re.compile(
@@ -192,7 +194,9 @@ def plain(text: str, work: Path) -> str:
     """A text without what varies: paths of this record, durations, rates, commits and package versions."""
     text = text.replace(str(work), "WORK").replace(str(ROOT), "ROOT")
     text = re.sub(r"\b[0-9a-f]{40}(\+changes)?\b", "COMMIT", text)
-    text = re.sub(r"[\d,]+(\.\d+)? tokens/s", "RATE tokens/s", text)
+    text = re.sub(r"[\d,]+(\.\d+)? ?(tokens/s|it/s)", r"RATE \2", text)
+    text = re.sub(r"<svg.*?</svg>", "FIGURE", text, flags=re.S)
+    text = re.sub(r"\d+:\d\d:\d\d", "CLOCK", text)
     text = re.sub(r"\b[\d,]+(\.\d+)? (s|ms|min|h|GiB|MB/s)\b", "DURATION", text)
     text = re.sub(r'"(\w*seconds|tokens_per_second|peak_memory_gib)": [\d.]+', r'"\1": NUMBER', text)
     return re.sub(r"\b20\d\d-\d\d-\d\d[T \d:.+]*", "DATE", text)
@@ -223,6 +227,10 @@ def content(path: Path, work: Path) -> Any:
     """What a file holds, as it is compared."""
     if path.suffix in BYTES:
         return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    if path.suffix == ".ckpt":  # the rest of the archive holds durations
+        with zipfile.ZipFile(path) as archive:
+            tensors = sorted(name for name in archive.namelist() if "/data/" in name)
+            return {"tensors": hashlib.sha256(b"".join(archive.read(name) for name in tensors)).hexdigest()}
     if path.suffix in {".json", ".jsonl"}:
         return parsed(path.read_text(), work)
     if path.suffix in TEXTS:
@@ -234,8 +242,10 @@ def record(out: Path) -> int:
     """Run everything and write the record."""
     entries, known = {}, {}
     variables = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name).resolve()
+    # Paths stand in prepared data and cut in tables, so every record is made in the same folder.
+    work = Path(tempfile.gettempdir()).resolve() / "prism_behaviour_record"
+    work.mkdir()  # fails where another record is being made
+    try:
         prepare(work)
         for title, arguments in commands(work):
             words = [sys.executable, "-m", "prism_lightning", *arguments]
@@ -253,6 +263,8 @@ def record(out: Path) -> int:
                 "stderr": {"text": plain(result.stderr, work)},
                 "files": files,
             }
+    finally:
+        shutil.rmtree(work)
     out.write_text(json.dumps(entries, indent=1))
     return 0
 
