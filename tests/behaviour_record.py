@@ -24,9 +24,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 BYTES = {".safetensors", ".npy", ".bin"}
-TEXTS = {".md", ".html", ".txt", ".jinja", ".yaml"}
+TEXTS = {".md", ".html", ".txt", ".jinja"}
 # Values that no two runs share.
 VARYING = re.compile(
     r"(?i)seconds|commit|per_second|peak_memory|^time|_time$|^command$|^created|^date|packages|machine|python|"
@@ -233,6 +235,8 @@ def content(path: Path, work: Path) -> Any:
             return {"tensors": hashlib.sha256(b"".join(archive.read(name) for name in tensors)).hexdigest()}
     if path.suffix in {".json", ".jsonl"}:
         return parsed(path.read_text(), work)
+    if path.suffix == ".yaml":
+        return {"json": without_varying(yaml.safe_load(path.read_text()), work)}
     if path.suffix in TEXTS:
         return {"text": plain(path.read_text(errors="replace"), work)}
     return {"is": "there"}
