@@ -202,8 +202,8 @@ def _differences(
     options: argparse.Namespace, plain: list[TaskResult], suppressed: list[TaskResult]
 ) -> list[dict[str, Any]]:
     """The suites' metrics without the intervention and with it, and the paired difference where there is one."""
-    from prism_lightning.cli.evaluation import results_folder
     from prism_lightning.evaluation.results import paired
+    from prism_lightning.evaluation.run_evaluation import results_folder
 
     without, with_it = (results_folder(options.ckpt_path, names) for names in ([], [options.name]))
     rows = []

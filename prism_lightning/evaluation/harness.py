@@ -21,10 +21,10 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from prism_lightning.evaluation import BATCH_TOKENS
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.run.model_folder import load_exported
 
-BATCH_TOKENS = 8192  # in one forward pass, padding included
 HEAD_ROWS = 2048  # scored positions whose logits are held at once
 Request = tuple[Any, list[int], list[int]]  # what was asked, ids of the context, ids of the continuation
 
