@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +41,74 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
-    """Write aside and rename; raises as `write_file` does.
+    """Write a file, whole or not at all; raises as `write_file` does.
 
     `before` is removed first: a new file must never stand beside the old one's checksum.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         if before:
             before.unlink(missing_ok=True)
-        with partial.open("wb") as file:
+        # Processes that write the same file at the same time must not share a partial one.
+        with partial_file(path, f".{os.getpid()}.partial") as partial, partial.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         reason = "the disk is full" if disk_is_full(error) else error.strerror
         raise UserError(
             f"{path} could not be written ({reason}): free space and run the same command; what is finished is kept"
         ) from error
+
+
+@contextmanager
+def partial_file(path: Path, suffix: str = ".partial") -> Iterator[Path]:
+    """Yield the path of a partial file beside `path`, and rename it to `path` once the block has written it.
+
+    A kill leaves the old file, or the new one, whole. A block that fails leaves no partial file.
+
+    Raises:
+        OSError: the partial file cannot be removed, flushed to the disk or renamed.
+    """
+    partial = path.with_name(path.name + suffix)
+    partial.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        yield partial
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the content must be on the disk before the name
+        finally:
+            os.close(descriptor)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def partial_folder(folder: Path) -> Iterator[Path]:
+    """Yield the path of a partial folder beside `folder`, and rename it to `folder` once the block has filled it.
+
+    The block makes the folder. A kill leaves the old folder, none, or the new one, whole. A block that fails leaves no
+    partial folder.
+
+    Raises:
+        OSError: a folder cannot be removed or renamed.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    remove(partial)  # of a process that was killed
+    try:
+        yield partial
+        remove(folder)
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with everything in it, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

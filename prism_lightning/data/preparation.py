@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.common.errors import UserError, visible
+from prism_lightning.common.files import partial_folder
 from prism_lightning.common.preparation_progress import PreparationProgress
 from prism_lightning.data.integrity import FORMAT, SPLITS, DamagedDataError, read_prepared, write_manifest
 from prism_lightning.data.sources import Document, Source
@@ -87,7 +87,8 @@ def prepare(preparation: Preparation, cache_dir: Path) -> Path:
         if damage is not None:
             if damage:
                 print(f"prepared data {folder} are damaged: {damage}; preparing them anew", file=sys.stderr, flush=True)
-            _prepare_aside(preparation, folder)
+            with writing_cache(cache_dir), partial_folder(folder) as partial:
+                _write(preparation, partial)
     finally:
         lock.release()
     return folder
@@ -102,26 +103,6 @@ def _damage(folder: Path) -> str | None:
     except DamagedDataError as error:
         return error.damage
     return None
-
-
-def _prepare_aside(preparation: Preparation, folder: Path) -> None:
-    """Prepare in a folder beside, and put it in place when it is complete."""
-    work = folder.with_name(f"{folder.name}.partial")
-    try:
-        with writing_cache(folder.parent):
-            _remove(work)  # what a killed preparation left
-            _write(preparation, work)
-            _remove(folder)  # damaged
-            os.rename(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager

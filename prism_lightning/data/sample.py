@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from contextlib import closing
 from pathlib import Path
 
 import filelock
 
+from prism_lightning.common.files import partial_folder
 from prism_lightning.data.integrity import DamagedDataError, read_prepared, write_manifest
 from prism_lightning.data.store import StoreWriter, TokenStore
 
@@ -34,11 +34,8 @@ def sampled_store(store: TokenStore, tokens: int, folder: Path) -> TokenStore:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.with_name(folder.name + ".lock")):
         if not _is_sample(folder, fingerprint):
-            partial = folder.with_name(folder.name + ".partial")
-            for path in (partial, folder):
-                shutil.rmtree(path, ignore_errors=True)
-            _write(store, store.sample(tokens), partial, fingerprint)
-            os.rename(partial, folder)
+            with partial_folder(folder) as partial:
+                _write(store, store.sample(tokens), partial, fingerprint)
     return TokenStore(folder, "train", store.block_size)
 
 

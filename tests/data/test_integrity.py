@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prism_lightning.common.errors import UserError
+from prism_lightning.common.files import remove
 from prism_lightning.data import integrity, store
 from prism_lightning.data import preparation as module
 from prism_lightning.data.tokenizer import train_tokenizer
@@ -131,13 +132,13 @@ def test_a_manifest_that_is_something_else_is_one_line(text, prepared, capfd, co
 
 def test_a_file_or_a_dangling_link_in_the_folder_s_place_is_replaced(text, prepared, capfd):
     before = contents(prepared)
-    module._remove(prepared)
+    remove(prepared)
     for put in (lambda: prepared.write_text("x"), lambda: prepared.symlink_to(prepared.parent / "nowhere")):
         put()
         data_of(text, prepared.parent).setup()
         assert "manifest.json is missing" in capfd.readouterr().err
         assert not prepared.is_symlink() and contents(prepared) == before
-        module._remove(prepared)
+        remove(prepared)
 
 
 def test_checksums_are_compared_once_unless_a_file_was_written_since(text, prepared, monkeypatch):
