@@ -119,7 +119,7 @@ def evaluated(
         UserError: as `load_with` and `evaluate_run`.
     """
     from prism_lightning.common.console import console
-    from prism_lightning.common.progress import Progressing
+    from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.evaluation.run_evaluation import evaluate_run, results_folder
     from prism_lightning.interventions.intervention import load_with
 
@@ -133,7 +133,7 @@ def evaluated(
             print(f"{name} {result.task}: {score}", flush=True)
 
     model, tokenizer = load_with(run, interventions, device, dtype)
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         return evaluate_run(
             model,
             tokenizer,

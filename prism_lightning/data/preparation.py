@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.common.errors import UserError, visible
 from prism_lightning.common.files import partial_folder
-from prism_lightning.common.preparation_progress import PreparationProgress
+from prism_lightning.common.progress import PreparationProgress
 from prism_lightning.data.integrity import FORMAT, SPLITS, DamagedDataError, read_prepared, write_manifest
 from prism_lightning.data.sources import Document, Source
 from prism_lightning.data.splitting import end_held_out, tagged
@@ -134,7 +134,7 @@ def _write(preparation: Preparation, work: Path) -> None:
         tokenizer, characters = _tokenizer(preparation, progress)
         size = tokenizer_size(tokenizer)
         dtype = "uint16" if size <= 2**16 else "uint32"
-        progress.stage("tokenising")
+        progress.start_stage("tokenising")
         counts = _write_splits(preparation, work, tokenizer, dtype, _reporter(preparation, characters, progress))
         for remark in remarks(preparation):
             print(remark, flush=True)
@@ -185,14 +185,14 @@ def _tokenizer(preparation: Preparation, progress: PreparationProgress) -> tuple
 
     def texts() -> Iterator[str]:
         documents = characters = 0
-        progress.stage("reading text to train the tokenizer")
+        progress.start_stage("reading text to train the tokenizer")
         for split, document in _reading(_tagged(preparation)):
             documents += 1
             characters += len(document.text)
             progress(f"{documents:,} documents, {characters:,} characters")
             if split == "train":
                 yield document.text
-        progress.stage("training the tokenizer")
+        progress.start_stage("training the tokenizer")
         progress(f"{documents:,} documents, {characters:,} characters")
         total.append(characters)
 

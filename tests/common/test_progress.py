@@ -6,7 +6,7 @@ import time
 import pytest
 
 from prism_lightning.common import progress as module
-from prism_lightning.common.progress import Progressing, TokenProgress
+from prism_lightning.common.progress import PhaseProgress, TokenCountStreamer
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def _short(monkeypatch):
 
 
 def test_lines_come_while_one_step_takes_long(capsys):
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         progress("indexing", 1, 4)
         time.sleep(0.7)
     out, err = capsys.readouterr()
@@ -24,7 +24,7 @@ def test_lines_come_while_one_step_takes_long(capsys):
 
 
 def test_short_work_prints_nothing(capsys):
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         progress("indexing", 4, 4)
     assert capsys.readouterr() == ("", "")
 
@@ -32,7 +32,7 @@ def test_short_work_prints_nothing(capsys):
 def test_the_time_left_is_of_the_phase(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    progress = Progressing()
+    progress = PhaseProgress()
     progress("first", 0, 10)
     assert progress.line() == "first 0/10  0 s, time left unknown"
     now[0] = 100.0
@@ -44,7 +44,7 @@ def test_the_time_left_is_of_the_phase(monkeypatch):
 
 def test_generated_tokens_are_counted_without_the_prompt():
     calls = []
-    streamer = TokenProgress(lambda *call: calls.append(call), 3)
+    streamer = TokenCountStreamer(lambda *call: calls.append(call), 3)
     for _ in range(3):
         streamer.put(None)
     streamer.end()

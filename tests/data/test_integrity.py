@@ -253,13 +253,13 @@ def test_errors_of_reading_do_not_name_the_cache(text, tmp_path, monkeypatch):
 
 
 def test_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, capfd):
-    from prism_lightning.common import preparation_progress
+    from prism_lightning.common.progress import PreparationProgress
 
     monkeypatch.setattr("prism_lightning.common.progress.LINE_SECONDS", 0.05)
-    progress = preparation_progress.PreparationProgress()
+    progress = PreparationProgress()
     with progress:
-        progress.stage("tokenising")
-        progress.began -= 30
+        progress.start_stage("tokenising")
+        progress.stage_start -= 30
         progress("5 documents, 70 training tokens", 0.25)
         progress.printer.join(0.3)
     lines = capfd.readouterr().err.splitlines()
@@ -268,13 +268,13 @@ def test_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, capfd):
 
 
 def test_lines_go_on_while_a_tokenizer_is_trained(monkeypatch, capfd):
-    from prism_lightning.common import preparation_progress
+    from prism_lightning.common.progress import PreparationProgress
 
     monkeypatch.setattr("prism_lightning.common.progress.LINE_SECONDS", 0.05)
     text = "".join(random.Random(0).choices("abcdefghij", k=200_000))
-    with preparation_progress.PreparationProgress() as progress:
+    with PreparationProgress() as progress:
         texts = iter([text])
-        train_tokenizer((progress.stage("training") or one for one in texts), 2000)
+        train_tokenizer((progress.start_stage("training") or one for one in texts), 2000)
     assert capfd.readouterr().err.count("training, ") >= 2
 
 
@@ -284,10 +284,10 @@ def test_the_share_done_is_that_of_all_characters_or_of_the_token_limit(text, tm
     monkeypatch.setattr(
         module.PreparationProgress,
         "__call__",
-        lambda self, counts, share=0.0: shares.append((self.what, share)) or original(self, counts, share),
+        lambda self, counts, share=0.0: shares.append((self.stage, share)) or original(self, counts, share),
     )
     monkeypatch.setattr(module, "BATCH_DOCUMENTS", 1)
     data_of(text, tmp_path).prepare()
-    tokenising = [share for what, share in shares if what == "tokenising"]
+    tokenising = [share for stage, share in shares if stage == "tokenising"]
     sizes = [len(path.read_text()) for path in sorted(text.glob("*.txt"))]
     assert tokenising == pytest.approx(np.cumsum(sizes) / sum(sizes))
