@@ -8,7 +8,8 @@ import zstandard
 from support.corpus_files import PACKERS, ROWS, TEXTS, WRITERS, documents, write
 
 from prism_lightning.common.errors import UserError
-from prism_lightning.data.sources import has_rows, hub_dataset, local_files, standard_library
+from prism_lightning.data.sources import has_rows, hub_dataset, local_files, registry, standard_library
+from prism_lightning.data.sources.source import RecordError
 
 ROWS_WITH_NULLS = [ROWS[0], {"n": 2, "text": None}, ROWS[1], {"n": 3, "text": " "}, {"n": 4, "text": None}, ROWS[2]]
 
@@ -203,6 +204,29 @@ def test_identity_says_the_kind_of_files_that_older_versions_read_as_text(tmp_pa
     for suffix in (".jsonl", ".csv", ".parquet"):
         assert local_files(str(write(tmp_path, suffix)), "text").identity.keys() == {"files", "text_column"}
     assert local_files(str(write(tmp_path, ".tsv")), "text").identity["kinds"] == {"corpus.tsv": "tsv"}
+
+
+@pytest.mark.parametrize("packed", PACKERS)
+def test_one_entry_of_the_registry_adds_a_kind_of_file(tmp_path, monkeypatch, packed):
+    """Packed or not, in a folder, with nulls, errors and identity; .bin files are refused without the entry."""
+
+    def read_records(file, column):
+        for row, record in enumerate(file.read().split(b"\0")):
+            if record == b"?":
+                raise RecordError(f" row {row}", "it is a question mark: write a text")
+            yield row, record.decode() or None
+
+    path = tmp_path / f"a.bin{packed}"
+    path.write_bytes(PACKERS[packed](b"one\0\0three"))
+    with pytest.raises(UserError, match=r"are not read"):
+        documents(path)
+    monkeypatch.setitem(registry.KINDS, ".bin", registry.FileKind("records", read_records, is_text=False))
+    source = local_files(str(tmp_path), "text")
+    assert [(d.text, d.row) for d in source.documents()] == [("one", 0), ("three", 2)] and source.skipped_nulls == 1
+    assert source.identity["kinds"] == {path.name: "records"} and has_rows(path.name)
+    path.write_bytes(PACKERS[packed](b"one\0?"))
+    with pytest.raises(UserError, match=rf"{path} row 1: it is a question mark"):
+        documents(path)
 
 
 def test_the_order_of_files_is_part_of_the_identity(tmp_path):

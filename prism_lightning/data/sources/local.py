@@ -13,7 +13,14 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources.chat import Chat
 from prism_lightning.data.sources.column import TextColumn
 from prism_lightning.data.sources.paths import files_of
-from prism_lightning.data.sources.registry import AS_BEFORE, TEXT, conversion_advice, kind_of, read_texts, unreadable
+from prism_lightning.data.sources.registry import (
+    IMPLICIT_KINDS,
+    TEXT,
+    conversion_advice,
+    kind_of,
+    read_texts,
+    unreadable,
+)
 from prism_lightning.data.sources.source import Document, Source
 
 WHOLE_DIGEST_BYTES = 64 * 2**20
@@ -53,9 +60,10 @@ def local_files(
 def _reading(keys: dict[Path, str]) -> dict[str, Any]:
     """What the documents depend on beside the files' content, where it differs from what older versions did."""
     order = list(keys.values())
+    kinds = {key: kind_of(path.name).name for path, key in keys.items()}
     facts = {
         "order": order if order != sorted(order) else None,  # data.max_tokens takes the first
-        "kinds": {key: kind.name for path, key in keys.items() if (kind := kind_of(path.name)).name not in AS_BEFORE},
+        "kinds": {key: name for key, name in kinds.items() if name not in IMPLICIT_KINDS},
         "without_mark": [key for path, key in keys.items() if kind_of(path.name) is TEXT and _has_mark(path)],
     }
     return {name: fact for name, fact in facts.items() if fact}
