@@ -68,10 +68,12 @@ def run_task(
         model_seconds=model.model_seconds,
         identity=identity,
     )
-    write_result(
-        folder, result, [{k: v for k, v in s.items() if k in (*SAMPLE_FIELDS, *s["metrics"])} for s in samples]
-    )
+    write_result(folder, result, [_kept_fields(sample) for sample in samples])
     return result
+
+
+def _kept_fields(sample: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in sample.items() if name in (*SAMPLE_FIELDS, *sample["metrics"])}
 
 
 def harness_results(

@@ -113,7 +113,7 @@ def test_one_document_is_prepared_and_said_in_one_line(prepared, tmp_path, capsy
     (tmp_path / "one.txt").write_text(text)
     data = prepared(path=str(tmp_path / "one.txt"), validation_fraction=0.1)
     said = capsys.readouterr().out.splitlines()
-    assert said == ["too few documents to hold whole ones out: the last 10 % of the text is the validation split"]
+    assert said == ["too few documents to hold out whole ones: the last 10 % of the text is the validation split"]
     (train,), (held_out,) = data.train.texts(), data.validation.texts()
     assert train + held_out == text and train.endswith("\n") and 0.1 <= len(held_out) / len(text) < 0.11
     assert data.prepare() == prepared(path=str(tmp_path / "one.txt"), validation_fraction=0.1).prepare()
@@ -156,4 +156,4 @@ def test_files_of_a_folder_that_are_passed_over_are_said(prepared, tmp_path, cap
         (tmp_path / f"{n}.txt").write_text(f"document {n} has some words " * 5)
     (tmp_path / "picture\n.png").write_bytes(b"\0")
     prepared(path=str(tmp_path))
-    assert capsys.readouterr().out == f"1 files without text were passed over: {tmp_path}/picture\\n.png\n"
+    assert capsys.readouterr().out == f"1 files without text were skipped: {tmp_path}/picture\\n.png\n"
