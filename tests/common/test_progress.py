@@ -30,14 +30,14 @@ def test_short_work_prints_nothing(capsys):
 
 
 def test_the_time_left_is_of_the_phase(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     progress = PhaseProgress()
     progress("first", 0, 10)
     assert progress.line() == "first 0/10  0 s, time left unknown"
-    now[0] = 100.0
+    clock[0] = 100.0
     progress("second", 0, 1_000)
-    now[0] = 104.0
+    clock[0] = 104.0
     progress("second", 200, 1_000)
     assert progress.line() == "second 200/1,000  4 s, 16 s left"
 

@@ -68,8 +68,8 @@ def test_a_damaged_file_is_named_and_the_data_are_prepared_anew(text, prepared, 
     assert contents(prepared) != before
     again = data_of(text, prepared.parent)
     again.setup()
-    said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1 and str(prepared) in said[0] and name in said[0] and "anew" in said[0]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and str(prepared) in lines[0] and name in lines[0] and "anew" in lines[0]
     assert again.prepare() == prepared and contents(prepared) == before
     assert [path.suffix for path in prepared.parent.iterdir() if path.is_dir()] == [""]
 
@@ -274,7 +274,7 @@ def test_lines_go_on_while_a_tokenizer_is_trained(monkeypatch, capfd):
     text = "".join(random.Random(0).choices("abcdefghij", k=200_000))
     with PreparationProgress() as progress:
         texts = iter([text])
-        train_tokenizer((progress.start_stage("training") or one for one in texts), 2000)
+        train_tokenizer((progress.start_stage("training") or part for part in texts), 2000)
     assert capfd.readouterr().err.count("training, ") >= 2
 
 

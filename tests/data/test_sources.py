@@ -18,9 +18,9 @@ ROWS_WITH_NULLS = [ROWS[0], {"n": 2, "text": None}, ROWS[1], {"n": 3, "text": " 
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_rows_become_documents_that_know_their_row(tmp_path, suffix, packed):
     path = write(tmp_path, suffix, packed)
-    found = documents(path)
-    assert [d.text for d in found] == TEXTS
-    assert [(d.name, d.key, d.row) for d in found] == [(str(path), path.name, n) for n in range(3)]
+    results = documents(path)
+    assert [d.text for d in results] == TEXTS
+    assert [(d.name, d.key, d.row) for d in results] == [(str(path), path.name, n) for n in range(3)]
     assert has_rows(str(path))
 
 
@@ -148,8 +148,8 @@ def test_long_windows_of_zstandard_are_read(tmp_path):
 def test_globs_give_each_text_file_once_in_order(tmp_path):
     for name in ("b.txt", "a.txt"):
         (tmp_path / name).write_text(name)
-    found = list(local_files([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"], "text").documents())
-    assert [d.text for d in found] == ["a.txt", "b.txt"]
+    results = list(local_files([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"], "text").documents())
+    assert [d.text for d in results] == ["a.txt", "b.txt"]
 
 
 def test_a_folder_stands_for_the_text_files_beneath_it(tmp_path):
@@ -240,10 +240,10 @@ def test_the_order_of_files_is_part_of_the_identity(tmp_path):
 
 def test_the_standard_library_is_real_text():
     source = standard_library()
-    found = {d.name: d.text for d in source.documents()}
-    assert "def loads(" in found["json/__init__.py"]
-    assert not any("site-packages" in name or name.startswith("test/") for name in found)
-    assert set(found) <= set(source.identity["files"])
+    texts = {d.name: d.text for d in source.documents()}
+    assert "def loads(" in texts["json/__init__.py"]
+    assert not any("site-packages" in name or name.startswith("test/") for name in texts)
+    assert set(texts) <= set(source.identity["files"])
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ def wide_encoding(head: bytes) -> str | None:
     for mark, name in MARKS.items():
         if head.startswith(mark):
             return name
-    whole = head[: len(head) // 4 * 4]
-    shares = [whole[offset::4].count(0) / max(1, len(whole) // 4) for offset in range(4)]
+    groups = len(head) // 4
+    shares = [head[offset : 4 * groups : 4].count(0) / max(1, groups) for offset in range(4)]
     for name, zeros in ZEROS.items():
         if all((share > 0.7) if offset in zeros else (share < 0.3) for offset, share in enumerate(shares)):
             return name
