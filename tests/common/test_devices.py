@@ -1,4 +1,4 @@
-"""`--device` and `--dtype`: what they name, and that every verb computes there, on a device that is pretended."""
+"""`--device` and `--dtype` choose where and in which type every verb computes, tested on a pretended device."""
 
 import json
 
@@ -194,7 +194,7 @@ def test_a_rounded_model_is_still_the_one_that_was_stored(trained):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_the_rounded_decoder(trained, runs, plain, cli, verb):
-    """With what the whole one has made: its index is asked, and its intervention applied."""
+    """The rounded model uses the index and the intervention that were made with the exact model."""
     if not (runs["bf16"] / "index").is_dir():
         answer(cli, runs["bf16"], trained[1], "index", "--device", "cpu")
     rounded = answer(cli, runs["bf16"], trained[1], verb, "--device", "cpu", "--dtype", "bf16")

@@ -1,4 +1,4 @@
-"""Typed checks of JSON files: what is accepted, and what is said of everything else."""
+"""Typed checks of JSON files accept the right content and describe every other content in one line."""
 
 import json
 

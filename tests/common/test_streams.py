@@ -1,4 +1,4 @@
-"""Output where the encoding does not take every character."""
+"""Output to a stream whose encoding lacks some characters has substitutes."""
 
 import io
 import sys

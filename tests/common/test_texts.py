@@ -1,4 +1,4 @@
-"""Texts on the command line and questions in a file: bytes that are no text, and lines that are no question."""
+"""Texts on the command line and questions in a file: bytes and lines that are not valid are refused."""
 
 import argparse
 import codecs

@@ -1,4 +1,4 @@
-"""Prepared data are never used damaged: what is wrong is named in one line, and they are prepared anew."""
+"""Damaged prepared data are never used: one line names the damage, and the data are prepared anew."""
 
 import json
 import os

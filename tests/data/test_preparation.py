@@ -1,4 +1,4 @@
-"""The packed store: exact text, cached, all or nothing, split by document."""
+"""The packed store has the exact text, is cached, is written whole or not at all, and is split by document."""
 
 import json
 import os

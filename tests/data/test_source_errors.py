@@ -1,4 +1,4 @@
-"""Files that cannot be read: the file is named, with the place, the reason and a fix that works."""
+"""Errors of files that cannot be read name the file, the place, the reason and a fix that works."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Validation text: whole documents by their identity, or the end of the text where there are too few."""
+"""Whole documents are held out by their identity, or the end of the text if there are too few."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The trained tokenizer loses nothing; foreign ones are checked; all encode alike, whoever asks."""
+"""The trained tokenizer is lossless, loaded ones are checked, and all encode in the same way."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The verb: tables, JSON, resumed tasks, paired differences, wrong input."""
+"""The verb evaluate prints tables and JSON, resumes tasks, pairs differences and refuses wrong arguments."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Paired differences, and what is kept on disk."""
+"""Results are kept on disk, and differences of two models are paired by document."""
 
 import json
 import math
