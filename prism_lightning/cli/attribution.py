@@ -108,9 +108,9 @@ def _answer(attributor: Attributor, question: dict[str, str], new_tokens: int) -
 def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tokens: int) -> None:
     """One JSON line per question, in order; a question that cannot be answered gets its error there."""
     from prism_lightning.common.errors import UserError
-    from prism_lightning.common.progress import Progressing
+    from prism_lightning.common.progress import PhaseProgress
 
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         for number, question in enumerate(questions):
             progress("attributing", number, len(questions))
             answer: dict[str, Any] = {"query": question}
@@ -176,14 +176,14 @@ def curvature(arguments: list[str]) -> None:
         fitted.append((int(size), int(active)))
 
     from prism_lightning.common.console import console
-    from prism_lightning.common.progress import Progressing
+    from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.inspection.curvature_report import measured, report_tables, write_report
     from prism_lightning.run.environment import environment
     from prism_lightning.run.model_folder import load_exported
     from prism_lightning.run.training_data import data_of
 
     rows: list[Any] = []
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
 
         def report(step: str) -> None:
             progress(step, len(rows), len(rows) + 1)  # a run ends with as many rows as it has dictionaries

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prism_lightning.cli.models import device_options, refuse_below, steered_parser, suite_options
 from prism_lightning.common.json_text import as_json
+from prism_lightning.evaluation import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from prism_lightning.evaluation.results import Difference, TaskResult
     from prism_lightning.evaluation.suites import SuiteTask
-
-BATCH_TOKENS = 8192  # as the bridge has it, which takes seconds to import
 
 EXAMPLES = """examples:
   evaluate --ckpt_path runs/quickstart --suite evals/continuation.yaml
@@ -24,75 +22,77 @@ EXAMPLES = """examples:
   evaluate --ckpt_path runs/prism_1b --against runs/dense_1b --suite evals/downstream.yaml
   evaluate --ckpt_path runs/prism_1b --intervention calm --against runs/prism_1b --suite evals/downstream.yaml
 
-Results are kept in RUN/evaluation, a file for each task and one for its samples: the same command goes on where it was
-interrupted. With --against, the other model is evaluated too, as it is, and differences are taken document by document.
-With --intervention, results are kept in a folder of that name there."""
+Results are kept in RUN/evaluation: a file for each task and one for its samples. After an interruption the same command
+evaluates only what is missing. With --against, the other model is evaluated too, without interventions, and differences
+are taken document by document. With --intervention, results are kept in RUN/evaluation/NAME."""
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Print accuracies of a suite with standard errors and chance, and paired differences to another model."""
+    """Print the scores of a suite with standard errors and chance levels, and paired differences to another model."""
     parser = steered_parser(
         "evaluate",
-        "Evaluate a model on a suite of the LM Evaluation Harness, zero-shot.",
+        "Evaluate a model zero-shot on a suite of tasks of the LM Evaluation Harness.",
         epilog=EXAMPLES,
     )
     suite_options(parser)
-    parser.add_argument("--against", type=Path, help="another model: print the paired difference to it")
-    parser.add_argument("--limit", type=int, help="documents of each task at most, for a first look")
+    parser.add_argument("--against", type=Path, help="Another model; print the paired difference to it.")
+    parser.add_argument("--limit", type=int, help="Maximum number of documents of each task (default: all).")
     parser.add_argument(
-        "--batch_tokens", type=int, default=BATCH_TOKENS, help=f"in one forward pass (default {BATCH_TOKENS})"
+        "--batch_tokens",
+        type=int,
+        default=BATCH_TOKENS,
+        help=f"Tokens in one forward pass, padding included (default {BATCH_TOKENS}).",
     )
     device_options(parser)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--json", action="store_true", help="Print all results as JSON.")
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 1, "limit", "batch_tokens")
 
-    from prism_lightning.evaluation.results import average, paired
     from prism_lightning.evaluation.suites import load_suites
 
     suite = load_suites(options.suite, options.tasks)
     runs = [(options.ckpt_path, options.intervention), *([(options.against, [])] if options.against else [])]
-    _say_what_was_fitted(*runs[0], suite)
-    how = (options.limit, options.batch_tokens, options.json, options.device, options.dtype)
-    found = [evaluated(run, names, suite, options.data_dir, *how) for run, names in runs]
-    differences = []
-    if options.against:
-        one, other = (results_folder(*run) for run in runs)
-        # Only an accuracy is a mean over documents; a perplexity or the bits of a byte are ratios of sums.
-        accuracies = [result for result in found[0] if result.chance is not None]
-        differences = [paired(one, other, result.task, result.metric) for result in accuracies]
-        differences += [average(differences)] if len(differences) > 1 else []
+    _note_fitted_tasks(*runs[0], suite)
+    settings = (options.limit, options.batch_tokens, options.json, options.device, options.dtype)
+    results = [evaluated(run, interventions, suite, options.data_dir, *settings) for run, interventions in runs]
+    differences = _differences(runs, results[0]) if options.against else []
     if options.json:
-        content = [[asdict(result) for result in results] for results in found]
-        print(as_json({"results": content, "differences": [asdict(d) for d in differences]}))
+        content = [[asdict(result) for result in run_results] for run_results in results]
+        print(as_json({"results": content, "differences": [asdict(difference) for difference in differences]}))
         return
     names = [_name(Path(run.name), interventions) for run, interventions in runs]
     names = names if len(set(names)) == len(names) else [_name(*run) for run in runs]
-    _print(names, found, differences)
+    _print_tables(names, results, differences)
 
 
-def _say_what_was_fitted(run: Path, interventions: list[str], suite: dict[str, SuiteTask]) -> None:
+def _note_fitted_tasks(run: Path, interventions: list[str], suite: dict[str, SuiteTask]) -> None:
+    """Print a note for each intervention that was fitted to items of a task in the suite."""
     from prism_lightning.interventions.intervention import Intervention, located
 
     for name in interventions:
         tasks = set(Intervention.read(located(run, name)).origin.get("tasks", [])) & set(suite)
         if tasks:
             print(
-                f"note: {name} was fitted to items of {', '.join(sorted(tasks))}, which may be among these; its report"
-                " has what it gains on others",
+                f"note: {name} was fitted to items of {', '.join(sorted(tasks))}; the same items may be scored here."
+                " Its report has the gain on items that it was not fitted to.",
                 file=sys.stderr,
             )
 
 
-def results_folder(run: Path, interventions: list[str]) -> Path:
-    """Where a run keeps what evaluations found, without or with interventions."""
-    from prism_lightning.run.model_folder import run_directory
-
-    return run_directory(run) / "evaluation" / "+".join(Path(name).stem for name in interventions)
-
-
 def _name(run: Path, interventions: list[str]) -> str:
     return " + ".join([str(run), *(Path(name).stem for name in interventions)])
+
+
+def _differences(runs: list[tuple[Path, list[str]]], results: list[TaskResult]) -> list[Difference]:
+    """Return the paired differences of two evaluated runs in every accuracy, and the average of several."""
+    from prism_lightning.evaluation.results import average, paired
+    from prism_lightning.evaluation.run_evaluation import results_folder
+
+    first, second = (results_folder(*run) for run in runs)
+    # Only an accuracy is a mean over documents; a perplexity or the bits of a byte are ratios of sums.
+    accuracies = [result for result in results if result.chance is not None]
+    differences = [paired(first, second, result.task, result.metric) for result in accuracies]
+    return differences + ([average(differences)] if len(differences) > 1 else [])
 
 
 def evaluated(
@@ -106,57 +106,63 @@ def evaluated(
     device: str = "auto",
     dtype: str = "fp32",
 ) -> list[TaskResult]:
-    """Results of a suite on a run with interventions, with progress, and without a terminal a line a task."""
+    """Return the results of a suite on a run with interventions; show progress and a line for each task.
+
+    Args:
+        run: run directory, or an exported folder.
+        interventions: names or paths of the interventions to apply.
+        suite, data_dir, limit, batch_tokens: see `evaluate_run`.
+        quiet: print no lines; they are only printed where there is no terminal.
+        device, dtype: see `load_exported`.
+
+    Raises:
+        UserError: as `load_with` and `evaluate_run`.
+    """
     from prism_lightning.common.console import console
-    from prism_lightning.common.progress import Progressing
-    from prism_lightning.evaluation.evaluator import run_suite
-    from prism_lightning.evaluation.harness import PrismHarnessModel
-    from prism_lightning.evaluation.tasks import build_tasks, why_fewer
+    from prism_lightning.common.progress import PhaseProgress
+    from prism_lightning.evaluation.run_evaluation import evaluate_run, results_folder
     from prism_lightning.interventions.intervention import load_with
-    from prism_lightning.run.fingerprints import model_fingerprint
-    from prism_lightning.run.model_folder import run_directory
 
-    @cache
-    def texts() -> list[str]:
-        from prism_lightning.run.training_data import data_of
+    name = _name(run, interventions)
 
-        return data_of(run_directory(run)).validation.texts()
+    def print_result(result: TaskResult, note: str | None) -> None:
+        if note:
+            print(f"note: {name} {result.task}: {note}", file=sys.stderr)
+        if not console.is_terminal and not quiet:
+            score = f"{result.metric} {result.value:.4f}, {result.seconds:.1f} s"
+            print(f"{name} {result.task}: {score}", flush=True)
 
     model, tokenizer = load_with(run, interventions, device, dtype)
-    identity: dict[str, object] = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}
-    identity |= {"scalings": model.config.scalings} if model.scalings else {}
-    identity |= {"dtype": dtype} if dtype != "fp32" else {}
-    tasks = build_tasks(suite, data_dir, texts)
-
-    def finished(result: TaskResult) -> None:
-        settings = suite[result.task]
-        asked = limit or (0 if settings.kind == "harness" else settings.documents)
-        reason = why_fewer(settings, result.documents, asked, texts)
-        if reason:
-            name = _name(run, interventions)
-            print(f"note: {name} {result.task}: {result.documents:,} of {asked:,} items: {reason}", file=sys.stderr)
-        if not console.is_terminal and not quiet:
-            scored = f"{result.metric} {result.value:.4f}, {result.seconds:.1f} s"
-            print(f"{_name(run, interventions)} {result.task}: {scored}", flush=True)
-
-    with Progressing() as progress:
-        bridge = PrismHarnessModel(model=model, tokenizer=tokenizer, batch_tokens=batch_tokens, report=progress)
-        return run_suite(bridge, suite, tasks, results_folder(run, interventions), identity, limit, finished)
+    with PhaseProgress() as progress:
+        return evaluate_run(
+            model,
+            tokenizer,
+            run,
+            results_folder(run, interventions),
+            suite,
+            data_dir=data_dir,
+            limit=limit,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+            report_result=print_result,
+            report_progress=progress,
+        )
 
 
-def _print(names: list[str], found: list[list[TaskResult]], differences: list[Difference]) -> None:
+def _print_tables(names: list[str], results: list[list[TaskResult]], differences: list[Difference]) -> None:
     from rich.table import Table
 
     from prism_lightning.common.console import console
 
     table = Table("task", "metric", "chance", *names, "items", "cut", show_edge=False)
-    for number, result in enumerate(found[0]):
-        scores = [_score(results[number]) for results in found]
+    for number, result in enumerate(results[0]):
+        scores = [_score(run_results[number]) for run_results in results]
         chance = "" if result.chance is None else f"{result.chance:.3f}"
         table.add_row(result.task, result.metric, chance, *scores, f"{result.documents:,}", f"{result.cut:,}")
-    if len(found[0]) > 1 and all(result.chance is not None for result in found[0]):
+    if len(results[0]) > 1 and all(result.chance is not None for result in results[0]):
+        means = [sum(result.value for result in run_results) / len(run_results) for run_results in results]
         table.add_section()
-        table.add_row("average", "", "", *(f"{sum(r.value for r in results) / len(results):.4f}" for results in found))
+        table.add_row("average", "", "", *(f"{mean:.4f}" for mean in means))
     console.print(table)
     if differences:
         title = f"{names[0]} - {names[1]}, item by item"
@@ -170,16 +176,15 @@ def _print(names: list[str], found: list[list[TaskResult]], differences: list[Di
 
 
 def _score(result: TaskResult) -> str:
+    """Return the value of the suite's metric with its standard error, where the harness knows one."""
     return f"{result.value:.4f}" + ("" if math.isnan(result.error) else f" ± {result.error:.4f}")
 
 
 def lm_eval(arguments: list[str]) -> None:
-    """The harness's own command line, with `--model prism` known to it.
+    """Run the harness's own command line with `--model prism` registered.
 
     The harness (0.4.13) has no place where another package could announce a model to its script.
     """
-    import sys
-
     from lm_eval.__main__ import cli_evaluate
 
     import prism_lightning.evaluation.harness  # noqa: F401, registers the model

@@ -16,7 +16,7 @@ from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.devices import device_named
 from prism_lightning.common.errors import UserError
-from prism_lightning.common.progress import Progressing
+from prism_lightning.common.progress import PhaseProgress
 from prism_lightning.config.compose import composed, split_arguments, take_flags
 from prism_lightning.config.trust import limit_imports
 from prism_lightning.config.validate import problems_in
@@ -57,7 +57,7 @@ def index(arguments: list[str]) -> None:
     check_tokenizer(tokenizer, data.train)
     folder = Path(settings.dir) if settings.dir else default_index(model_path)
     rank, world_size = _ranks()
-    progress = Progressing()
+    progress = PhaseProgress()
     started = time.monotonic()
     with progress:
         builder = Builder(model, data.train, settings, folder, progress)

@@ -101,7 +101,7 @@ def suppress(arguments: list[str]) -> None:
     options = _suppress_options(arguments)
 
     from prism_lightning.common.console import console
-    from prism_lightning.common.progress import Progressing
+    from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.inspection.cards import inspect_prototypes
     from prism_lightning.inspection.tracing import own_attributor, prototypes_labelled
@@ -123,7 +123,7 @@ def suppress(arguments: list[str]) -> None:
     given = [*(options.id or []), *(prototypes_labelled(attributor, options.label) if options.label else [])]
     sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
     plan = Plan(Goal(options.fall, options.rise), options.factor, options.prompts, options.draws, sampling)
-    progress = Progressing()
+    progress = PhaseProgress()
     with progress:
         found = suppress(
             model,
@@ -202,8 +202,8 @@ def _differences(
     options: argparse.Namespace, plain: list[TaskResult], suppressed: list[TaskResult]
 ) -> list[dict[str, Any]]:
     """The suites' metrics without the intervention and with it, and the paired difference where there is one."""
-    from prism_lightning.cli.evaluation import results_folder
     from prism_lightning.evaluation.results import paired
+    from prism_lightning.evaluation.run_evaluation import results_folder
 
     without, with_it = (results_folder(options.ckpt_path, names) for names in ([], [options.name]))
     rows = []
@@ -260,7 +260,7 @@ def calibrate(arguments: list[str]) -> None:
     options = _calibrate_options(arguments)
 
     from prism_lightning.common.console import console
-    from prism_lightning.common.progress import Progressing
+    from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.inspection.cards import inspect_prototypes
     from prism_lightning.inspection.tracing import own_attributor
@@ -278,7 +278,7 @@ def calibrate(arguments: list[str]) -> None:
     attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
     data = data_of(run_directory(options.ckpt_path))
     train, validation = data.train, data.validation
-    progress = Progressing()
+    progress = PhaseProgress()
     with progress:
         calibration, held_out = split_items(
             model,

@@ -85,7 +85,7 @@ def generate(arguments: list[str]) -> None:
     import torch
 
     from prism_lightning.common.errors import UserError, visible
-    from prism_lightning.common.progress import Progressing, TokenProgress
+    from prism_lightning.common.progress import PhaseProgress, TokenCountStreamer
     from prism_lightning.data.token_text import token_text
     from prism_lightning.interventions.intervention import load_with
     from prism_lightning.models.continuation import check_length
@@ -98,12 +98,12 @@ def generate(arguments: list[str]) -> None:
     check_length(model, length + options.max_new_tokens)
     torch.manual_seed(options.seed)
     sampling = {"do_sample": True, "temperature": options.temperature, "top_k": options.top_k}
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         out = model.generate(  # type: ignore[misc]
             prompt["input_ids"],
             attention_mask=prompt["attention_mask"],
             max_new_tokens=options.max_new_tokens,
-            streamer=TokenProgress(progress, options.max_new_tokens),  # type: ignore[arg-type]
+            streamer=TokenCountStreamer(progress, options.max_new_tokens),  # type: ignore[arg-type]
             **(sampling if options.temperature > 0 else {"do_sample": False}),
         )
     ids = out[0, length:].tolist()

@@ -32,7 +32,7 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--benchmarks", nargs="+", type=Path, default=[], help="JSON files of benchmarks.attribution")
     options = parser.parse_args(arguments)
 
-    from prism_lightning.common.progress import Progressing
+    from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.evaluation.suites import load_suite
     from prism_lightning.reporting.attribution import attribution_tables, read_benchmarks
     from prism_lightning.reporting.figures import draw
@@ -47,7 +47,7 @@ def report(arguments: list[str]) -> None:
     suites = {str(path): load_suite(path) for path in files}
     benchmarks = read_benchmarks(options.benchmarks)
     runs, left_out = find_runs(options.runs)
-    progress = Progressing()
+    progress = PhaseProgress()
     with progress:
         scaling = scaling_of(runs, progress)
     interventions, damaged = read_interventions(runs)

@@ -96,7 +96,7 @@ def _plan(trials: list[Trial], options: argparse.Namespace) -> None:
 
 
 def _run(trials: list[Trial], options: argparse.Namespace) -> None:
-    from prism_lightning.common.progress import Progressing
+    from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.sweeps.parents import parent_run
     from prism_lightning.sweeps.planning import cost, device_speed
@@ -135,7 +135,7 @@ def _run(trials: list[Trial], options: argparse.Namespace) -> None:
         print(f"submitted {len(ids)} jobs: {' '.join(ids)}; `sweep status` tells how they do")
         return
     telling = _Telling({t.name: flops[t.name] for t in due})
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         progress("trials", 0, len(works))
 
         def report(work: Work, code: int) -> None:

@@ -1,1 +1,1 @@
-"""What every other package may use: files written whole, text that is safe to show."""
+"""Helpers for every other package: files, manifests, errors, progress, devices, signals and text."""

@@ -1,4 +1,4 @@
-"""The console that answers are printed on: standard output, in colours where it is a terminal."""
+"""The console for results: standard output, with colours if it is a terminal."""
 
 from rich.console import Console
 

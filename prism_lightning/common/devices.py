@@ -1,4 +1,4 @@
-"""Which device computes, and in which type: what `--device` and `--dtype` mean, in one place."""
+"""Devices and number types: the meaning of `--device` and `--dtype`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def device_named(name: str, rank: int = 0) -> torch.device:
-    """The device that `--device` names.
+    """Return the device that `--device` names.
 
     Args:
-        name: auto, cpu, cuda, cuda:N or mps. "auto" is CUDA where there is one, otherwise the CPU; mps only when asked
-            for, since it has no float64.
-        rank: of this process: processes that share "auto" or "cuda" take the machine's devices in turn.
+        name: auto, cpu, cuda, cuda:N or mps. "auto" is CUDA if available, otherwise the CPU. It is never mps, which has
+            no float64.
+        rank: of this process. With "auto" or "cuda", process N takes device N modulo the number of devices.
 
     Raises:
-        UserError: another name, or a device that this machine does not have.
+        UserError: the name is unknown, or this machine does not have the device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,27 +30,28 @@ def device_named(name: str, rank: int = 0) -> torch.device:
         if not torch.backends.mps.is_available():
             raise UserError(f"--device mps: torch {torch.__version__} finds no Apple GPU here: give --device cpu")
         return torch.device("mps")
-    given = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if given is None:
+    cuda_name = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if cuda_name is None:
         raise UserError(f"--device {name}: give auto, cpu, cuda, cuda:N or mps")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise UserError(f"--device {name}: torch {torch.__version__} finds no CUDA device here: give --device cpu")
-    number = rank % count if given[1] is None else int(given[1])
+    number = rank % count if cuda_name[1] is None else int(cuda_name[1])
     if number >= count:
-        there = "1 CUDA device: give cuda:0" if count == 1 else f"{count} CUDA devices: give cuda:0 to cuda:{count - 1}"
-        raise UserError(f"--device {name}: this machine has {there}")
+        names = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        devices = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
+        raise UserError(f"--device {name}: this machine has {devices}: give {names}")
     return torch.device("cuda", number)
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The type that `--dtype` names; raises UserError for another than fp32 and bf16."""
+    """Return the type that `--dtype` names; raises UserError for any other than fp32 and bf16."""
     if name not in DTYPES:
         raise UserError(f"--dtype {name}: give fp32 or bf16")
     return DTYPES[name]
 
 
-def check_float64(device: torch.device, what: str) -> None:
-    """Raise UserError where a device cannot compute what needs float64."""
+def check_float64(device: torch.device, feature: str) -> None:
+    """Raise UserError if the device has no float64, naming the feature that needs it."""
     if device.type == "mps":
-        raise UserError(f"{what} needs float64, which mps does not have: give --device cpu")
+        raise UserError(f"{feature} needs float64, which mps does not have: give --device cpu")

@@ -1,4 +1,4 @@
-"""Errors meant for the person at the keyboard: one line that names the thing and the fix, exit code 2, no traceback."""
+"""Errors for users: one line that names the problem and the fix, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend. Several problems may be given at once; each is printed on a line of its own."""
+    """A problem that the user can fix. Several problems may be given; each is printed on a line of its own."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [visible(one) for one in ([problems] if isinstance(problems, str) else problems)]
+        self.problems = [visible(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
 
 
 def visible(text: str, keep: str = "") -> str:
-    """Text that is safe to show: control characters, which could steer a terminal, written out, except those kept."""
+    """Return text that is safe to print: control characters, which could steer a terminal, are escaped.
+
+    Args:
+        text: to print.
+        keep: control characters that are left unchanged.
+    """
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not known: the closest known one, or all of them when they are few."""
+    """Return a hint for an unknown name: the closest known name, or all of them if there are at most 20."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
@@ -30,16 +35,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def causes(error: BaseException | None) -> list[BaseException]:
-    """An error and all that led to it: libraries wrap ours in their own, or fail again while they clean up."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    """Return an error and all its causes: libraries wrap our errors in theirs, or fail again while they clean up."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return chain
 
 
 def user_error_in(error: BaseException) -> UserError | None:
-    """What the user can mend about an error: a UserError among its causes, or a full disk."""
+    """Return the UserError for an error: one among its causes, or one for a full disk; None for other errors."""
     for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
@@ -49,7 +54,7 @@ def user_error_in(error: BaseException) -> UserError | None:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space or quota; a database says so in words only."""
+    """Return whether a write failed for lack of space or quota; databases report this in words only."""
     return any(
         (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
         or "disk is full" in str(cause)

@@ -1,4 +1,4 @@
-"""JSON as every verb prints and every file holds it. Nothing that takes time to import."""
+"""JSON in the format that every verb prints and every file has. It imports quickly."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 
 def as_json(content: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON that every reader takes: a number that is not finite becomes null; JSON knows no NaN and no Infinity.
+    """Return JSON that every reader accepts: NaN and infinite numbers, which JSON does not have, become null.
 
-    `default` is json.dumps's: what stands for a value that JSON has no type for.
+    Args:
+        content: to write.
+        indent: number of spaces of an indentation level; None for one line.
+        default: returns a substitute for a value that has no type in JSON, as in json.dumps.
     """
     return json.dumps(_finite(content), indent=indent, default=default, allow_nan=False)
 

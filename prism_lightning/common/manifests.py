@@ -1,12 +1,11 @@
-"""Typed checks of small JSON files: what each entry must be, and one line that says what it is instead.
+"""Typed checks of small JSON files: a kind for each entry, and a one-line message for the first wrong entry.
 
 ```python
 FIELDS = {"tokens": whole(1), "settings": mapping({"space": text()})}
 facts = read_manifest(path, FIELDS, "run the same `index` command")
 ```
 
-A file may hold more entries than are named; these are not looked at. Numpy is not needed here, nor anything else that
-takes time to import.
+A file may have more entries than are named; these are ignored. The module needs no numpy and imports quickly.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from typing import Any, NamedTuple
 from prism_lightning.common.errors import UserError, visible
 from prism_lightning.common.files import read_json
 
-TEXT_LENGTH = 4096  # characters of a path or name; Linux has no longer path
-LARGEST = 2**53  # whole numbers that every JSON reader keeps exactly
+TEXT_LENGTH = 4096  # characters of a path or name; no path on Linux is longer
+LARGEST = 2**53  # Every JSON reader keeps whole numbers up to this exactly.
 
 
 class Kind(NamedTuple):
-    """What an entry may be.
+    """The kind of an entry.
 
     Attributes:
-        expected: in words, to follow "expected".
-        problem: the entry's problem as (the entries on the way to it, a message); None where it is right.
+        expected: what is expected, in words that follow "expected".
+        problem: returns a value's problem as the path of the wrong entry and a message; None where there is none.
     """
 
     expected: str
@@ -37,63 +36,63 @@ class Kind(NamedTuple):
 
 
 def whole(low: int = 0, high: int = LARGEST) -> Kind:
-    """A whole number from `low` to `high`."""
+    """Return the kind of whole numbers from `low` to `high`."""
     bounds = f" from {low:,} to {high:,}" if high != LARGEST else f" of at least {low:,}" if low > -LARGEST else ""
     return _kind(f"a whole number{bounds}", lambda value: type(value) is int and low <= value <= high)
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Kind:
-    """A finite number from `low` to `high`."""
+    """Return the kind of finite numbers from `low` to `high`."""
     bounds = "" if math.isinf(low) and math.isinf(high) else f" from {low:g} to {high:g}"
     return _kind(f"a finite number{bounds}", lambda value: _finite(value) and low <= value <= high)
 
 
 def text() -> Kind:
-    """A text of at most TEXT_LENGTH characters."""
+    """Return the kind of texts of at most TEXT_LENGTH characters."""
     return _kind("a text", lambda value: isinstance(value, str) and len(value) <= TEXT_LENGTH)
 
 
 def flag() -> Kind:
-    """True or false."""
+    """Return the kind of true and false."""
     return _kind("true or false", lambda value: isinstance(value, bool))
 
 
 def one_of(*values: Any) -> Kind:
-    """One of some values; true is not 1."""
+    """Return the kind of values that equal one of these; true does not equal 1."""
     expected = " or ".join(map(repr, values))
     return _kind(expected, lambda value: any(type(value) is type(v) and value == v for v in values))
 
 
 def anything() -> Kind:
-    """Any value but null."""
+    """Return the kind of any value except null."""
     return _kind("a value", lambda value: value is not None)
 
 
 def optional(kind: Kind) -> Kind:
-    """The kind, null, or no entry at all."""
+    """Return a kind that also allows null or a missing entry."""
     return Kind(f"{kind.expected} or null", lambda value: None if value is None else kind.problem(value))
 
 
 def listed(kind: Kind) -> Kind:
-    """A list whose items are all of a kind."""
+    """Return the kind of lists whose items are all of one kind."""
 
     def problem(value: Any) -> tuple[str, str] | None:
         if not isinstance(value, list):
             return "", _message(value, "a list")
-        return _first_problem((f"[{at}]", item, kind) for at, item in enumerate(value))
+        return _first_problem((f"[{number}]", item, kind) for number, item in enumerate(value))
 
     return Kind("a list", problem)
 
 
 def pair() -> Kind:
-    """Two finite numbers: the ends of an interval."""
+    """Return the kind of lists of two finite numbers: the ends of an interval."""
     return _kind(
         "two finite numbers", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_finite, value))
     )
 
 
 def mapping(fields: Mapping[str, Kind]) -> Kind:
-    """An object with these entries."""
+    """Return the kind of objects with these entries."""
 
     def problem(value: Any) -> tuple[str, str] | None:
         if not isinstance(value, dict):
@@ -104,7 +103,7 @@ def mapping(fields: Mapping[str, Kind]) -> Kind:
 
 
 def mapping_of(kind: Kind) -> Kind:
-    """An object whose entries, however they are named, are all of a kind."""
+    """Return the kind of objects whose entries have any name and are all of one kind."""
 
     def problem(value: Any) -> tuple[str, str] | None:
         if not isinstance(value, dict):
@@ -115,25 +114,25 @@ def mapping_of(kind: Kind) -> Kind:
 
 
 def problem_in(content: Any, fields: Mapping[str, Kind]) -> str | None:
-    """What is wrong with a file's content, in words: its first entry that is missing or of another kind."""
+    """Return a message about the first entry that is missing or of another kind; None where all entries are right."""
     problem = mapping(fields).problem(content)
     if problem is None:
         return None
-    where, message = problem
-    return visible(f"{where.removeprefix('.')[:200]} {message}".strip())
+    entry, message = problem
+    return visible(f"{entry.removeprefix('.')[:200]} {message}".strip())
 
 
 def check_manifest(content: Any, fields: Mapping[str, Kind], path: Path, advice: str) -> dict[str, Any]:
-    """The content of a file, once every entry is what it must be.
+    """Return the content of a file after checking that every entry is of its kind.
 
     Args:
         content: of the file.
-        fields: what each entry must be.
+        fields: kind of each entry.
         path: of the file, for the message.
-        advice: what to do where it is damaged.
+        advice: what to do if the file is damaged.
 
     Raises:
-        UserError: naming the file and the first entry that is missing or of another kind.
+        UserError: an entry is missing or of another kind. The message names the file and the first such entry.
     """
     problem = problem_in(content, fields)
     if problem is not None:
@@ -142,7 +141,7 @@ def check_manifest(content: Any, fields: Mapping[str, Kind], path: Path, advice:
 
 
 def read_manifest(path: Path, fields: Mapping[str, Kind], advice: str) -> dict[str, Any] | None:
-    """The checked content of a JSON file; None where there is no such file. Raises as `check_manifest` does."""
+    """Return the checked content of a JSON file; None where it is missing. Raises as `check_manifest` does."""
     if not path.is_file():
         return None
     content = read_json(path)
@@ -152,7 +151,7 @@ def read_manifest(path: Path, fields: Mapping[str, Kind], advice: str) -> dict[s
 
 
 class _Missing:
-    """Stands for an entry that is not there."""
+    """Stands for a missing entry."""
 
 
 MISSING = _Missing()
@@ -165,7 +164,7 @@ def _kind(expected: str, accepts: Callable[[Any], bool]) -> Kind:
 def _first_problem(entries: Iterable[tuple[str, Any, Kind]]) -> tuple[str, str] | None:
     for name, value, kind in entries:
         if value is MISSING:
-            if kind.problem(None) is None:  # optional
+            if kind.problem(None) is None:  # The kind is optional.
                 continue
             return name, "is missing"
         problem = kind.problem(value)

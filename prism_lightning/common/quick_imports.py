@@ -1,10 +1,10 @@
-"""Import what a Hugging Face decoder needs and nothing that a short verb never uses.
+"""Import what a Hugging Face decoder needs, without libraries that short verbs never use.
 
-Most of the seconds that `explain` takes are imports. transformers imports three libraries beside every decoder that
-serve other work: torch._dynamo with sympy serves torch.compile, torch.distributed's tensors serve several processes,
-and scipy serves the losses of object detection. Here torch._dynamo is put off until its first use, and transformers is
-told that there is no torch.distributed and no scipy, which it is written to do without. With the garbage collector out
-of the way, processor time of `explain` on the quickstart fell from 5.3 to 2.3 s.
+Most of the run time of `explain` is imports. With every decoder, transformers imports three libraries for other work:
+torch._dynamo with sympy for torch.compile, torch.distributed's tensors for several processes, and scipy for losses of
+object detection. This module defers torch._dynamo until its first use, and makes transformers find neither
+torch.distributed nor scipy, which are optional for it. It also disables the garbage collector meanwhile. The processor
+time of `explain` on the quickstart fell from 5.3 to 2.3 s.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-MARKS = ("allow_in_graph", "assume_constant_result")  # decorators that only note something about a function
-LIGHT = "torch._dynamo._trace_wrapped_higher_order_op"  # the one module of torch._dynamo that every decoder imports
+MARKING_DECORATORS = ("allow_in_graph", "assume_constant_result")  # They only record something about a function.
+DECODER_MODULE = "torch._dynamo._trace_wrapped_higher_order_op"  # the only part of torch._dynamo that decoders import
 
 
-class _PutOff(ModuleType):
-    """torch._dynamo before its first use, which loads it in this very object."""
+class _DeferredModule(ModuleType):
+    """torch._dynamo before its first use, which loads the module into the same object."""
 
     marked: list[tuple[str, Callable[..., Any]]]
 
     def __getattr__(self, name: str) -> Any:
-        if name in MARKS:
+        if name in MARKING_DECORATORS:
             return functools.partial(_marked, self, name)
         if name == "disable":
             return functools.partial(_disabled, self)
@@ -39,8 +39,8 @@ class _PutOff(ModuleType):
         return getattr(_loaded(self), name)
 
 
-def _loaded(module: _PutOff) -> ModuleType:
-    """The module, executed; what was marked before is marked now."""
+def _loaded(module: _DeferredModule) -> ModuleType:
+    """Return the executed module, after applying the marking decorators that were called before."""
     spec, marked = module.__spec__, module.__dict__.pop("marked")
     assert spec is not None and spec.loader is not None
     module.__class__ = ModuleType  # type: ignore[assignment]
@@ -51,21 +51,21 @@ def _loaded(module: _PutOff) -> ModuleType:
     return module
 
 
-def _marked(module: _PutOff, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _marked(module: _DeferredModule, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     module.__dict__["marked"].append((name, function))
     return function
 
 
 def _disabled(
-    module: _PutOff, function: Callable[..., Any] | None = None, recursive: bool = True, **_: Any
+    module: _DeferredModule, function: Callable[..., Any] | None = None, recursive: bool = True, **_: Any
 ) -> Callable[..., Any]:
-    """A function that torch.compile leaves alone; as long as torch._dynamo is not loaded, nothing is compiled."""
+    """Return a function that torch.compile does not compile; nothing is compiled before torch._dynamo is loaded."""
     if function is None:
         return functools.partial(_disabled, module, recursive=recursive)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        loaded = type(module) is not _PutOff
+        loaded = type(module) is not _DeferredModule
         chosen = module.disable(function, recursive, wrapping=False) if loaded else function
         return chosen(*args, **kwargs)
 
@@ -73,19 +73,19 @@ def _disabled(
 
 
 def import_decoders() -> None:
-    """Import transformers' base classes of decoders quickly; for verbs that run on one process and compile nothing.
+    """Import transformers' base classes of decoders quickly, for verbs that use one process and compile nothing.
 
-    Does nothing where transformers' models or torch._dynamo are imported already.
+    It does nothing if transformers' models or torch._dynamo are already imported.
     """
     if "transformers.modeling_utils" in sys.modules or "torch._dynamo" in sys.modules:
         return
-    # Modules live as long as the process: looking through them for garbage took 0.6 s of importing, 0.7 s of exiting.
+    # Modules live as long as the process. Collecting garbage among them took 0.6 s of the imports and 0.7 s at exit.
     gc.disable()
     try:
         import torch
 
-        for step in (_put_off_dynamo, _hide_unused, _draw_no_meta_tensors):
-            # Private names: with a version that has others, the verb is slower and works.
+        for step in (_defer_dynamo, _hide_unused, _skip_meta_initialisation):
+            # These use private names. With a version that has other names, the verb works and is slower.
             with suppress(AttributeError, ImportError):
                 step(torch)
         import transformers.generation.utils
@@ -96,37 +96,37 @@ def import_decoders() -> None:
         atexit.register(gc.freeze)
 
 
-def _put_off_dynamo(torch: ModuleType) -> None:
+def _defer_dynamo(torch: ModuleType) -> None:
     spec = importlib.util.find_spec("torch._dynamo")
     if spec is None or spec.origin is None:
         return
-    module = _PutOff("torch._dynamo")
+    module = _DeferredModule("torch._dynamo")
     module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
     module.__package__, module.marked = spec.name, []
     sys.modules[spec.name] = module
     vars(torch)["_dynamo"] = module
-    # With the package's path in sight for a moment, this module is found without the package being executed.
+    # While the package has a path, this module is found without executing the package.
     module.__path__ = list(spec.submodule_search_locations or ())
     try:
-        importlib.import_module(LIGHT)
+        importlib.import_module(DECODER_MODULE)
     finally:
-        if type(module) is _PutOff:
+        if type(module) is _DeferredModule:
             del module.__path__
 
 
-def _draw_no_meta_tensors(torch: ModuleType) -> None:
-    """Have no normal numbers drawn for tensors on the meta device, which hold none: torch asks sympy for it (0.3 s)."""
-    draw = torch.nn.init._no_grad_normal_
+def _skip_meta_initialisation(torch: ModuleType) -> None:
+    """Skip the random initialisation of tensors on the meta device, which have no values; it imports sympy (0.3 s)."""
+    initialise = torch.nn.init._no_grad_normal_
 
-    @functools.wraps(draw)
+    @functools.wraps(initialise)
     def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return tensor if tensor.is_meta else draw(tensor, *args, **kwargs)
+        return tensor if tensor.is_meta else initialise(tensor, *args, **kwargs)
 
     torch.nn.init._no_grad_normal_ = call
 
 
 def _hide_unused(torch: ModuleType) -> None:
-    """Have transformers find neither torch.distributed nor scipy; it remembers each answer for the whole process."""
+    """Make transformers find neither torch.distributed nor scipy; it caches each result for the whole process."""
     from transformers.utils import import_utils
 
     with mock.patch.object(torch.distributed, "is_available", return_value=False):

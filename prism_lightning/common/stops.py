@@ -1,7 +1,7 @@
-"""Signals that ask a process to stop: SIGTERM and SIGUSR1 of a scheduler, SIGINT of Ctrl-C.
+"""Signals that request a stop: SIGTERM and SIGUSR1 of a scheduler, SIGINT of Ctrl-C.
 
-They raise `Stopped` where the program stands. Between `defer_stops` and `stop_at_once` the first one leaves a note
-instead, so that the work can reach a point worth saving; a second one, some seconds later, raises `Stopped` there too.
+A signal raises `Stopped` at once. Between `defer_stops` and `stop_at_once` the first signal is only recorded, so that
+the work can reach a point where it saves its state. A second one, at least two seconds later, raises `Stopped`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_EXIT_CODES = tuple(128 + number for number in STOP_SIGNALS)
-# A terminal's Ctrl-C and a parent's reach a child within milliseconds of each other: they count as one.
+# A terminal's Ctrl-C and a parent's reach a child within milliseconds of each other and count as one.
 SECOND_SIGNAL_SECONDS = 2.0
 
 
 class Stopped(BaseException):
-    """A signal asked the process to stop.
+    """A signal requested a stop.
 
-    It is no `Exception`, so that handlers of ordinary errors let it pass, and no `KeyboardInterrupt`, which Lightning
-    turns into an exit of its own.
+    It is no `Exception`, so that handlers of ordinary errors do not catch it. It is no `KeyboardInterrupt`, since
+    Lightning exits by itself on that.
 
     Attributes:
-        signal: which one.
-        saved: what was saved for it, for the line that the user reads; None where nothing had to be.
+        signal: the signal.
+        saved: what was saved before the stop, for the message to the user; None where nothing was.
     """
 
     def __init__(self, number: int, saved: str | None = None) -> None:
@@ -37,12 +37,12 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as a shell reports it: 143, 138 or 130."""
+        """Exit code as in a shell: 128 plus the signal's number, which gives 143, 138 or 130."""
         return 128 + self.signal
 
 
 class StopRequest:
-    """The note that a signal leaves after `defer_stops`: its number, or None."""
+    """Record of a stop signal after `defer_stops`: the signal's number, or None."""
 
     signal: int | None = None
 
@@ -53,40 +53,40 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def stop_signals_raise() -> Iterator[None]:
-    """Let the stop signals raise `Stopped`; what is ignored, as Ctrl-C is in a shell's background jobs, stays so."""
-    before = {}
+    """Make the stop signals raise `Stopped`; ignored ones, such as Ctrl-C in a shell's background job, stay ignored."""
+    earlier_handlers = {}
     for number in STOP_SIGNALS:
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a handler that is not Python's
-            before[number] = signal.signal(number, _raise)
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None stands for a handler that is not Python's.
+            earlier_handlers[number] = signal.signal(number, _raise)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in earlier_handlers.items():
             signal.signal(number, handler)
 
 
 def defer_stops(request: StopRequest) -> None:
-    """From now on the first stop signal is noted in `request`; a second one raises `Stopped`."""
+    """Record the next stop signal in `request` instead of raising `Stopped`; a second one raises it."""
 
-    first = math.inf
+    first_time = math.inf
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if time.monotonic() - first > SECOND_SIGNAL_SECONDS:
+    def record(number: int, frame: FrameType | None) -> None:
+        nonlocal first_time
+        if time.monotonic() - first_time > SECOND_SIGNAL_SECONDS:
             raise Stopped(number)
         if request.signal is None:
-            request.signal, first = number, time.monotonic()
+            request.signal, first_time = number, time.monotonic()
 
-    _replace_handlers(note)
+    _replace_handlers(record)
 
 
 def stop_at_once() -> None:
-    """End what `defer_stops` began: signals raise `Stopped` again."""
+    """Make stop signals raise `Stopped` again, after `defer_stops`."""
     _replace_handlers(_raise)
 
 
 def ignore_stops(*_: object) -> None:
-    """Let this process ignore the stop signals: a loader's worker ends when its trainer does."""
+    """Make this process ignore the stop signals: a data loader's worker ends when its trainer does."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,27 +1,27 @@
-"""Output on terminals and in files that do not take every character."""
+"""Output to terminals and files whose encoding lacks some characters."""
 
 from __future__ import annotations
 
 import codecs
 import sys
 
-# One character for one, so that columns stay where they are.
-STAND_INS = {"█": "#", "…": ".", "“": '"', "”": '"', "⏎": "/", "±": "~", "Σ": "S", "¦": "|", "│": "|", "─": "-"}
+# Each substitute is one character, so that columns stay aligned.
+SUBSTITUTES = {"█": "#", "…": ".", "“": '"', "”": '"', "⏎": "/", "±": "~", "Σ": "S", "¦": "|", "│": "|", "─": "-"}
 
 
-def _stand_in(error: UnicodeError) -> tuple[str, int]:
-    """An error handler for encoding: a stand-in of ours, otherwise a question mark."""
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    """Handle an encoding error: replace a character by its substitute, or by a question mark."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(STAND_INS.get(c, "?") for c in error.object[error.start : error.end]), error.end
+    return "".join(SUBSTITUTES.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
-codecs.register_error("stand_in", _stand_in)
+codecs.register_error("substitute", _substitute)
 
 
 def tolerate_any_character() -> None:
-    """Have stdout and stderr show a stand-in for a character that their encoding does not have."""
+    """Make stdout and stderr print a substitute for a character that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="stand_in")
+            reconfigure(errors="substitute")

@@ -1,4 +1,4 @@
-"""Texts that a user gives: on the command line, and in a file of questions."""
+"""Texts from users: on the command line, and in a file of questions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from pathlib import Path
 from prism_lightning.common.errors import UserError
 
 QUESTIONS = ({"text"}, {"prompt"}, {"prompt", "why", "rather_than"})
-SHOWN = 20  # problems of one file that are printed
+PRINTED_PROBLEMS = 20  # of one file
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def decode_options(options: argparse.Namespace, *names: str) -> None:
-    """Make sure that the texts of a command line, single or lists, can be encoded.
+    """Decode the texts of command-line options, single or in lists, so that they can be encoded again.
+
+    Args:
+        options: parsed options; the decoded texts replace their values.
+        names: of the options with texts.
 
     Raises:
-        UserError: naming every option with a text that is not UTF-8.
+        UserError: texts are not UTF-8; the message names every such option.
     """
     problems = []
     for name in names:
@@ -35,20 +39,20 @@ def decode_options(options: argparse.Namespace, *names: str) -> None:
 
 
 def _decoded(text: str) -> str:
-    # A locale that knows no UTF-8 leaves its bytes as lone surrogates, also those of correct UTF-8.
+    # In a locale without UTF-8, Python turns its bytes into lone surrogates, also those of correct UTF-8.
     return text.encode("utf-8", "surrogateescape").decode("utf-8")
 
 
 def surrogate_in(text: str) -> str | None:
-    """The first half of a surrogate pair that stands alone, which no encoding takes, written out; None without any."""
+    """Return the first lone surrogate in a text, escaped, since no encoding accepts it; None without any."""
     return next((f"\\u{ord(c):04x}" for c in text if 0xD800 <= ord(c) < 0xE000), None)
 
 
 def read_questions(path: Path) -> list[dict[str, str]]:
-    """The questions in a file of JSON lines: each has "text", or "prompt", or "prompt", "why" and "rather_than".
+    """Return the questions in a file of JSON lines: each has "text", or "prompt", or "prompt", "why" and "rather_than".
 
     Raises:
-        UserError: no such file, no question in it, or naming the lines that are none.
+        UserError: the file cannot be read or has no question; or lines are not questions, and the message names them.
     """
     try:
         content = path.read_bytes()
@@ -67,12 +71,12 @@ def read_questions(path: Path) -> list[dict[str, str]]:
             else:
                 questions.append(question)
     if problems or not questions:
-        raise UserError(_first(problems) or f"queries file {path} is empty")
+        raise UserError(_first_problems(problems) or f"queries file {path} is empty")
     return questions
 
 
 def _question(line: bytes) -> dict[str, str] | str:
-    """The question on a line, or what is wrong with it."""
+    """Return the question on a line, or what is wrong with the line."""
     try:
         question = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -83,17 +87,18 @@ def _question(line: bytes) -> dict[str, str] | str:
         return "is no JSON object of texts"
     if set(question) not in QUESTIONS:
         return f"has {_names(sorted(question))}: give text, or prompt, or prompt, why, rather_than"
-    halves = {name: half for name, text in question.items() if (half := surrogate_in(text))}
-    if halves:
-        return "; ".join(f"has half a character, {half}, in its {name}: write it out" for name, half in halves.items())
+    surrogates = {name: surrogate for name, text in question.items() if (surrogate := surrogate_in(text))}
+    if surrogates:
+        problems = (f"has half a character, {surrogate}, in its {name}" for name, surrogate in surrogates.items())
+        return "; ".join(f"{problem}: write the whole character" for problem in problems)
     return question
 
 
 def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:40]) for name in names[:5])
-    return f"[{shown}{', ...' if len(names) > 5 else ''}]"
+    first_names = ", ".join(repr(name[:40]) for name in names[:5])
+    return f"[{first_names}{', ...' if len(names) > 5 else ''}]"
 
 
-def _first(problems: list[str]) -> list[str]:
-    more = len(problems) - SHOWN
-    return problems[:SHOWN] + ([f"{more:,} lines more are no questions either"] if more > 0 else [])
+def _first_problems(problems: list[str]) -> list[str]:
+    remaining = len(problems) - PRINTED_PROBLEMS
+    return problems[:PRINTED_PROBLEMS] + ([f"{remaining:,} more lines are no questions"] if remaining > 0 else [])

@@ -1,1 +1,1 @@
-"""Sources, tokenizer, packed token store, training order and the DataModule."""
+"""Data: sources of documents, the tokenizer, preparation, the packed token store and the training order."""

@@ -1,4 +1,4 @@
-"""A corpus as a recipe names it: where its text comes from, how it is prepared and cut into blocks."""
+"""The corpus of a recipe: where its text comes from, how it is prepared, and how it is cut into blocks."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ class Corpus:
     """Documents packed into blocks of tokens. Without `path` and `dataset`: the running Python's standard library.
 
     Args:
-        path: local files, folders or globs; wins over `dataset`. JSON, JSON Lines, CSV, TSV, Parquet and Arrow files
-            give a document per row, text files one each; .gz and .zst are unpacked.
-        dataset: name of a Hugging Face dataset, read as a stream.
-        dataset_config: its configuration, where it has several.
-        dataset_revision: its commit or tag; pin it for runs that must be repeatable.
-        train_split: its split to train on.
-        validation_split: its split to validate on; without one, documents are held out by `validation_fraction`.
-        validation_path: local files to validate on; without them, documents are held out by `validation_fraction`.
-        validation_fraction: share of documents held out where there is no validation source of its own; of too few
-            documents, the end of the text is held out.
-        text_column: the column of rows that holds the text; a dotted path, as text.content, names a field inside one.
-        chat_template: Jinja template, or a file of it, that turns a row's list of messages, each with role and content,
-            into text; by default "role: content", with a blank line between messages.
-        tokenizer: folder, tokenizer.json or hub name; without one, a byte-level BPE is trained on the corpus.
-        vocab_size: tokens of the tokenizer that is trained.
-        max_tokens: stop preparing after about this many training tokens.
-        block_size: T, tokens in a block; at most the model's context.
-        cache_dir: where prepared data are kept, one folder for each fingerprint of the inputs.
+        path: Local files, folders or globs; they take precedence over `dataset`. Every row of a JSON, JSON Lines, CSV,
+            TSV, Parquet or Arrow file is a document, as is every text file; .gz and .zst files are unpacked.
+        dataset: Name of a Hugging Face data set, which is read as a stream.
+        dataset_config: Configuration of the data set, where it has several.
+        dataset_revision: Commit or tag of the data set; pin it for runs that must be repeatable.
+        train_split: Split of the data set to train on.
+        validation_split: Split of the data set to validate on; without one, `validation_fraction` applies.
+        validation_path: Local files, folders or globs to validate on; without them, `validation_fraction` applies.
+        validation_fraction: Share of documents held out for validation where no validation text is given; if there are
+            too few documents, the end of the text is held out.
+        text_column: Column that holds the text of a row; a dotted path, such as text.content, names a field inside it.
+        chat_template: Jinja template, or a file with one, that turns a row's list of messages, each with role and
+            content, into text; by default "role: content", with a blank line between messages.
+        tokenizer: Folder, tokenizer.json or hub name; without one, a byte-level BPE is trained on the corpus.
+        vocab_size: Number of tokens of a tokenizer that is trained on the corpus.
+        max_tokens: Approximate number of training tokens after which preparation stops.
+        block_size: Number of tokens in a block (T), at most the model's context length.
+        cache_dir: Folder for prepared data, with a subfolder for each fingerprint of the inputs.
     """
 
     path: str | list[str] | None = None
@@ -58,7 +58,7 @@ class Corpus:
             raise UserError(problems)
 
     def problems(self) -> list[str]:
-        """One line for each setting whose value cannot be used."""
+        """Return a line for each setting whose value cannot be used."""
         problems = [
             f"data.{name} is {getattr(self, name)}: give a positive number"
             for name in ("block_size", "vocab_size")
@@ -69,24 +69,24 @@ class Corpus:
         return problems
 
     def open(self) -> None:
-        """Open both splits as `train` and `validation`; prepare them where that has not been done.
+        """Open both splits as `train` and `validation`, after preparing them if that has not been done.
 
         Raises:
-            UserError: a split without one whole block.
+            UserError: as `prepare`, or a split has less than one block.
         """
         folder = self.prepare()
         self.train = TokenStore(folder, "train", self.block_size)
         self.validation = TokenStore(folder, "validation", self.block_size)
         for store in (self.train, self.validation):
             if len(store) == 0:
-                more = "give more text" if store is self.train else "give --data.validation_path, more text,"
+                advice = "give more text" if store is self.train else "give --data.validation_path, more text,"
                 raise UserError(
                     f"the {store.split} split has {store.counts['tokens']} tokens, too few for one block of"
-                    f" {self.block_size}: {more} or lower data.block_size"
+                    f" {self.block_size}: {advice} or lower data.block_size"
                 )
 
     def prepare(self) -> Path:
-        """The prepared folder; the sources are read and hashed once."""
+        """Return the prepared folder; the sources are read and hashed in the first call only."""
         self._folder = self._folder or self._prepared()
         return self._folder
 

@@ -1,4 +1,4 @@
-"""The order of training blocks: a pure function of (seed, epoch, global position), at any world size."""
+"""The order of training blocks: a pure function of seed, epoch and global position, the same at any world size."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ ROUNDS = 6
 
 
 def block_at(positions: np.ndarray, num_blocks: int, seed: int) -> np.ndarray:
-    """The block at each global position; every run of `num_blocks` positions is one epoch, each block in it once.
+    """Return the block at each global position. An epoch is `num_blocks` positions and has each block once.
 
-    A Feistel network permutes the indices in O(1) memory and any of them alone: a table for 50B tokens in blocks
-    of 1,024 would take 390 MB, and a shuffled list cannot be entered in the middle.
+    A Feistel network permutes the indices. It needs O(1) memory and computes any index alone. A table for 50B tokens in
+    blocks of 1,024 would take 390 MB.
+
+    Args:
+        positions: global positions, counted from the start of training.
+        num_blocks: blocks in the training split.
+        seed: of the order.
     """
     positions = np.asarray(positions, dtype=np.uint64)
     blocks = np.empty(positions.shape, dtype=np.int64)
     epochs = positions // np.uint64(num_blocks)
     for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        blocks[chosen] = _permute(positions[chosen] % np.uint64(num_blocks), num_blocks, seed, int(epoch))
+        in_epoch = epochs == epoch
+        blocks[in_epoch] = _permute(positions[in_epoch] % np.uint64(num_blocks), num_blocks, seed, int(epoch))
     return blocks
 
 
@@ -30,7 +35,7 @@ def _permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     keys = np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(0, 2**63, ROUNDS, dtype=np.uint64)
     index = index.copy()
     outside = np.ones(index.shape, dtype=bool)
-    while outside.any():  # walk the cycle until the image falls below size: under 4 steps on average
+    while outside.any():  # Apply the network again until the image is below size: under 4 times on average.
         left, right = index[outside] >> half_bits, index[outside] & mask
         for key in keys:
             left, right = right, left ^ (_mix(right ^ key) & mask)
@@ -40,35 +45,35 @@ def _permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: every input bit changes about half of the output bits."""
+    """Return splitmix64's finaliser of x: every input bit changes about half of the output bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 class TrainingOrder:
-    """Batches of block ids for one rank. Optimiser step s covers positions [s G, (s + 1) G) at every world size.
+    """Batches of block ids for one rank; optimiser step s covers positions s G to (s + 1) G - 1 at every world size.
 
     Args:
         num_blocks: blocks in the training split.
-        seed: seed of the order.
+        seed: of the order.
         batch_size: G, blocks per optimiser step over all ranks.
         micro_batch_size: blocks in one forward pass of one rank.
-        rank, world_size: this process and their number.
-        steps: optimiser steps of the whole run.
+        rank, world_size: number of this process, and number of processes.
+        steps: number of optimiser steps of the whole run.
     """
 
     def __init__(
         self, num_blocks: int, seed: int, batch_size: int, micro_batch_size: int, rank: int, world_size: int, steps: int
     ) -> None:
         self.num_blocks, self.seed, self.rank = num_blocks, seed, rank
-        self.batch_size = micro_batch_size  # torch's name for it, by which Lightning's DeepSpeed strategy asks
+        self.batch_size = micro_batch_size  # torch's name for it, which Lightning's DeepSpeed strategy reads
         self.blocks_per_batch = micro_batch_size * world_size
         self.batches = steps * batch_size // self.blocks_per_batch
-        self.start = 0  # global position where iteration begins
+        self.start = 0  # global position at which iteration begins
 
     def __len__(self) -> int:
-        """Batches of the whole run, also after a resume: Lightning counts those already done against it."""
+        """Return the number of batches of the whole run, also after a resume: Lightning subtracts those done."""
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:

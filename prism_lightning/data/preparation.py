@@ -1,11 +1,10 @@
-"""Turn a source into a packed token store: cached by a fingerprint of its inputs, and all or nothing."""
+"""Prepare data: turn a source into a packed token store, cached by a fingerprint of its inputs, whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,7 +18,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.common.errors import UserError, visible
-from prism_lightning.common.preparation_progress import PreparationProgress
+from prism_lightning.common.files import partial_folder
+from prism_lightning.common.progress import PreparationProgress
 from prism_lightning.data.integrity import FORMAT, SPLITS, DamagedDataError, read_prepared, write_manifest
 from prism_lightning.data.sources import Document, Source
 from prism_lightning.data.splitting import end_held_out, tagged
@@ -32,7 +32,16 @@ BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything the prepared folder depends on."""
+    """All inputs of a prepared folder.
+
+    Args:
+        train: source of the training text; without `validation`, source of all text.
+        validation: source of the validation text, if it has one of its own.
+        validation_fraction: share of the text that is held out without `validation`.
+        tokenizer: folder, tokenizer.json or hub name; None trains one.
+        vocab_size: number of tokens of a tokenizer that is trained.
+        max_tokens: approximate number of training tokens after which preparation stops.
+    """
 
     train: Source
     validation: Source | None
@@ -43,7 +52,7 @@ class Preparation:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the inputs; a change of any of them prepares a new folder."""
+        """Hash of all inputs: data are prepared in a new folder when one of them changes."""
         inputs = asdict(self) | {
             "train": self.train.identity,
             "validation": self.validation and self.validation.identity,
@@ -54,23 +63,23 @@ class Preparation:
 
     @cached_property
     def end_held_out(self) -> int | None:
-        """Characters before the end of the text that is held out, where no whole document is."""
+        """Number of characters before the held-out end of the text; None where whole documents are held out."""
         return None if self.validation else end_held_out(self.train, self.validation_fraction)
 
     @property
     def skipped_nulls(self) -> int:
-        """Rows without text in the last pass over the documents."""
+        """Number of rows without text in the last pass over the documents."""
         return self.train.skipped_nulls + (self.validation.skipped_nulls if self.validation else 0)
 
 
 def prepare(preparation: Preparation, cache_dir: Path) -> Path:
-    """The prepared folder, made if it is not there yet or is damaged.
+    """Return the prepared folder; prepare the data if it does not exist yet or is damaged.
 
-    Works in a folder of its own and renames it when complete, so an interruption leaves nothing half-done; a lock
-    lets one of several processes work while the others wait.
+    The folder is renamed when it is complete, so that an interruption leaves nothing incomplete. A lock lets one of
+    several processes prepare the data while the others wait.
 
     Raises:
-        UserError: the sources, the tokenizer or the cache cannot be used; data that cannot be read.
+        UserError: the sources, the tokenizer, the cache or prepared data cannot be used.
     """
     folder = cache_dir / preparation.fingerprint
     if _damage(folder) is None:
@@ -83,18 +92,19 @@ def prepare(preparation: Preparation, cache_dir: Path) -> Path:
     with writing_cache(cache_dir):
         lock.acquire()
     try:
-        damage = _damage(folder)  # another process may have prepared the data by now
+        damage = _damage(folder)  # Another process may have prepared the data meanwhile.
         if damage is not None:
             if damage:
                 print(f"prepared data {folder} are damaged: {damage}; preparing them anew", file=sys.stderr, flush=True)
-            _prepare_aside(preparation, folder)
+            with writing_cache(cache_dir), partial_folder(folder) as partial:
+                _write(preparation, partial)
     finally:
         lock.release()
     return folder
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a prepared folder; "" where there is none, None where it is whole."""
+    """Return what is wrong with a prepared folder, "" if it does not exist, and None if it is undamaged."""
     try:
         if not os.path.lexists(folder):
             return ""
@@ -104,43 +114,23 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
-def _prepare_aside(preparation: Preparation, folder: Path) -> None:
-    """Prepare in a folder beside, and put it in place when it is complete."""
-    work = folder.with_name(f"{folder.name}.partial")
-    try:
-        with writing_cache(folder.parent):
-            _remove(work)  # what a killed preparation left
-            _write(preparation, work)
-            _remove(folder)  # damaged
-            os.rename(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 @contextmanager
 def writing_cache(cache_dir: Path) -> Iterator[None]:
-    """Turn an error of writing into one that names the cache and what to do. Sources are read under `_reading`."""
+    """Turn an error of writing into one that names the cache and the fix; `_reading` does so for errors of reading."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error):  # so tokenizers' bare exceptions say it
+        if not isinstance(error, OSError) and "os error" not in str(error):  # `tokenizers` raises bare exceptions.
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
         raise UserError(
             f"data could not be written to data.cache_dir {cache_dir} ({reason}): free space there, or set another"
-            " data.cache_dir; nothing half-done is left"
+            " data.cache_dir; nothing incomplete is left"
         ) from error
 
 
 def _reading(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items; an error of reading them, which is not one of writing the cache, names the file."""
+    """Yield the same items; turn an error of reading them into one that names the file."""
     try:
         yield from items
     except OSError as error:
@@ -153,10 +143,10 @@ def _write(preparation: Preparation, work: Path) -> None:
         tokenizer, characters = _tokenizer(preparation, progress)
         size = tokenizer_size(tokenizer)
         dtype = "uint16" if size <= 2**16 else "uint32"
-        progress.stage("tokenising")
+        progress.start_stage("tokenising")
         counts = _write_splits(preparation, work, tokenizer, dtype, _reporter(preparation, characters, progress))
-        for remark in remarks(preparation):
-            print(remark, flush=True)
+        for note in notes(preparation):
+            print(note, flush=True)
         _check(counts, tokenizer)
         tokenizer.save_pretrained(work / "tokenizer")
         facts: dict[str, Any] = {"fingerprint": preparation.fingerprint, "dtype": dtype, **counts}
@@ -171,7 +161,7 @@ def _write_splits(
     dtype: str,
     report: Callable[[int, int, int], None],
 ) -> dict[str, dict[str, int]]:
-    """Tokenise all documents into both splits; returns the counts of each."""
+    """Tokenise all documents into both splits and return the counts of each."""
     documents_done = characters_done = 0
     with ExitStack() as stack:
         writers = {split: stack.enter_context(closing(StoreWriter(work / split, dtype))) for split in SPLITS}
@@ -186,7 +176,7 @@ def _write_splits(
 def _reporter(
     preparation: Preparation, total_characters: int | None, progress: PreparationProgress
 ) -> Callable[[int, int, int], None]:
-    """What is called with the documents, characters and training tokens done; where a total is known, with a share."""
+    """Return a function that reports the documents, characters and training tokens done, with a share if known."""
 
     def report(documents: int, characters: int, tokens: int) -> None:
         shares = [characters / total_characters] if total_characters else []
@@ -197,21 +187,21 @@ def _reporter(
 
 
 def _tokenizer(preparation: Preparation, progress: PreparationProgress) -> tuple[PreTrainedTokenizerFast, int | None]:
-    """The given tokenizer or a trained one, and the characters of all documents where training read them all."""
+    """Return the configured tokenizer or a trained one, and the number of characters if training read all documents."""
     if preparation.tokenizer:
         return load_tokenizer(preparation.tokenizer), None
     total: list[int] = []
 
     def texts() -> Iterator[str]:
         documents = characters = 0
-        progress.stage("reading text to train the tokenizer")
+        progress.start_stage("reading text to train the tokenizer")
         for split, document in _reading(_tagged(preparation)):
             documents += 1
             characters += len(document.text)
             progress(f"{documents:,} documents, {characters:,} characters")
             if split == "train":
                 yield document.text
-        progress.stage("training the tokenizer")
+        progress.start_stage("training the tokenizer")
         progress(f"{documents:,} documents, {characters:,} characters")
         total.append(characters)
 
@@ -220,27 +210,27 @@ def _tokenizer(preparation: Preparation, progress: PreparationProgress) -> tuple
 
 
 def _tagged(preparation: Preparation) -> Iterator[tuple[str, Document]]:
-    """Every document with its split."""
+    """Yield every document with its split."""
     return tagged(preparation.train, preparation.validation, preparation.validation_fraction, preparation.end_held_out)
 
 
-def remarks(preparation: Preparation) -> list[str]:
-    """What a user should know about the pass over the documents that has ended, in a line each."""
+def notes(preparation: Preparation) -> list[str]:
+    """Return notes for the user about the last pass over the documents, a line each."""
     lines = []
     for source in filter(None, (preparation.train, preparation.validation)):
         if source.unread_files:
             names = ", ".join(source.unread_files[:3]) + (", ..." if len(source.unread_files) > 3 else "")
-            lines.append(f"{len(source.unread_files):,} files without text were passed over: {names}")
+            lines.append(f"{len(source.unread_files):,} files without text were skipped: {names}")
     if preparation.skipped_nulls:
         lines.append(f"{preparation.skipped_nulls:,} rows without text (null) were skipped")
     if preparation.end_held_out is not None:
         share = f"{100 * preparation.validation_fraction:g} %"
-        lines.append(f"too few documents to hold whole ones out: the last {share} of the text is the validation split")
+        lines.append(f"too few documents to hold out whole ones: the last {share} of the text is the validation split")
     return [visible(line) for line in lines]
 
 
 def _tagged_batches(preparation: Preparation, train_tokens: Callable[[], int]) -> Iterator[tuple[str, list[Document]]]:
-    """Batches of documents of one split, bounded in number and in characters, until there are tokens enough."""
+    """Yield batches of documents of one split, limited in number and characters, until there are `max_tokens`."""
     pending: dict[str, list[Document]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     for split, document in _tagged(preparation):
@@ -267,8 +257,8 @@ def _append(writer: StoreWriter, tokenizer: PreTrainedTokenizerFast, documents: 
 def _check(counts: dict[str, dict[str, int]], tokenizer: PreTrainedTokenizerFast) -> None:
     for split in SPLITS:
         if counts[split]["documents"] == 0:
-            fix = "give --data.validation_path" if split == "validation" else "check data.path and data.text_column"
-            raise UserError(f"the {split} split is empty: {fix}")
+            advice = "give --data.validation_path" if split == "validation" else "check data.path and data.text_column"
+            raise UserError(f"the {split} split is empty: {advice}")
         if counts[split]["max_id"] >= tokenizer_size(tokenizer):
             raise UserError(
                 f"the tokenizer has {tokenizer_size(tokenizer)} tokens but the data hold id {counts[split]['max_id']}:"
@@ -277,14 +267,14 @@ def _check(counts: dict[str, dict[str, int]], tokenizer: PreTrainedTokenizerFast
 
 
 def _tokenizer_identity(name_or_path: str) -> Any:
-    """Digests of the files that define a tokenizer, or the name of one from the hub."""
+    """Return digests of the files that define a tokenizer, or the name of one from the hub."""
     path = Path(name_or_path).expanduser()
     files = sorted({path, path.with_name("tokenizer_config.json")}) if path.is_file() else sorted(path.glob("*"))
     try:
         digests = [
             hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
             for file in files
-            # The weights that may lie in the same folder are left out.
+            # Weights that may be in the same folder are left out.
             if file.is_file() and (file == path or file.suffix in (".json", ".txt", ".model"))
         ]
     except OSError as error:

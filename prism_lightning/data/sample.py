@@ -1,44 +1,41 @@
-"""A sample of a prepared training split, as a prepared folder of its own."""
+"""A random sample of a prepared training split, as a prepared folder of its own."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from contextlib import closing
 from pathlib import Path
 
 import filelock
 
+from prism_lightning.common.files import partial_folder
 from prism_lightning.data.integrity import DamagedDataError, read_prepared, write_manifest
 from prism_lightning.data.store import StoreWriter, TokenStore
 
-LARGER_BY = 1.25  # a corpus that is hardly larger than the sample is taken whole
+WHOLE_FACTOR = 1.25  # A corpus of at most this many times the sample is used whole.
 
 
 def sampled_store(store: TokenStore, tokens: int, folder: Path) -> TokenStore:
-    """Whole documents drawn at random that hold about so many tokens together; a smaller corpus is returned as it is.
+    """Return a store of random whole documents with about so many tokens together; a small corpus itself.
 
     Args:
         store: the training split.
-        tokens: of the sample.
-        folder: where it is kept; one that is there and undamaged is used again. Made aside, then renamed.
+        tokens: number of tokens of the sample.
+        folder: of the sample; an undamaged sample in it is used again. A new one is written aside, then renamed.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    if store.counts["tokens"] <= LARGER_BY * tokens:
+    if store.counts["tokens"] <= WHOLE_FACTOR * tokens:
         return store
     identity = f"{store.manifest['fingerprint']} {tokens}"
     fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.with_name(folder.name + ".lock")):
         if not _is_sample(folder, fingerprint):
-            partial = folder.with_name(folder.name + ".partial")
-            for path in (partial, folder):
-                shutil.rmtree(path, ignore_errors=True)
-            _write(store, store.sample(tokens), partial, fingerprint)
-            os.rename(partial, folder)
+            with partial_folder(folder) as partial:
+                _write(store, store.sample(tokens), partial, fingerprint)
     return TokenStore(folder, "train", store.block_size)
 
 
@@ -57,6 +54,6 @@ def _write(store: TokenStore, documents: list[int], folder: Path, fingerprint: s
         names, rows, sizes = (table[column].to_pylist() for column in ("name", "row", "bytes"))
         train.append(names, rows, sizes, ids)
     shutil.copytree(store.folder / "tokenizer", folder / "tokenizer")
-    nothing = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}
-    kept = {name: store.manifest[name] for name in ("dtype", "tokenizer_size", "inputs")}
-    write_manifest(folder, kept | {"fingerprint": fingerprint, "train": train.counts, "validation": nothing})
+    empty_counts = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}
+    inherited = {name: store.manifest[name] for name in ("dtype", "tokenizer_size", "inputs")}
+    write_manifest(folder, inherited | {"fingerprint": fingerprint, "train": train.counts, "validation": empty_counts})

@@ -1,4 +1,4 @@
-"""Which text is held out for validation: whole documents by their identity, or the end of the text."""
+"""The text that is held out for validation: whole documents chosen by their identity, or the end of the text."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from prism_lightning.data.sources import Document, Source
 
 
 def in_validation(document: Document, fraction: float) -> bool:
-    """Whether a document belongs to validation: its identity decides, neither order, seed nor other documents.
+    """Return whether a document belongs to validation. Only its key and row decide, not order, seed or other documents.
 
-    So runs of several seeds are validated on the same text, and share one prepared folder.
+    Runs with different seeds are therefore validated on the same text and share one prepared folder.
     """
     key = f"0\0{document.key}\0{document.row}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") < fraction * 2**64
 
 
 def end_held_out(source: Source, fraction: float) -> int | None:
-    """Characters before the end of the text that is held out; None where whole documents are held out.
+    """Return how many characters precede the held-out end of the text; None where whole documents are held out.
 
-    One document is in one split, and a few may all be in the same. Otherwise reading stops at the first document that
-    is held out, after 1 / fraction documents on average.
+    The end is held out if all documents would be in the same split, as with one document or a few. Otherwise reading
+    stops at the first document of a second split, after about 1 / fraction documents.
     """
     characters, splits = 0, set()
     for document in source.documents():
@@ -36,16 +36,15 @@ def end_held_out(source: Source, fraction: float) -> int | None:
 def tagged(
     source: Source, validation: Source | None, fraction: float, end: int | None
 ) -> Iterator[tuple[str, Document]]:
-    """Every document with its split.
+    """Yield every document with its split, "train" or "validation".
 
-    What of validation stands apart, in a source of its own or at the end of the text, comes first: a token limit
-    spares it then.
+    A validation source, or the held-out end of the text, comes first, so that a limit of tokens does not cut it.
 
     Args:
-        source: all text without `validation`, else the training text.
-        validation: the validation text.
-        fraction: of the documents that are held out without `validation`.
-        end: as `end_held_out` says.
+        source: the training text; without `validation`, all text.
+        validation: the validation text, if it has a source of its own.
+        fraction: share of the documents that are held out without `validation`.
+        end: result of `end_held_out`.
     """
     if validation:
         yield from (("validation", document) for document in validation.documents())
@@ -59,9 +58,9 @@ def tagged(
 
 
 def _cut(source: Source, end: int, fraction: float) -> Iterator[tuple[Document | None, Document | None]]:
-    """The parts of every document before and behind the cut; None for a part that is blank."""
+    """Yield the parts of every document before and after the cut; None for a part that is blank."""
     before = 0
-    longest_search = round(end / (1 - fraction) * fraction / 2)  # so that half as much again is held out at most
+    longest_search = round(end / (1 - fraction) * fraction / 2)  # Holds out at most half as much again as requested.
     for document in source.documents():
         position = min(max(end - before, 0), len(document.text))
         before += len(document.text)
@@ -73,7 +72,7 @@ def _cut(source: Source, end: int, fraction: float) -> Iterator[tuple[Document |
 
 
 def _boundary(text: str, position: int, first: int) -> int:
-    """The position behind the last line break between two positions, or behind the last space; else the latter."""
+    """Return the place after the last newline, else after the last space, from `first` on; else `position`."""
     line = text.rfind("\n", first, position)
     if line >= 0:
         return line + 1

@@ -1,4 +1,4 @@
-"""The packed token store: one memory-mapped file of tokens per split, cut into blocks that remember their source."""
+"""The packed token store: a memory-mapped file of tokens for each split, cut into blocks that know their documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOCUMENT_SCHEMA = pa.schema([("name", pa.string()), ("row", pa.int64()), ("start
 
 @dataclass(frozen=True)
 class Location:
-    """Where a token stands: the document, its source, and how many tokens into it."""
+    """The place of a token: number, source name and row of its document, and its offset in tokens from the start."""
 
     document: int
     name: str
@@ -30,7 +30,7 @@ class Location:
 
 
 class StoreWriter:
-    """Appends tokenised documents to one split."""
+    """Writes the tokenised documents of one split into a new folder."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         folder.mkdir(parents=True)
@@ -40,27 +40,33 @@ class StoreWriter:
         self._document_writer = pa.ipc.new_file(self._table, DOCUMENT_SCHEMA)
 
     def append(self, names: list[str], rows: list[int], sizes: list[int], ids: list[np.ndarray]) -> None:
-        """Add documents; `sizes` are their UTF-8 lengths in bytes."""
-        starts = self.tokens + np.cumsum([0] + [len(i) for i in ids])
-        flat = np.concatenate(ids)
-        self._token_file.write(flat.astype(self.dtype))  # type: ignore[arg-type]
+        """Append documents.
+
+        Args:
+            names, rows: source and row of each document.
+            sizes: UTF-8 length of each text in bytes.
+            ids: token ids of each document.
+        """
+        starts = self.tokens + np.cumsum([0] + [len(document_ids) for document_ids in ids])
+        all_ids = np.concatenate(ids)
+        self._token_file.write(all_ids.astype(self.dtype))  # type: ignore[arg-type]
         self._document_writer.write_batch(pa.record_batch([names, rows, starts[:-1], sizes], schema=DOCUMENT_SCHEMA))
         self.tokens, self.documents, self.bytes = int(starts[-1]), self.documents + len(ids), self.bytes + sum(sizes)
-        self.max_id = max(self.max_id, int(flat.max()))
+        self.max_id = max(self.max_id, int(all_ids.max()))
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was written so far."""
+        """Counts of what has been written: tokens, documents and bytes, and the largest token id."""
         return {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes, "max_id": self.max_id}
 
     def close(self) -> None:
-        """Finish both files."""
+        """Complete and close both files."""
         for file in (self._document_writer, self._table, self._token_file):
             file.close()
 
 
 class TokenStore(torch.utils.data.Dataset):
-    """One split as blocks of T tokens; block i predicts tokens i T + 1 to i T + T, so each token is a target once.
+    """One split as blocks of T tokens. Block i predicts tokens i T + 1 to i T + T, so that each token is a target once.
 
     Args:
         folder: a prepared data folder.
@@ -68,7 +74,7 @@ class TokenStore(torch.utils.data.Dataset):
         block_size: T.
 
     Raises:
-        DamagedDataError: a file is missing or has another size; checksums are compared by `prepare` and `open_store`.
+        DamagedDataError: a file is missing or has another size. `prepare` and `open_store` compare checksums.
         UserError: the folder cannot be read.
     """
 
@@ -84,27 +90,27 @@ class TokenStore(torch.utils.data.Dataset):
 
     @cached_property
     def documents(self) -> pa.Table:
-        """name, row, start and bytes of every document, memory-mapped."""
+        """A table with name, row, start and bytes of every document, memory-mapped."""
         return pa.ipc.open_file(pa.memory_map(str(self.folder / self.split / "documents.arrow"))).read_all()
 
     @cached_property
     def starts(self) -> np.ndarray:
         """Position of every document's first token."""
-        # Not by the column's own to_numpy, which imports pandas: 0.3 s of an `attribute`.
+        # The column's own to_numpy imports pandas, which takes 0.3 s of an `attribute`.
         return np.concatenate([np.from_dlpack(chunk) for chunk in self.documents["start"].chunks])
 
     def documents_of(self, positions: np.ndarray | int) -> np.ndarray:
-        """The documents that tokens at some positions stand in."""
+        """Return the numbers of the documents that contain the tokens at some positions."""
         return np.searchsorted(self.starts, positions, side="right") - 1
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer that made these tokens."""
+        """The tokenizer that produced these tokens."""
         return open_tokenizer(self.folder / "tokenizer")
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean UTF-8 bytes a token stands for, end-of-text tokens counted: turns nats per token into bits per byte."""
+        """Mean UTF-8 bytes per token, end-of-text tokens included; it converts nats per token into bits per byte."""
         return self.counts["bytes"] / self.counts["tokens"]
 
     def __len__(self) -> int:
@@ -114,7 +120,7 @@ class TokenStore(torch.utils.data.Dataset):
         return self.__getitems__([block])[0]
 
     def __getitems__(self, blocks: list[int]) -> list[dict[str, torch.Tensor]]:
-        """input_ids [T], targets [T] (each the token that follows) and block_ids of the given blocks."""
+        """Return input_ids [T], targets [T] (each the next token) and block_ids of each block."""
         start = np.asarray(blocks, dtype=np.int64)[:, None] * self.block_size
         window = torch.from_numpy(self.tokens[start + np.arange(self.block_size + 1)].astype(np.int64))
         return [
@@ -123,7 +129,11 @@ class TokenStore(torch.utils.data.Dataset):
         ]
 
     def locate(self, position: int) -> Location:
-        """The document and offset of the token at a position of the split."""
+        """Return the place of the token at a position of the split.
+
+        Raises:
+            IndexError: the position is outside the split.
+        """
         if not 0 <= position < self.counts["tokens"]:
             raise IndexError(f"position {position} is outside the {self.counts['tokens']} tokens of {self.split}")
         document = int(self.documents_of(position))
@@ -131,33 +141,40 @@ class TokenStore(torch.utils.data.Dataset):
         return Location(document, name, row, position - int(self.starts[document]))
 
     def document_tokens(self, document: int) -> np.ndarray:
-        """Tokens of one document, its end-of-text token included."""
+        """Return the tokens of one document, its end-of-text token included."""
         end = self.starts[document + 1] if document + 1 < len(self.starts) else self.counts["tokens"]
         return self.tokens[self.starts[document] : end]
 
     def texts(self, documents: Iterable[int] | None = None) -> list[str]:
-        """The text of every document, or of some by number, without special tokens."""
-        chosen = range(len(self.documents)) if documents is None else documents
-        ids = (self.document_tokens(number).tolist() for number in chosen)
+        """Return the text of every document, or of the given ones by number, without special tokens."""
+        numbers = range(len(self.documents)) if documents is None else documents
+        ids = (self.document_tokens(number).tolist() for number in numbers)
         return [str(text) for text in self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)]
 
     def sample_documents(self, count: int, seed: int = 0) -> list[int]:
-        """So many documents drawn at random, or all; ascending."""
+        """Return the numbers of `count` random documents, or of all if there are fewer, in ascending order."""
         return sorted(np.random.default_rng(seed).permutation(len(self.starts))[:count].tolist())
 
     def sample(self, tokens: int, seed: int = 0) -> list[int]:
-        """Documents drawn at random that hold so many tokens together, or a little more; ascending."""
+        """Return the numbers of random documents with at least so many tokens together, in ascending order.
+
+        The last document drawn is the one that reaches the number, so that the excess is less than one document.
+        """
         order = np.random.default_rng(seed).permutation(len(self.starts))
         lengths = np.diff(np.append(self.starts, self.counts["tokens"]))[order]
         return sorted(order[: 1 + np.searchsorted(np.cumsum(lengths), tokens)].tolist())
 
     def text_around(self, position: int, before: int = 20, after: int = 20) -> tuple[str, str, str]:
-        """The text of a token and of up to `before` and `after` tokens beside it in the same document.
+        """Return the texts before a token, of the token, and after it, from the same document.
 
         Parts of characters are shown as their bytes, see `token_text`.
+
+        Args:
+            position: of the token in the split.
+            before, after: maximum number of tokens on each side.
         """
         location = self.locate(position)
-        tokens, at = self.document_tokens(location.document), location.offset
-        pieces = tokens[max(0, at - before) : at], tokens[at : at + 1], tokens[at + 1 : at + 1 + after]
-        left, token, right = (token_text(self.tokenizer, piece) for piece in pieces)
-        return left, token, right
+        tokens, offset = self.document_tokens(location.document), location.offset
+        ranges = (max(0, offset - before), offset), (offset, offset + 1), (offset + 1, offset + 1 + after)
+        text_before, token, text_after = (token_text(self.tokenizer, tokens[start:end]) for start, end in ranges)
+        return text_before, token, text_after

@@ -1,6 +1,6 @@
 """Tokens as text for people: a token that is part of a character is shown as its bytes, such as <E4 BD>.
 
-Decoding turns every such part into U+FFFD: all parts then look alike, and like a real U+FFFD of the text.
+Decoding would turn every such part into U+FFFD, so that all parts looked alike, and like a real U+FFFD of the text.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-BLANK = "▁"  # how sentencepiece vocabularies spell a blank
+SPACE_MARK = "▁"  # stands for a space in sentencepiece vocabularies
 
 
 def token_text(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
-    """The text of consecutive tokens; bytes that are no whole character are shown as <E4 BD>.
+    """Return the text of consecutive tokens; bytes that are no whole character are shown as <E4 BD>.
 
-    The texts of two runs of tokens, one behind the other, are the text of both together, unless a character is cut
-    between them.
+    The texts of two adjacent sequences of tokens, joined, are the text of both, unless a character is cut between them.
     """
     return token_bytes(tokenizer, ids).decode("utf-8", "shown_as_bytes")
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> bytes:
-    """The UTF-8 bytes of consecutive tokens, without loss for byte-level and byte-fallback vocabularies."""
+    """Return the UTF-8 bytes of consecutive tokens, without loss for byte-level and byte-fallback vocabularies."""
     backend = tokenizer.backend_tokenizer
     kinds = _decoder_kinds(backend)
     ids = [int(number) for number in ids]
@@ -38,7 +37,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> bytes
     added = {number: token.content for number, token in backend.get_added_tokens_decoder().items()}
     parts = []
     for number, token in zip(ids, tokens, strict=True):
-        if token is None:  # a model's vocabulary may be larger than its tokenizer's
+        if token is None:  # A model's vocabulary may be larger than its tokenizer's.
             parts.append(f"<token {number}>".encode())
         elif "ByteFallback" in kinds and (match := BYTE_TOKEN.fullmatch(token)):
             parts.append(bytes.fromhex(match[1]))
@@ -47,17 +46,17 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> bytes
         elif "ByteLevel" in kinds and all(character in _bytes_of_characters() for character in token):
             parts.append(bytes(map(_bytes_of_characters().__getitem__, token)))
         else:
-            parts.append(token.replace(BLANK, " ").encode())
+            parts.append(token.replace(SPACE_MARK, " ").encode())
     return b"".join(parts)
 
 
 def is_byte_level(tokenizer: Tokenizer) -> bool:
-    """Whether the vocabulary spells bytes as characters, as GPT-2's does."""
+    """Return whether the vocabulary spells bytes as characters, as GPT-2's does."""
     return "ByteLevel" in _decoder_kinds(tokenizer)
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> set[str]:
-    """The types of a tokenizer's decoders."""
+    """Return the type names of a tokenizer's decoders."""
     if tokenizer.decoder is None:
         return set()
     state = json.loads(tokenizer.decoder.__getstate__())
@@ -66,14 +65,14 @@ def _decoder_kinds(tokenizer: Tokenizer) -> set[str]:
 
 @cache
 def _bytes_of_characters() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: GPT-2's table."""
+    """Return the byte that each character of a byte-level vocabulary stands for, by GPT-2's table."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def _shown_as_bytes(error: UnicodeError) -> tuple[str, int]:
-    """What the codec machinery calls for bytes that are no character."""
+    """Handle a decoding error: replace bytes that are no character by their hexadecimal digits."""
     assert isinstance(error, UnicodeDecodeError)
     return f"<{error.object[error.start : error.end].hex(' ').upper()}>", error.end
 

@@ -1,7 +1,7 @@
-"""Tokenizers: train a byte-level BPE on the corpus, or load one by path or hub name. All encode in the same way.
+"""Tokenizers: train a byte-level BPE on the corpus, or load one by path or hub name; both encode in the same way.
 
-A text that spells a special token, such as <|endoftext|>, is encoded as plain text everywhere: while data are prepared
-and when a model is asked.
+Text that spells a special token, such as <|endoftext|>, is always encoded as plain text: when data are prepared and
+when a model is queried.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from prism_lightning.common.errors import UserError, visible
 from prism_lightning.data.pieces import Cutter, Piece
 
 END_OF_TEXT = "<|endoftext|>"
-# Names of end tokens in use, for tokenizers that do not say which of their special tokens it is.
+# Usual names of end tokens, for tokenizers that do not name theirs.
 END_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "[EOS]", "<|eos|>", "<EOS>", "<|end|>")
-# Merges of a 32k vocabulary are settled long before this much text, and training time grows with it.
+# The merges of a 32k vocabulary are stable long before this much text, and training time grows with the text.
 TRAINING_CHARACTERS = 200_000_000
-# A merge inside a word costs time in proportion to the word, so that unbroken text took quadratic time: 5 s for 100,000
-# characters. Nothing in the standard library is longer than 96.
+# The time of a merge grows with the word, so that text without spaces took quadratic time: 5 s for 100,000 characters.
+# The longest word in Python's standard library has 96 characters.
 LONGEST_WORD = 256
-# GPT-2's words, but no longer than that: its vocabulary and ids are the same for text without longer words.
+# GPT-2's words, limited to that length. Text without longer words has the same vocabulary and ids as with GPT-2's.
 WORDS = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}{1,N}| ?\p{N}{1,N}| ?[^\s\p{L}\p{N}]{1,N}|\s{1,N}(?!\S)|\s{1,N}").replace(
     ",N}", f",{LONGEST_WORD}}}"
 )
-# Stretches of letters, digits or signs that long, and of ASCII without a blank (base64), hold words that never come
-# again: beyond this many characters they only take memory, 80 to 130 bytes a character.
+# Sequences that long of letters, digits or signs, or of ASCII without a space (base64), have words that do not recur.
+# More than this many characters of them only take memory: 80 to 130 bytes per character.
 UNBROKEN_CHARACTERS = 5_000_000
 UNBROKEN = re.compile(r"[!-~]{N,}|[^\W\d_]{N,}|\d{N,}|(?:[^\w\s]|_){N,}".replace("N", str(LONGEST_WORD)))
-BATCH_CHARACTERS = 2**21  # encoded together: 250 MB
+BATCH_CHARACTERS = 2**21  # encoded together, which takes 250 MB
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: it encodes any text, and decoding gives the same bytes back. Token 0 ends a document.
+    """Return a byte-level BPE trained on texts. It encodes any text without loss; token 0 ends a document.
 
     Raises:
-        UserError: a vocabulary too small for the 256 bytes and the end-of-text token.
+        UserError: the vocabulary is too small for the 256 bytes and the end-of-text token.
     """
     if vocab_size < 257:
         raise UserError(f"data.vocab_size is {vocab_size}: a byte-level tokenizer needs at least 257")
@@ -60,17 +60,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     cutter = Cutter(tokenizer)
-    assert cutter.places_are_safe  # looked up now: training locks the tokenizer, and would wait for itself
+    assert cutter.places_are_safe  # Computed now: training locks the tokenizer, so a later look-up would deadlock.
     tokenizer.train_from_iterator(_training_batches(texts, cutter), trainer)
     trained = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
     return encoding_plain_text(trained)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
-    """A tokenizer folder, a tokenizer.json, or a hub name; a line says which end token it has, if another than ours.
+    """Return the tokenizer of a folder, a tokenizer.json or a hub name; print its end token unless it is <|endoftext|>.
 
     Raises:
-        UserError: not found, or not a fast tokenizer.
+        UserError: the tokenizer is not found, cannot be loaded, or is not a fast tokenizer.
     """
     path = Path(name_or_path).expanduser()
     if not path.exists() and (path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1):
@@ -81,7 +81,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=_configured_end(path))
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else name_or_path)
-    except Exception as error:  # hub, JSON and tokenizers errors share no base class
+    except Exception as error:  # Errors of the hub, JSON and tokenizers share no base class.
         cause = " ".join(str(error).split())[:160]
         raise UserError(
             f"tokenizer {name_or_path} could not be loaded: {cause}; give a folder or tokenizer.json by data.tokenizer"
@@ -94,32 +94,36 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that was saved in a folder of ours. Raises OSError, ValueError or what `tokenizers` raises."""
+    """Return the tokenizer saved in a prepared or exported folder.
+
+    Raises:
+        Exception: OSError, ValueError or a bare Exception of `tokenizers`, where it cannot be loaded.
+    """
     return encoding_plain_text(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
 
 
 def encoding_plain_text(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The same tokenizer, set so that every call encodes text that spells a special token as plain text, uncut."""
+    """Return the same tokenizer, set to encode text that spells a special token as plain text, without truncation."""
     tokenizer.split_special_tokens = True
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
-    backend.no_truncation()  # a tokenizer.json may carry both from its training
+    backend.no_truncation()  # A tokenizer.json may have settings of both.
     backend.no_padding()
     return tokenizer
 
 
 def tokenizer_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """How many ids a model needs: one more than the largest, also where a vocabulary leaves ids out."""
+    """Return how many ids a model needs: one more than the largest, since a vocabulary may skip ids."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids of one text, as they are when data are prepared."""
+    """Return the token ids of one text, the same as in prepared data."""
     return encode_batch(tokenizer, [text])[0].tolist()
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of each text, in parallel and in bounded memory; special tokens are encoded as plain text."""
+    """Return the token ids of each text, computed in parallel and in bounded memory; special tokens are plain text."""
     encoding_plain_text(tokenizer)
     cutter = _cutter(tokenizer)
     pieces = [(number, piece) for number, text in enumerate(texts) for piece in cutter.pieces(text)]
@@ -131,7 +135,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[n
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, pieces: list[Piece]) -> list[np.ndarray]:
-    """Ids of pieces, those of their contexts left out."""
+    """Return the ids of pieces without those of their contexts."""
 
     def encoded(texts: list[str]) -> list[np.ndarray]:
         encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -139,12 +143,12 @@ def _encoded(tokenizer: PreTrainedTokenizerFast, pieces: list[Piece]) -> list[np
 
     contexts = sorted({piece.context for piece in pieces if piece.context})
     lengths = {"": 0} | dict(zip(contexts, map(len, encoded(contexts)), strict=True))
-    whole = encoded([piece.context + piece.text for piece in pieces])
-    return [ids[lengths[piece.context] :] for ids, piece in zip(whole, pieces, strict=True)]
+    with_contexts = encoded([piece.context + piece.text for piece in pieces])
+    return [ids[lengths[piece.context] :] for ids, piece in zip(with_contexts, pieces, strict=True)]
 
 
 def _batches(pieces: list[tuple[int, Piece]]) -> Iterator[list[tuple[int, Piece]]]:
-    """Pieces in turn, as many as are encoded together."""
+    """Yield batches of pieces that are encoded together, at most BATCH_CHARACTERS each."""
     batch: list[tuple[int, Piece]] = []
     size = 0
     for number, piece in pieces:
@@ -159,12 +163,12 @@ def _batches(pieces: list[tuple[int, Piece]]) -> Iterator[list[tuple[int, Piece]
 
 @lru_cache(maxsize=4)
 def _cutter(tokenizer: PreTrainedTokenizerFast) -> Cutter:
-    """The cutter of a tokenizer; it looks through the vocabulary, 0.1 s for 128k tokens, once."""
+    """Return the cutter of a tokenizer; searching its vocabulary takes 0.1 s for 128k tokens, so it is kept."""
     return Cutter(tokenizer.backend_tokenizer)
 
 
 def _configured_end(path: Path) -> str | None:
-    """The end token that the tokenizer_config.json beside a tokenizer.json names."""
+    """Return the end token that the tokenizer_config.json beside a tokenizer.json names; None without one."""
     config = path.with_name("tokenizer_config.json")
     if path.name != "tokenizer.json" or not config.is_file():
         return None
@@ -173,25 +177,28 @@ def _configured_end(path: Path) -> str | None:
 
 
 def _set_end_token(tokenizer: PreTrainedTokenizerFast, name: str, file: Path) -> str | None:
-    """Choose the token that ends documents, or add one; returns what to say about it.
+    """Choose the token that ends documents, or add one; return a note about it, None for <|endoftext|>.
 
-    `file` is the tokenizer.json, if any: transformers itself adds an end token that only the configuration names.
+    Args:
+        tokenizer: loaded by transformers, which adds an end token that only the configuration names.
+        name: of the tokenizer, for the note.
+        file: the tokenizer.json, which may not exist; it shows whether the end token was added.
     """
-    known = Tokenizer.from_file(str(file)).get_vocab() if file.is_file() else tokenizer.get_vocab()
+    vocabulary = Tokenizer.from_file(str(file)).get_vocab() if file.is_file() else tokenizer.get_vocab()
     if tokenizer.eos_token is None:
-        tokenizer.eos_token = _own_end(tokenizer) or END_OF_TEXT
+        tokenizer.eos_token = _unnamed_end(tokenizer) or END_OF_TEXT
     end = str(tokenizer.eos_token)
     if end not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"eos_token": end})
     number = tokenizer.convert_tokens_to_ids(end)
-    if end not in known:
+    if end not in vocabulary:
         size = tokenizer_size(tokenizer)
         return f"tokenizer {name} has no end token: {end} is added as id {number}, {size:,} tokens in all"
     return None if end == END_OF_TEXT else f"tokenizer {name}: documents end with its own {end}, id {number}"
 
 
-def _own_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """The end token of a tokenizer that does not name it: what it puts behind a text, else one of the usual names."""
+def _unnamed_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Return the end token of a tokenizer that names none: the token it appends to a text, else a usual name."""
     backend = tokenizer.backend_tokenizer
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     encoding = backend.encode("a")
@@ -202,7 +209,7 @@ def _own_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
 
 
 def _training_batches(texts: Iterable[str], cutter: Cutter) -> Iterator[list[str]]:
-    """Pieces of texts to train on, up to TRAINING_CHARACTERS."""
+    """Yield batches of text pieces to train on, up to TRAINING_CHARACTERS in all."""
     characters = 0
     pieces = _without_unbroken(piece.text for text in texts for piece in cutter.pieces(text))
     while characters < TRAINING_CHARACTERS and (batch := list(islice(pieces, 256))):
@@ -211,10 +218,10 @@ def _training_batches(texts: Iterable[str], cutter: Cutter) -> Iterator[list[str
 
 
 def _without_unbroken(texts: Iterable[str]) -> Iterator[str]:
-    """Texts without their unbroken stretches, once there were UNBROKEN_CHARACTERS of these."""
+    """Yield texts; after UNBROKEN_CHARACTERS of unbroken sequences, leave further ones out."""
     unbroken = 0
     for text in texts:
-        if max(map(len, text.split()), default=0) < LONGEST_WORD:  # quick, and true of most texts
+        if max(map(len, text.split()), default=0) < LONGEST_WORD:  # A quick test that holds for most texts.
             yield text
         elif unbroken < UNBROKEN_CHARACTERS:
             unbroken += sum(map(len, UNBROKEN.findall(text)))

@@ -1,4 +1,4 @@
-"""Multiple choice from any corpus: which of four continuations belongs to the beginning of a document?"""
+"""Multiple-choice questions from any corpus: which of four continuations belongs to the beginning of a document?"""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ CHOICES = 4
 
 
 def long_enough(texts: list[str], length: int) -> list[list[str]]:
-    """The words of the texts that have so many."""
+    """Return the words of every text that has at least `length` words."""
     words = [text.split(" ") for text in texts]
     return [document for document in words if len(document) >= length]
 
 
 def continuations(texts: list[str], count: int, context: int, continuation: int, seed: int) -> list[dict[str, Any]]:
-    """Questions with `context`, four `choices` of equally many words, and the `label` of the true one.
+    """Return questions with `context`, four `choices` of equally many words, and the `label` of the true choice.
 
     Args:
         texts: held-out documents.
-        count: of questions, at most; one a document.
-        context, continuation: words of each.
-        seed: of the order of documents, the false continuations and their places.
+        count: maximum number of questions; a document gives at most one.
+        context, continuation: number of words of each.
+        seed: of the order of documents, the false continuations and the order of choices.
 
     Raises:
-        UserError: too few documents that are long enough.
+        UserError: too few documents are long enough.
     """
     generator = random.Random(seed)
     long = long_enough(texts, context + continuation)

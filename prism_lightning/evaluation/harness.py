@@ -1,8 +1,8 @@
 """A PRISM or dense model as a model of the LM Evaluation Harness.
 
-`lm_eval --model prism --model_args checkpoint=runs/quickstart` finds it once this module is imported. Unlike the
-harness's own Hugging Face model it computes the head where a continuation is scored, not at every padded position, and
-counts what it had to cut.
+`lm_eval --model prism --model_args checkpoint=runs/quickstart` finds it once this module is imported. The harness's own
+Hugging Face model computes the head at every padded position; this one computes it only where a continuation is scored.
+It also counts the requests that it truncates.
 
 Shapes: B rows of a batch, T tokens, n scored positions, D hidden size, V vocabulary.
 """
@@ -21,26 +21,26 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from prism_lightning.evaluation import BATCH_TOKENS
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.run.model_folder import load_exported
 
-BATCH_TOKENS = 8192  # in one forward pass, padding included
-HEAD_ROWS = 2048  # scored positions whose logits are held at once
-Request = tuple[Any, list[int], list[int]]  # what was asked, ids of the context, ids of the continuation
+HEAD_ROWS = 2048  # scored positions whose logits are in memory at once
+Request = tuple[Any, list[int], list[int]]  # the texts, token ids of the context, token ids of the continuation
 
 
 @register_model("prism")
 class PrismHarnessModel(HFLM):
-    """The bridge. Generation is the harness's; log-likelihoods are computed here.
+    """The bridge to the harness: computes log-likelihoods; the harness's own class generates.
 
     Args:
         checkpoint: run directory of a finished fit, or its exported folder.
-        model, tokenizer: in its place, loaded already; the model stays where it is.
-        batch_tokens: in one forward pass, padding included.
-        batch_size: windows of a text that are scored together, for rolling log-likelihoods.
-        device: where to load a checkpoint to, see `device_named`; by default CUDA where there is one.
-        dtype: of a checkpoint's decoder, fp32 or bf16.
-        report: called as the work goes on with what is done, how much of it, and of how much.
+        model, tokenizer: a loaded model to use instead of a checkpoint; it stays on its device.
+        batch_tokens: tokens in one forward pass, padding included.
+        batch_size: number of windows of a text that are scored together, for rolling log-likelihoods.
+        device: device that a checkpoint is loaded to, see `device_named`; by default CUDA if available.
+        dtype: type of a checkpoint's decoder, fp32 or bf16.
+        report: called after each forward pass with a phase, the steps done and the steps in all.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PrismHarnessModel(HFLM):
         if model is None or tokenizer is None:
             assert checkpoint is not None, "checkpoint=RUN"
             if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
-                device = "auto"  # the harness's command line asks for cuda:0 everywhere
+                device = "auto"  # The harness's command line passes cuda:0 on every machine.
             model, tokenizer = load_exported(Path(checkpoint), device, dtype)
         super().__init__(
             pretrained=model,
@@ -66,42 +66,46 @@ class PrismHarnessModel(HFLM):
             backend="causal",
             max_length=model.config.context_length,
             batch_size=batch_size,
-            add_bos_token=False,  # as in training: what stands before a text ends the one before it
+            add_bos_token=False,  # As in training, where an end token separates documents.
         )
         self.prism: PrismForCausalLM = model
         self.batch_tokens, self.report = batch_tokens, report
-        self.cut = 0  # requests that did not fit into the context
+        self.cut = 0  # number of requests that did not fit into the context and lost their beginning
         self.model_seconds = 0.0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """See the harness. Its bars are left out: `report` tells of the whole."""
+        """Return what the harness's method does, without its progress bars; `report` covers all requests."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """See the harness: the whole of a text, in windows of the context's length."""
+        """Return what the harness's method does, without its progress bars; long texts are scored in windows."""
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Sum of a continuation's log-probabilities, and whether greedy decoding would give it, in the given order."""
-        groups: dict[tuple[int, ...], list[int]] = {}  # requests that need the same forward pass: " yes" and " no"
+        """Return each continuation's summed log-probability, and whether greedy decoding would generate it.
+
+        The results are in the order of the requests.
+        """
+        # Requests with the same input share a forward pass: " yes" and " no" after one context.
+        groups: dict[tuple[int, ...], list[int]] = {}
         for number, (_, context, continuation) in enumerate(requests):
-            whole = context + continuation
-            self.cut += len(whole) > self.max_length + 1
-            groups.setdefault(tuple(whole[-(self.max_length + 1) : -1]), []).append(number)
-        found: list[Any] = [None] * len(requests)
+            ids = context + continuation
+            self.cut += len(ids) > self.max_length + 1
+            groups.setdefault(tuple(ids[-(self.max_length + 1) : -1]), []).append(number)
+        answers: list[Any] = [None] * len(requests)
         done = 0
-        for batch in self._batches(sorted(groups, key=lambda ids: (-len(ids), ids))):
-            asked = [(row, number) for row, ids in enumerate(batch) for number in groups[ids]]
-            for (_, number), answer in zip(asked, self._answers(batch, asked, requests), strict=True):
-                found[number] = answer
-            done += len(asked)
+        for batch in self._batches(sorted(groups, key=lambda row_ids: (-len(row_ids), row_ids))):
+            row_requests = [(row, number) for row, row_ids in enumerate(batch) for number in groups[row_ids]]
+            for (_, number), answer in zip(row_requests, self._answers(batch, row_requests, requests), strict=True):
+                answers[number] = answer
+            done += len(row_requests)
             self.report("log-likelihoods", done, len(requests))
-        return found
+        return answers
 
     def _batches(self, rows: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Rows of descending length, as many as fit at once."""
+        """Yield batches of rows, given by descending length, as many as fit into `batch_tokens`."""
         first = 0
         while first < len(rows):
             count = max(1, self.batch_tokens // len(rows[first]))
@@ -109,10 +113,10 @@ class PrismHarnessModel(HFLM):
             first += count
 
     def _answers(
-        self, batch: list[tuple[int, ...]], asked: list[tuple[int, int]], requests: list[Request]
+        self, batch: list[tuple[int, ...]], row_requests: list[tuple[int, int]], requests: list[Request]
     ) -> list[Any]:
-        """For each row and number of a request in `asked`, what `loglikelihood` returns of it."""
-        z_nD, targets_n, lengths = self.states(batch, asked, requests)
+        """Return what `loglikelihood` returns for each row and request number in `row_requests`."""
+        z_nD, targets_n, lengths = self.states(batch, row_requests, requests)
         started = time.perf_counter()
         scores_n, greedy_n = self._scored(z_nD, targets_n)
         self.model_seconds += time.perf_counter() - started
@@ -121,17 +125,23 @@ class PrismHarnessModel(HFLM):
 
     @torch.inference_mode()
     def states(
-        self, batch: list[tuple[int, ...]], asked: list[tuple[int, int]], requests: list[Request]
+        self, batch: list[tuple[int, ...]], row_requests: list[tuple[int, int]], requests: list[Request]
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """Hidden states and targets of all continuations asked for, one behind the other, and the length of each."""
+        """Return hidden states [n, D] and targets [n] of the requested continuations, concatenated, and their lengths.
+
+        Args:
+            batch: token ids of each row.
+            row_requests: the row and the number of each requested continuation.
+            requests: all requests.
+        """
         longest = len(batch[0])
-        # Causal attention never looks at what is padded on the right.
+        # Causal attention never reads padding on the right.
         ids_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in batch], device=self.device)
         rows: list[int] = []
         positions: list[int] = []
         targets: list[int] = []
         lengths: list[int] = []
-        for row, number in asked:
+        for row, number in row_requests:
             continuation = requests[number][2][-len(batch[row]) :]
             end = len(batch[row])
             rows += [row] * len(continuation)
@@ -145,11 +155,11 @@ class PrismHarnessModel(HFLM):
 
     @torch.inference_mode()
     def _scored(self, z_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each target, and whether it is the likeliest token, interventions applied."""
+        """Return each target's log-probability, and whether it is the likeliest token, with interventions applied."""
         scores, greedy = [], []
         for z_CD, targets_C in zip(z_nD.split(HEAD_ROWS), targets_n.split(HEAD_ROWS), strict=True):
             logits_CV = self.prism.logits(z_CD).float()
-            own_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
-            scores.append(own_C - logits_CV.logsumexp(-1))
+            target_logits_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
+            scores.append(target_logits_C - logits_CV.logsumexp(-1))
             greedy.append(logits_CV.argmax(-1) == targets_C)
         return torch.cat(scores).cpu(), torch.cat(greedy).cpu()

@@ -1,4 +1,4 @@
-"""What an evaluation found: one JSON file a task, its samples beside it, and paired differences of two models."""
+"""Results of evaluations: a JSON file for each task with its samples beside it, and paired differences of models."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from prism_lightning.common.files import read_json, write_json, write_whole
 from prism_lightning.common.json_text import as_json
 from prism_lightning.common.manifests import mapping, mapping_of, number, optional, problem_in, text, whole
 
-Z95 = 1.959964
-# A metric may be null: one that the harness could not compute is NaN, which JSON does not know.
+Z95 = 1.959964  # half width of a 95 % interval in standard errors
+# A metric may be null: the harness gives NaN where it cannot compute one, and JSON has no NaN.
 RESULT = {
     "task": text(),
     "metric": text(),
@@ -34,14 +34,17 @@ RESULT = {
 
 @dataclass
 class TaskResult:
-    """One task on one model.
+    """The result of one task on one model.
 
     Attributes:
-        metrics, errors: by the harness's names, and their standard errors.
-        documents, requests: how many.
-        cut: requests whose context did not fit and lost its beginning.
-        seconds, model_seconds: in all, and of them inside the model.
-        identity: what the numbers depend on; results of another are made anew.
+        task: name of the task.
+        metric: the suite's metric.
+        chance: score of a guess; None where the metric is not an accuracy.
+        metrics, errors: all metrics by the harness's names, and their standard errors.
+        documents, requests: number of documents and of requests.
+        cut: number of requests that did not fit into the context and lost their beginning.
+        seconds, model_seconds: duration in all, and the part of it inside the model.
+        identity: everything that the numbers depend on; a result with another identity is not reused.
     """
 
     task: str
@@ -58,12 +61,12 @@ class TaskResult:
 
     @property
     def value(self) -> float:
-        """Of the suite's metric; NaN where the harness could not compute it."""
+        """Value of the suite's metric; NaN where the harness could not compute it."""
         return _or_nan(self.metrics[self.metric])
 
     @property
     def error(self) -> float:
-        """Its standard error; NaN where the harness knows none."""
+        """Standard error of the suite's metric; NaN where the harness has none."""
         return _or_nan(self.errors.get(self.metric))
 
 
@@ -72,7 +75,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def write_result(folder: Path, result: TaskResult, samples: list[dict[str, Any]]) -> None:
-    """TASK.samples.jsonl, then TASK.json: a task without the latter is evaluated again."""
+    """Write TASK.samples.jsonl, then TASK.json: a task without the latter is evaluated again."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(as_json(sample, default=str) + "\n" for sample in samples)
     write_whole(folder / f"{result.task}.samples.jsonl", lines.encode())
@@ -80,18 +83,18 @@ def write_result(folder: Path, result: TaskResult, samples: list[dict[str, Any]]
 
 
 def read_result(folder: Path, task: str, identity: dict[str, Any] | None = None) -> TaskResult | None:
-    """A finished result; None where there is none, it is damaged, or it is of something else than `identity`."""
+    """Return a finished result; None where it is missing, damaged, or has another identity than the one given."""
     content = read_json(folder / f"{task}.json")
     if content is None or content.keys() != RESULT.keys() or problem_in(content, RESULT):
         return None
     if content["metric"] not in content["metrics"]:
         return None
-    found = TaskResult(**content)
-    return found if identity is None or found.identity == json.loads(json.dumps(identity)) else None
+    result = TaskResult(**content)
+    return result if identity is None or result.identity == json.loads(json.dumps(identity)) else None
 
 
 def sample_values(folder: Path, task: str, metric: str) -> dict[str, float]:
-    """The metric of every document, by a hash of the document.
+    """Return the metric of every document, by its number and hash.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -106,13 +109,13 @@ def sample_values(folder: Path, task: str, metric: str) -> dict[str, float]:
 
 
 def normal_interval(value: float, error: float) -> tuple[float, float]:
-    """95 % of a value with a standard error."""
+    """Return the 95 % interval of a value with a standard error, by the normal approximation."""
     return value - Z95 * error, value + Z95 * error
 
 
 @dataclass
 class Difference:
-    """Mean difference of two models over the same documents, with its standard error."""
+    """The mean difference of two models over the same documents, with its standard error."""
 
     task: str
     value: float
@@ -121,38 +124,51 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, normal."""
+        """The 95 % interval, by the normal approximation."""
         return normal_interval(self.value, self.error)
 
 
-def paired(one: Path, other: Path, task: str, metric: str) -> Difference:
-    """The first model minus the second, document by document; raises as `paired_over_seeds`."""
-    return paired_over_seeds([(one, other)], task, metric)
+def paired(first: Path, second: Path, task: str, metric: str) -> Difference:
+    """Return the first model's metric minus the second's, document by document; raises as `paired_over_seeds`.
+
+    Args:
+        first, second: folders with results.
+        task: name of the task.
+        metric: an accuracy, which is a mean over documents.
+    """
+    return paired_over_seeds([(first, second)], task, metric)
 
 
 def paired_over_seeds(pairs: list[tuple[Path, Path]], task: str, metric: str) -> Difference:
-    """Mean over documents of the difference that a document makes on average over the pairs of results folders.
+    """Return the difference of two models, averaged over seeds for each document and then over documents.
+
+    Args:
+        pairs: results folders of both models, a pair for each seed.
+        task: name of the task.
+        metric: an accuracy, which is a mean over documents.
 
     Raises:
-        UserError: they were not all evaluated on the same documents.
+        UserError: the models were not all evaluated on the same documents.
     """
-    per_pair = [_differences(one, other, task, metric) for one, other in pairs]
+    per_pair = [_differences(first, second, task, metric) for first, second in pairs]
     if any(values.keys() != per_pair[0].keys() for values in per_pair):
         raise UserError(f"task {task}: the seeds hold results on different documents; evaluate all the same way")
-    values = np.array([[found[key] for key in per_pair[0]] for found in per_pair]).mean(0)
+    values = np.array([[differences[key] for key in per_pair[0]] for differences in per_pair]).mean(0)
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     return Difference(task, float(values.mean()), error, len(values))
 
 
-def _differences(one: Path, other: Path, task: str, metric: str) -> dict[str, float]:
-    left, right = sample_values(one, task, metric), sample_values(other, task, metric)
-    if left.keys() != right.keys():
-        raise UserError(f"task {task}: {one} and {other} hold results on other documents; evaluate both the same way")
-    return {key: left[key] - right[key] for key in left}
+def _differences(first: Path, second: Path, task: str, metric: str) -> dict[str, float]:
+    minuend, subtrahend = sample_values(first, task, metric), sample_values(second, task, metric)
+    if minuend.keys() != subtrahend.keys():
+        raise UserError(
+            f"task {task}: {first} and {second} hold results on other documents; evaluate both the same way"
+        )
+    return {key: minuend[key] - subtrahend[key] for key in minuend}
 
 
 def average(differences: list[Difference]) -> Difference:
-    """The mean over tasks, each counted alike; documents of different tasks are independent."""
+    """Return the mean over tasks with equal weights; documents of different tasks count as independent."""
     error = math.sqrt(sum(d.error**2 for d in differences)) / len(differences)
     total = sum(d.documents for d in differences)
     return Difference("average", float(np.mean([d.value for d in differences])), error, total)

@@ -1,4 +1,4 @@
-"""Suites: YAML files that say which tasks are evaluated, which metric counts, and what a guess would score."""
+"""Suites: YAML files of tasks to evaluate, each with the metric that is reported and the score of a guess."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class SuiteTask:
     """One task of a suite.
 
     Args:
-        metric: of the harness, that tables show and models are compared by.
-        chance: what a guess scores; none where the metric is not an accuracy.
+        metric: metric of the harness that tables show and that models are compared by.
+        chance: score of a guess; none where the metric is not an accuracy.
         kind: "harness", a task of the harness by its name; "validation", the loss on the run's validation documents;
-            "continuation", their continuations among others'.
-        documents: of the kinds that take them from the run's validation split, at most.
-        context, continuation: words of each, for the kind continuation.
-        seed: of what is drawn.
+            "continuation", choosing the true continuation of a validation document among those of others.
+        documents: maximum number of validation documents, for the kinds that use them.
+        context, continuation: number of words of each, for the kind continuation.
+        seed: of the kind continuation's random choices.
     """
 
     metric: str
@@ -37,41 +37,45 @@ class SuiteTask:
 
 
 def load_suites(paths: list[Path], only: list[str] | None = None) -> dict[str, SuiteTask]:
-    """The tasks of several suites, or some of them.
+    """Return the tasks of several suites by name.
+
+    Args:
+        paths: of the suites.
+        only: names of the tasks to return; None for all.
 
     Raises:
-        UserError: as `load_suite`, or two suites that give one task other settings.
+        UserError: as `load_suite`; two suites give one task different settings; a name in `only` is unknown.
     """
     tasks: dict[str, SuiteTask] = {}
     for path in paths:
         for name, task in load_suite(path).items():
             if tasks.setdefault(name, task) != task:
                 raise UserError(f"{path}: another suite gives task {name} other settings: evaluate them one by one")
-    stray = [name for name in only or [] if name not in tasks]
-    if stray:
-        where = ", ".join(map(str, paths))
-        raise UserError([f"task {name!r} is not in {where}: {nearest(name, tasks)}" for name in stray])
+    unknown = [name for name in only or [] if name not in tasks]
+    if unknown:
+        suites = ", ".join(map(str, paths))
+        raise UserError([f"task {name!r} is not in {suites}: {nearest(name, tasks)}" for name in unknown])
     return {name: task for name, task in tasks.items() if not only or name in only}
 
 
 def load_suite(path: Path) -> dict[str, SuiteTask]:
-    """The tasks of a suite by name.
+    """Return the tasks of a suite by name.
 
     Raises:
-        UserError: no such file, an unknown setting, or a value of another type.
+        UserError: the file does not exist, or has an unknown setting or a value of another type.
     """
     if not path.is_file():
         known = [str(file) for folder in (path.parent, Path("evals")) for file in folder.glob("[!.]*.yaml")]
         raise UserError(f"--suite {path}: no such file; {nearest(str(path), set(known))}")
     tasks: dict[str, SuiteTask] = {}
     try:
-        found = OmegaConf.to_container(OmegaConf.load(path))
-        if not isinstance(found, dict) or list(found) != ["tasks"] or not isinstance(found["tasks"], dict):
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(content, dict) or list(content) != ["tasks"] or not isinstance(content["tasks"], dict):
             raise UserError(f"{path}: give `tasks`, a mapping from names of tasks to their settings, and nothing else")
-        for name, settings in found["tasks"].items():
+        for name, settings in content["tasks"].items():
             merged = OmegaConf.merge(OmegaConf.structured(SuiteTask), settings or {})
             tasks[str(name)] = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (OmegaConfBaseException, YAMLError) as error:
-        where = getattr(error, "full_key", None)
-        raise UserError(f"{path}: {f'{where}: ' if where else ''}{str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{path}: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from error
     return tasks

@@ -11,7 +11,7 @@ from prism_lightning.attribution.build.builder import Builder
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.errors import UserError, disk_is_full
 from prism_lightning.common.files import read_json
-from prism_lightning.common.progress import Progressing
+from prism_lightning.common.progress import PhaseProgress
 from prism_lightning.data.sample import sampled_store
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.run.fingerprints import model_fingerprint
@@ -51,7 +51,7 @@ def own_index(run: Path, model: PrismForCausalLM, anew: bool = False) -> Path:
     tokens = f"{store.counts['tokens']:,} of {corpus.counts['tokens']:,} training tokens"
     print(f"looking once through {tokens} for the model's own prototypes: {folder}", file=sys.stderr)
     settings = IndexSettings(dictionary="model")
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         try:
             builder = Builder(model, store, settings, folder, progress)
         except UserError:  # begun by another version, or with the decoder in another type

@@ -10,6 +10,7 @@ from pathlib import Path
 import filelock
 
 from prism_lightning.common.errors import UserError, disk_is_full, visible
+from prism_lightning.common.files import partial_file
 
 SQLITE = "sqlite:///"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
@@ -54,12 +55,10 @@ def make_database(path: Path, used_before: bool) -> None:
     with filelock.FileLock(path.with_name(path.name + ".lock")):
         if path.is_file() and (used_before or _has_tables(path)):
             return
-        partial = path.with_name(path.name + ".partial")
-        partial.unlink(missing_ok=True)  # of a process that was killed
         if path.is_file():
             os.replace(path, path.with_name(path.name + ".damaged"))
-        SqlAlchemyStore(f"{SQLITE}{partial}", "./mlruns")._dispose_engine()
-        os.replace(partial, path)
+        with partial_file(path) as partial:
+            SqlAlchemyStore(f"{SQLITE}{partial}", "./mlruns")._dispose_engine()
 
 
 def _has_tables(path: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from prism_lightning.common.devices import device_named, dtype_named
 from prism_lightning.common.errors import UserError
-from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, write_checksums
+from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, partial_folder, write_checksums
 from prism_lightning.data.tokenizer import open_tokenizer
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.run.fingerprints import model_fingerprint
@@ -24,14 +22,11 @@ transformers_logging.disable_progress_bar()
 
 def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write weights and tokenizer, whole or not at all: made aside, then renamed."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    write_checksums(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(partial, folder)
+    with partial_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_checksums(partial)
 
 
 def exported_folder(path: Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from prism_lightning.common.errors import UserError, disk_is_full
+from prism_lightning.common.files import partial_file
 from prism_lightning.run.checkpoints import load_checkpoint
 
 
@@ -20,15 +20,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save; UserError when the disk does not take it."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         try:
-            with partial.open("wb") as file:
+            with partial_file(path) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch wraps a failing write in a RuntimeError
-            partial.unlink(missing_ok=True)
             reason = "the disk is full" if disk_is_full(error) else " ".join(str(error).split())[:120]
             raise UserError(
                 f"checkpoint {path} could not be saved ({reason}): free space and run the same command;"

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from prism_lightning.common.console import console
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.json_text import as_json
-from prism_lightning.common.progress import Progressing
+from prism_lightning.common.progress import PhaseProgress
 from prism_lightning.inspection.explain import explain_prompt, explanation_table
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
@@ -78,7 +78,7 @@ def show_sample(model: PrismForCausalLM, data: TextData, prompt: str | None) -> 
 def evaluate(module: DenseLM, data: TextData) -> dict[str, float]:
     """Loss, perplexity, bits per byte and the prototypes' diagnostics over the validation split."""
     loader = data.validation_loader()
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         for number, batch in enumerate(loader):
             module.validation_step({name: value.to(module.device) for name, value in batch.items()}, number)
             progress("evaluating", number + 1, len(loader))
@@ -89,7 +89,7 @@ def polish_prototypes(module: PrismLM, data: TextData) -> None:
     """Fit the prototypes to hidden states of training blocks, with the decoder frozen."""
     z_ND = module.sampled_hidden_states(step=0, tokens=module.polish_tokens, salt=2)
     steps = polish(module.layer, z_ND, module.polish_steps, module.polish_learning_rate, data.seed)
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         for number, _ in enumerate(steps):
             progress("polishing prototypes", number + 1, module.polish_steps)
 

@@ -1,4 +1,4 @@
-"""`--device` and `--dtype`: what they name, and that every verb computes there, on a device that is pretended."""
+"""`--device` and `--dtype` choose where and in which type every verb computes, tested on a pretended device."""
 
 import json
 
@@ -33,7 +33,7 @@ def runs(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain():
-    """What verbs said on the CPU, by verb."""
+    """Answers of the verbs on the CPU, by verb."""
     return {}
 
 
@@ -41,11 +41,11 @@ def plain():
 def gpus(monkeypatch):
     """Pretend that the machine has so many CUDA devices."""
 
-    def there(count):
+    def pretend_devices(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
-    return there
+    return pretend_devices
 
 
 # Names
@@ -66,7 +66,7 @@ def test_processes_take_the_devices_in_turn_unless_one_is_named(gpus):
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "said"),
+    ("name", "count", "message"),
     [
         ("gpu", 1, "--device gpu: give auto, cpu, cuda, cuda:N or mps"),
         ("cuda:", 1, "--device cuda:: give auto"),
@@ -78,12 +78,12 @@ def test_processes_take_the_devices_in_turn_unless_one_is_named(gpus):
         ("mps", 0, "finds no Apple GPU here: give --device cpu"),
     ],
 )
-def test_a_device_that_is_not_there_is_named_with_one_that_is(gpus, monkeypatch, name, count, said):
+def test_a_device_that_is_not_there_is_named_with_one_that_is(gpus, monkeypatch, name, count, message):
     gpus(count)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError) as error:
         device_named(name)
-    assert said in str(error.value) and len(error.value.problems) == 1
+    assert message in str(error.value) and len(error.value.problems) == 1
 
 
 def test_other_types_are_refused():
@@ -126,30 +126,30 @@ def test_the_pretended_device_refuses_what_a_real_one_does(trained):
             decompose(model, ids)
         with pytest.raises(RuntimeError, match="numpy"):
             model.lm_head.weight.detach().numpy()
-        there = decompose(model, ids.to("cuda")).total_BT.cpu()
-    torch.testing.assert_close(there, decompose(load_exported(trained[0])[0], ids).total_BT)
+        on_device = decompose(model, ids.to("cuda")).total_BT.cpu()
+    torch.testing.assert_close(on_device, decompose(load_exported(trained[0])[0], ids).total_BT)
 
 
 @pytest.mark.parametrize("verb", ORDER)
 def test_every_verb_says_the_same_on_another_device(trained, runs, plain, cli, verb):
     plain[verb] = answer(cli, runs["cpu"], trained[1], verb, "--device", "cpu")
     with pretended_cuda():
-        there = answer(cli, runs["cuda"], trained[1], verb, "--device", "cuda")
-    assert differences(plain[verb], there, 1e-5) == []
+        on_device = answer(cli, runs["cuda"], trained[1], verb, "--device", "cuda")
+    assert differences(plain[verb], on_device, 1e-5) == []
 
 
 def test_an_index_of_hidden_states_is_the_same_on_another_device(trained, runs, cli):
     run, arguments = trained
     quick = ("--index.fit_tokens", "8192", "--index.fit_steps", "5", "--index.prototypes", "32")
     kind = ("--index.space", "hidden", "--index.hidden_rank", "4", "--index.precision", "fp32", *quick)
-    said = []
+    answers = []
     for name in ("cpu", "cuda"):
         where = ("--index.dir", runs[name] / "hidden", "--ckpt_path", run)
         ask = ("--index", runs[name] / "hidden", "--text", "import os", "--rerank", "--json")
         with pretended_cuda():
             cli("index", *arguments, *where, *kind, "--device", name, check=0)
-            said.append(json.loads(cli("attribute", "--ckpt_path", run, *ask, "--device", name, check=0).stdout))
-    assert differences(*said, 1e-4) == []
+            answers.append(json.loads(cli("attribute", "--ckpt_path", run, *ask, "--device", name, check=0).stdout))
+    assert differences(*answers, 1e-4) == []
 
 
 def test_a_bridge_computes_where_its_model_is(trained):
@@ -194,26 +194,26 @@ def test_a_rounded_model_is_still_the_one_that_was_stored(trained):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_the_rounded_decoder(trained, runs, plain, cli, verb):
-    """With what the whole one has made: its index is asked, and its intervention applied."""
+    """The rounded model uses the index and the intervention that were made with the exact model."""
     if not (runs["bf16"] / "index").is_dir():
         answer(cli, runs["bf16"], trained[1], "index", "--device", "cpu")
-    said = answer(cli, runs["bf16"], trained[1], verb, "--device", "cpu", "--dtype", "bf16")
+    rounded = answer(cli, runs["bf16"], trained[1], verb, "--device", "cpu", "--dtype", "bf16")
     whole = plain.get(verb) or answer(cli, runs["cpu"], trained[1], verb, "--device", "cpu")
-    assert headline(verb, said) == pytest.approx(headline(verb, whole), abs=ROUNDED[verb])
+    assert headline(verb, rounded) == pytest.approx(headline(verb, whole), abs=ROUNDED[verb])
     if verb == "suppress":
         steered = ("--intervention", "suppress")
         cli("generate", "--ckpt_path", runs["bf16"], "--prompt", "x", "--max_new_tokens", 4, *steered, check=0)
     if verb in ("explain", "attribute"):
-        assert headline(verb, said) != headline(verb, whole)  # or nothing was rounded
+        assert headline(verb, rounded) != headline(verb, whole)  # or nothing was rounded
 
 
 def test_evaluations_of_either_type_are_kept_apart(trained, runs, cli):
-    one, other = (
+    rounded, exact = (
         answer(cli, runs["bf16"], trained[1], "evaluate", "--device", "cpu", "--dtype", dtype)
         for dtype in ("bf16", "fp32")
     )
-    assert one["results"][0][0]["identity"].pop("dtype") == "bf16"
-    assert one["results"][0][0]["identity"] == other["results"][0][0]["identity"]
+    assert rounded["results"][0][0]["identity"].pop("dtype") == "bf16"
+    assert rounded["results"][0][0]["identity"] == exact["results"][0][0]["identity"]
 
 
 def test_an_index_is_finished_in_the_type_it_was_begun_in(trained, runs, cli, tmp_path):
@@ -224,8 +224,8 @@ def test_an_index_is_finished_in_the_type_it_was_begun_in(trained, runs, cli, tm
     assert manifest["dtype"] == "bfloat16" and manifest["model"] == model_fingerprint(load_exported(run)[0])
     refused = cli(*line, "--index.fit_steps", "2")
     assert refused.returncode == 2 and "an index with another dtype" in refused.stderr
-    asked = cli("attribute", "--ckpt_path", run, "--index", tmp_path / "index", "--text", "import os", "--json")
-    assert asked.returncode == 0 and json.loads(asked.stdout)[0]["tokens"]
+    result = cli("attribute", "--ckpt_path", run, "--index", tmp_path / "index", "--text", "import os", "--json")
+    assert result.returncode == 0 and json.loads(result.stdout)[0]["tokens"]
 
 
 def test_export_writes_rounded_weights_when_asked(trained, cli, tmp_path):
@@ -238,5 +238,5 @@ def test_export_writes_rounded_weights_when_asked(trained, cli, tmp_path):
     assert types == {"fp32": {"F32"}, "bf16": {"BF16"}}
     stored, whole = (load_exported(tmp_path / dtype)[0] for dtype in ("bf16", "fp32"))
     assert model_fingerprint(whole) == model_fingerprint(load_exported(run)[0]) != model_fingerprint(stored)
-    for one, other in zip(stored.parameters(), whole.parameters(), strict=True):
-        assert one.equal(other.bfloat16().float())
+    for rounded, exact in zip(stored.parameters(), whole.parameters(), strict=True):
+        assert rounded.equal(exact.bfloat16().float())

@@ -1,4 +1,4 @@
-"""Typed checks of JSON files: what is accepted, and what is said of everything else."""
+"""Typed checks of JSON files accept the right content and describe every other content in one line."""
 
 import json
 
@@ -106,8 +106,8 @@ def test_json_has_no_number_that_is_not_finite():
     def refuse(name):
         raise AssertionError(name)
 
-    found = json.loads(printed, parse_constant=refuse)
-    assert found == {"a": None, "b": [1.5, None, [None, "NaN"]], "c": {"d": 2}}
+    loaded = json.loads(printed, parse_constant=refuse)
+    assert loaded == {"a": None, "b": [1.5, None, [None, "NaN"]], "c": {"d": 2}}
 
 
 HEADER = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
@@ -142,9 +142,9 @@ def test_tensors_are_mapped_as_they_were_written(tmp_path):
 
     tensors = {"a": np.arange(6, dtype="f4").reshape(2, 3), "b": np.array([1], dtype="u2"), "none": np.empty(0, "i8")}
     write_file(tmp_path / "t.safetensors", tensors)
-    found = map_file(tmp_path / "t.safetensors")
-    assert found.keys() == tensors.keys()
+    loaded = map_file(tmp_path / "t.safetensors")
+    assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and np.array_equal(found[name], tensor)
+        assert loaded[name].dtype == tensor.dtype and np.array_equal(loaded[name], tensor)
     write_file(tmp_path / "empty.safetensors", {"none": np.empty(0, "i8")})
     assert map_file(tmp_path / "empty.safetensors")["none"].shape == (0,)

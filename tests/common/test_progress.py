@@ -6,7 +6,7 @@ import time
 import pytest
 
 from prism_lightning.common import progress as module
-from prism_lightning.common.progress import Progressing, TokenProgress
+from prism_lightning.common.progress import PhaseProgress, TokenCountStreamer
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def _short(monkeypatch):
 
 
 def test_lines_come_while_one_step_takes_long(capsys):
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         progress("indexing", 1, 4)
         time.sleep(0.7)
     out, err = capsys.readouterr()
@@ -24,27 +24,27 @@ def test_lines_come_while_one_step_takes_long(capsys):
 
 
 def test_short_work_prints_nothing(capsys):
-    with Progressing() as progress:
+    with PhaseProgress() as progress:
         progress("indexing", 4, 4)
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_time_left_is_of_the_phase(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    progress = Progressing()
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    progress = PhaseProgress()
     progress("first", 0, 10)
     assert progress.line() == "first 0/10  0 s, time left unknown"
-    now[0] = 100.0
+    clock[0] = 100.0
     progress("second", 0, 1_000)
-    now[0] = 104.0
+    clock[0] = 104.0
     progress("second", 200, 1_000)
     assert progress.line() == "second 200/1,000  4 s, 16 s left"
 
 
 def test_generated_tokens_are_counted_without_the_prompt():
     calls = []
-    streamer = TokenProgress(lambda *call: calls.append(call), 3)
+    streamer = TokenCountStreamer(lambda *call: calls.append(call), 3)
     for _ in range(3):
         streamer.put(None)
     streamer.end()

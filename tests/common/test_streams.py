@@ -1,11 +1,11 @@
-"""Output where the encoding does not take every character."""
+"""Output to a stream whose encoding lacks some characters has substitutes."""
 
 import io
 import sys
 
 from prism_lightning import __version__
 from prism_lightning.cli.main import main
-from prism_lightning.common.streams import STAND_INS, tolerate_any_character
+from prism_lightning.common.streams import SUBSTITUTES, tolerate_any_character
 
 
 def printed(monkeypatch, encoding, action):
@@ -18,7 +18,7 @@ def printed(monkeypatch, encoding, action):
     return stream.buffer.getvalue().decode(encoding)
 
 
-def test_characters_that_a_stream_lacks_have_stand_ins(monkeypatch):
+def test_characters_that_a_stream_lacks_have_substitutes(monkeypatch):
     def action():
         tolerate_any_character()
         print("├█ “a”… ⏎ 你 \ud800 é")
@@ -26,7 +26,7 @@ def test_characters_that_a_stream_lacks_have_stand_ins(monkeypatch):
     assert printed(monkeypatch, "ascii", action) == '?# "a". / ? ? ?\n'
     assert printed(monkeypatch, "latin-1", action) == '?# "a". / ? ? é\n'
     assert printed(monkeypatch, "utf-8", action) == "├█ “a”… ⏎ 你 ? é\n"
-    assert all(len(stand_in) == 1 and stand_in.isascii() for stand_in in STAND_INS.values())
+    assert all(len(substitute) == 1 and substitute.isascii() for substitute in SUBSTITUTES.values())
 
 
 def test_the_command_line_tolerates_any_character(monkeypatch):

@@ -1,4 +1,4 @@
-"""Texts on the command line and questions in a file: bytes that are no text, and lines that are no question."""
+"""Texts on the command line and questions in a file: bytes and lines that are not valid are refused."""
 
 import argparse
 import codecs
@@ -107,5 +107,5 @@ def test_other_files_are_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_questions(tmp_path)
     problems = refusals(tmp_path, b"x\n" * 1000)
-    assert problems[0].startswith("q:1 ") and problems[-1] == "980 lines more are no questions either"
+    assert problems[0].startswith("q:1 ") and problems[-1] == "980 more lines are no questions"
     assert os.linesep not in problems[-1]

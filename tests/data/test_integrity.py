@@ -1,4 +1,4 @@
-"""Prepared data are never used damaged: what is wrong is named in one line, and they are prepared anew."""
+"""Damaged prepared data are never used: one line names the damage, and the data are prepared anew."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prism_lightning.common.errors import UserError
+from prism_lightning.common.files import remove
 from prism_lightning.data import integrity, store
 from prism_lightning.data import preparation as module
 from prism_lightning.data.tokenizer import train_tokenizer
@@ -67,8 +68,8 @@ def test_a_damaged_file_is_named_and_the_data_are_prepared_anew(text, prepared, 
     assert contents(prepared) != before
     again = data_of(text, prepared.parent)
     again.setup()
-    said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1 and str(prepared) in said[0] and name in said[0] and "anew" in said[0]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and str(prepared) in lines[0] and name in lines[0] and "anew" in lines[0]
     assert again.prepare() == prepared and contents(prepared) == before
     assert [path.suffix for path in prepared.parent.iterdir() if path.is_dir()] == [""]
 
@@ -97,16 +98,17 @@ def edited(manifest, *keys, value):
         (("train", "documents"), 10**9, "train.documents"),
         (("validation", "max_id"), 300, "validation.max_id"),
         (("validation", "bytes"), None, "validation.bytes"),
-        (("validation",), [], "'validation'"),
-        (("dtype",), "float64", "'dtype'"),
+        (("validation",), [], "validation is []"),
+        (("dtype",), "float64", "dtype is 'float64', expected 'uint16' or 'uint32'"),
         (("dtype",), "uint32", "train.tokens"),
-        (("tokenizer_size",), True, "'tokenizer_size'"),
+        (("tokenizer_size",), True, "tokenizer_size is True"),
         (("files", "train/tokens.bin"), None, "train/tokens.bin"),
         (("files", "train/tokens.bin", "bytes"), "1", "train/tokens.bin"),
         (("files", "tokenizer/../../x"), {"bytes": 0, "crc32": 0}, "tokenizer/../../x"),
-        (("fingerprint",), 3, "'fingerprint'"),
-        (("inputs",), "", "'inputs'"),
-        (("format",), 1, "format 1"),
+        (("files", ""), {"bytes": 0, "crc32": 0}, "files lists ''"),
+        (("fingerprint",), 3, "fingerprint is 3, expected a text"),
+        (("inputs",), "", "inputs is ''"),
+        (("format",), 1, "format is 1, expected 2"),
     ],
 )
 def test_a_manifest_edited_by_hand_is_not_believed(text, prepared, capfd, keys, value, words):
@@ -131,13 +133,13 @@ def test_a_manifest_that_is_something_else_is_one_line(text, prepared, capfd, co
 
 def test_a_file_or_a_dangling_link_in_the_folder_s_place_is_replaced(text, prepared, capfd):
     before = contents(prepared)
-    module._remove(prepared)
+    remove(prepared)
     for put in (lambda: prepared.write_text("x"), lambda: prepared.symlink_to(prepared.parent / "nowhere")):
         put()
         data_of(text, prepared.parent).setup()
         assert "manifest.json is missing" in capfd.readouterr().err
         assert not prepared.is_symlink() and contents(prepared) == before
-        module._remove(prepared)
+        remove(prepared)
 
 
 def test_checksums_are_compared_once_unless_a_file_was_written_since(text, prepared, monkeypatch):
@@ -251,13 +253,13 @@ def test_errors_of_reading_do_not_name_the_cache(text, tmp_path, monkeypatch):
 
 
 def test_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, capfd):
-    from prism_lightning.common import preparation_progress
+    from prism_lightning.common.progress import PreparationProgress
 
     monkeypatch.setattr("prism_lightning.common.progress.LINE_SECONDS", 0.05)
-    progress = preparation_progress.PreparationProgress()
+    progress = PreparationProgress()
     with progress:
-        progress.stage("tokenising")
-        progress.began -= 30
+        progress.start_stage("tokenising")
+        progress.stage_start -= 30
         progress("5 documents, 70 training tokens", 0.25)
         progress.printer.join(0.3)
     lines = capfd.readouterr().err.splitlines()
@@ -266,13 +268,13 @@ def test_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, capfd):
 
 
 def test_lines_go_on_while_a_tokenizer_is_trained(monkeypatch, capfd):
-    from prism_lightning.common import preparation_progress
+    from prism_lightning.common.progress import PreparationProgress
 
     monkeypatch.setattr("prism_lightning.common.progress.LINE_SECONDS", 0.05)
     text = "".join(random.Random(0).choices("abcdefghij", k=200_000))
-    with preparation_progress.PreparationProgress() as progress:
+    with PreparationProgress() as progress:
         texts = iter([text])
-        train_tokenizer((progress.stage("training") or one for one in texts), 2000)
+        train_tokenizer((progress.start_stage("training") or part for part in texts), 2000)
     assert capfd.readouterr().err.count("training, ") >= 2
 
 
@@ -282,10 +284,10 @@ def test_the_share_done_is_that_of_all_characters_or_of_the_token_limit(text, tm
     monkeypatch.setattr(
         module.PreparationProgress,
         "__call__",
-        lambda self, counts, share=0.0: shares.append((self.what, share)) or original(self, counts, share),
+        lambda self, counts, share=0.0: shares.append((self.stage, share)) or original(self, counts, share),
     )
     monkeypatch.setattr(module, "BATCH_DOCUMENTS", 1)
     data_of(text, tmp_path).prepare()
-    tokenising = [share for what, share in shares if what == "tokenising"]
+    tokenising = [share for stage, share in shares if stage == "tokenising"]
     sizes = [len(path.read_text()) for path in sorted(text.glob("*.txt"))]
     assert tokenising == pytest.approx(np.cumsum(sizes) / sum(sizes))

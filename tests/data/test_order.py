@@ -1,4 +1,4 @@
-"""The order of blocks is a permutation per epoch, and the same at every world size."""
+"""The order of blocks is a permutation in each epoch, and the same at every world size."""
 
 import numpy as np
 import pytest

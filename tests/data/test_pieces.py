@@ -1,4 +1,4 @@
-"""Long texts cut into pieces have the ids of the whole text, whatever kind of tokenizer."""
+"""Long texts that are cut into pieces have the ids of the whole text, with every kind of tokenizer."""
 
 import json
 import random

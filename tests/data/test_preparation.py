@@ -1,4 +1,4 @@
-"""The packed store: exact text, cached, all or nothing, split by document."""
+"""The packed store has the exact text, is cached, is written whole or not at all, and is split by document."""
 
 import json
 import os
@@ -204,8 +204,8 @@ def test_resuming_on_other_data_is_refused(data):
 def test_a_sample_of_documents_holds_as_many_tokens_as_asked_for(data):
     store = data.train
     sizes = np.diff(np.append(store.starts, store.counts["tokens"]))
-    found = store.sample(5000)
-    assert found == sorted(set(found)) and 5000 <= sizes[found].sum() < 5000 + sizes.max()
-    assert found != store.sample(5000, seed=1)
+    numbers = store.sample(5000)
+    assert numbers == sorted(set(numbers)) and 5000 <= sizes[numbers].sum() < 5000 + sizes.max()
+    assert numbers != store.sample(5000, seed=1)
     assert store.sample(10**9) == list(range(len(sizes)))
-    assert store.texts(found[:2]) == [store.texts()[number] for number in found[:2]]
+    assert store.texts(numbers[:2]) == [store.texts()[number] for number in numbers[:2]]

@@ -1,4 +1,4 @@
-"""A sample of the training split: whole documents with their names, kept and used again, made anew where damaged."""
+"""A sample of the training split has whole documents with their names; it is reused, and replaced if damaged."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Text inside fields and chats, and what is said about columns that hold no text."""
+"""Text in nested fields and chats is read; errors describe columns that hold no text."""
 
 import json
 

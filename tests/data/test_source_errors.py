@@ -1,4 +1,4 @@
-"""Files that cannot be read: the file is named, with the place, the reason and a fix that works."""
+"""Errors of files that cannot be read name the file, the place, the reason and a fix that works."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ def message(path, column="text"):
         ("a.txt", b"\xef\xbb\xbfcaf\xe9", ["a.txt, byte 6:", "not UTF-8"]),
         ("a.txt", b"text\0text", ["a.txt, byte 4:", "NUL"]),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["a.jsonl:2:", "JSON"]),
-        ("a.jsonl", b'[\n{"text": "x"}\n]', ["a.jsonl:1:", "one array is named .json"]),
+        ("a.jsonl", b'[\n{"text": "x"}\n]', ["a.jsonl:1:", "name a file that is one array .json"]),
         ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', ["a.jsonl:2:", "not UTF-8"]),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', ["a.jsonl:1:", "surrogate"]),
         ("a.jsonl", b'{"\\u001b]0;x\\u0007\\n": 1}\n', ["a.jsonl:1:", "known are \\x1b]0;x\\x07\\n"]),
@@ -46,7 +46,7 @@ def message(path, column="text"):
         ("a.json", b'[\n{"text": "x"},\n{"text": "y', ["a.json:3:", "Unterminated"]),
         ("a.json", b'[{"text": "x"},\n{"text": "y"}', ["a.json:2:", "ends within the array"]),
         ("a.json", b'[{"text": "x"}\n{"text": "y"}]', ["a.json:2:", "comma"]),
-        ("a.json", b'[{"text": "x"}]\n[]', ["a.json:2:", "behind the array"]),
+        ("a.json", b'[{"text": "x"}]\n[]', ["a.json:2:", "after the array"]),
         ("a.json", b'[{"text": "x"}, "y"]', ["a.json row 1:", "a string, not an object"]),
         ("a.json", b'[{"text": "x"}, {"text": 1}]', ["a.json row 1:", "a number"]),
         ("a.json", b'{"a": [{"text": "x"}], "b": [{"text": "y"}]}', ["a.json:", "several lists of objects (a, b)"]),

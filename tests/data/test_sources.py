@@ -8,7 +8,8 @@ import zstandard
 from support.corpus_files import PACKERS, ROWS, TEXTS, WRITERS, documents, write
 
 from prism_lightning.common.errors import UserError
-from prism_lightning.data.sources import has_rows, hub_dataset, local_files, standard_library
+from prism_lightning.data.sources import has_rows, hub_dataset, local_files, registry, standard_library
+from prism_lightning.data.sources.source import RecordError
 
 ROWS_WITH_NULLS = [ROWS[0], {"n": 2, "text": None}, ROWS[1], {"n": 3, "text": " "}, {"n": 4, "text": None}, ROWS[2]]
 
@@ -17,9 +18,9 @@ ROWS_WITH_NULLS = [ROWS[0], {"n": 2, "text": None}, ROWS[1], {"n": 3, "text": " 
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_rows_become_documents_that_know_their_row(tmp_path, suffix, packed):
     path = write(tmp_path, suffix, packed)
-    found = documents(path)
-    assert [d.text for d in found] == TEXTS
-    assert [(d.name, d.key, d.row) for d in found] == [(str(path), path.name, n) for n in range(3)]
+    results = documents(path)
+    assert [d.text for d in results] == TEXTS
+    assert [(d.name, d.key, d.row) for d in results] == [(str(path), path.name, n) for n in range(3)]
     assert has_rows(str(path))
 
 
@@ -147,8 +148,8 @@ def test_long_windows_of_zstandard_are_read(tmp_path):
 def test_globs_give_each_text_file_once_in_order(tmp_path):
     for name in ("b.txt", "a.txt"):
         (tmp_path / name).write_text(name)
-    found = list(local_files([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"], "text").documents())
-    assert [d.text for d in found] == ["a.txt", "b.txt"]
+    results = list(local_files([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"], "text").documents())
+    assert [d.text for d in results] == ["a.txt", "b.txt"]
 
 
 def test_a_folder_stands_for_the_text_files_beneath_it(tmp_path):
@@ -205,6 +206,29 @@ def test_identity_says_the_kind_of_files_that_older_versions_read_as_text(tmp_pa
     assert local_files(str(write(tmp_path, ".tsv")), "text").identity["kinds"] == {"corpus.tsv": "tsv"}
 
 
+@pytest.mark.parametrize("packed", PACKERS)
+def test_one_entry_of_the_registry_adds_a_kind_of_file(tmp_path, monkeypatch, packed):
+    """Packed or not, in a folder, with nulls, errors and identity; .bin files are refused without the entry."""
+
+    def read_records(file, column):
+        for row, record in enumerate(file.read().split(b"\0")):
+            if record == b"?":
+                raise RecordError(f" row {row}", "it is a question mark: write a text")
+            yield row, record.decode() or None
+
+    path = tmp_path / f"a.bin{packed}"
+    path.write_bytes(PACKERS[packed](b"one\0\0three"))
+    with pytest.raises(UserError, match=r"are not read"):
+        documents(path)
+    monkeypatch.setitem(registry.KINDS, ".bin", registry.FileKind("records", read_records, is_text=False))
+    source = local_files(str(tmp_path), "text")
+    assert [(d.text, d.row) for d in source.documents()] == [("one", 0), ("three", 2)] and source.skipped_nulls == 1
+    assert source.identity["kinds"] == {path.name: "records"} and has_rows(path.name)
+    path.write_bytes(PACKERS[packed](b"one\0?"))
+    with pytest.raises(UserError, match=rf"{path} row 1: it is a question mark"):
+        documents(path)
+
+
 def test_the_order_of_files_is_part_of_the_identity(tmp_path):
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path in paths:
@@ -216,10 +240,10 @@ def test_the_order_of_files_is_part_of_the_identity(tmp_path):
 
 def test_the_standard_library_is_real_text():
     source = standard_library()
-    found = {d.name: d.text for d in source.documents()}
-    assert "def loads(" in found["json/__init__.py"]
-    assert not any("site-packages" in name or name.startswith("test/") for name in found)
-    assert set(found) <= set(source.identity["files"])
+    texts = {d.name: d.text for d in source.documents()}
+    assert "def loads(" in texts["json/__init__.py"]
+    assert not any("site-packages" in name or name.startswith("test/") for name in texts)
+    assert set(texts) <= set(source.identity["files"])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Validation text: whole documents by their identity, or the end of the text where there are too few."""
+"""Whole documents are held out by their identity, or the end of the text if there are too few."""
 
 import json
 
@@ -26,19 +26,19 @@ def keys_of(held_out, count):
 
 def parts(text_source, fraction=FRACTION):
     end = end_held_out(text_source, fraction)
-    found = {"train": [], "validation": []}
+    texts_by_split = {"train": [], "validation": []}
     for split, document in tagged(text_source, None, fraction, end):
-        found[split].append(document.text)
-    return found
+        texts_by_split[split].append(document.text)
+    return texts_by_split
 
 
 def test_documents_are_held_out_whole_where_the_hash_holds_out_some():
     keys = [f"train {n}" for n in range(50)]
     text_source = source(*(f"text {key}" for key in keys), keys=keys)
     assert end_held_out(text_source, FRACTION) is None
-    found = parts(text_source)
-    assert found["validation"] == [f"text train {n}" for n in keys_of(True, 50) if n < 50]
-    assert sorted(found["train"] + found["validation"]) == sorted(f"text {key}" for key in keys)
+    texts_by_split = parts(text_source)
+    assert texts_by_split["validation"] == [f"text train {n}" for n in keys_of(True, 50) if n < 50]
+    assert sorted(texts_by_split["train"] + texts_by_split["validation"]) == sorted(f"text {key}" for key in keys)
 
 
 def test_the_hash_is_what_it_was():
@@ -65,10 +65,10 @@ def test_one_document_is_cut_at_a_line_or_a_word(text, train):
 @pytest.mark.parametrize("held_out", [False, True])
 def test_few_documents_of_one_split_are_cut_at_the_end_of_the_text(held_out):
     keys = [f"train {number}" for number in keys_of(held_out, 3)]
-    found = parts(source("one " * 10, "two " * 10, "six " * 10, keys=keys))
-    assert found == {"train": ["one " * 10, "two " * 10, "six " * 4], "validation": ["six " * 6]}
-    found = parts(source("one " * 10, "two " * 10, "six " * 5, keys=keys))  # the cut is between two documents
-    assert found == {"train": ["one " * 10, "two " * 10], "validation": ["six " * 5]}
+    texts_by_split = parts(source("one " * 10, "two " * 10, "six " * 10, keys=keys))
+    assert texts_by_split == {"train": ["one " * 10, "two " * 10, "six " * 4], "validation": ["six " * 6]}
+    texts_by_split = parts(source("one " * 10, "two " * 10, "six " * 5, keys=keys))  # the cut is between two documents
+    assert texts_by_split == {"train": ["one " * 10, "two " * 10], "validation": ["six " * 5]}
 
 
 def test_the_parts_know_their_document():
@@ -112,8 +112,8 @@ def test_one_document_is_prepared_and_said_in_one_line(prepared, tmp_path, capsy
     text = "".join(f"line {n} of the only document\n" for n in range(300))
     (tmp_path / "one.txt").write_text(text)
     data = prepared(path=str(tmp_path / "one.txt"), validation_fraction=0.1)
-    said = capsys.readouterr().out.splitlines()
-    assert said == ["too few documents to hold whole ones out: the last 10 % of the text is the validation split"]
+    notes = capsys.readouterr().out.splitlines()
+    assert notes == ["too few documents to hold out whole ones: the last 10 % of the text is the validation split"]
     (train,), (held_out,) = data.train.texts(), data.validation.texts()
     assert train + held_out == text and train.endswith("\n") and 0.1 <= len(held_out) / len(text) < 0.11
     assert data.prepare() == prepared(path=str(tmp_path / "one.txt"), validation_fraction=0.1).prepare()
@@ -156,4 +156,4 @@ def test_files_of_a_folder_that_are_passed_over_are_said(prepared, tmp_path, cap
         (tmp_path / f"{n}.txt").write_text(f"document {n} has some words " * 5)
     (tmp_path / "picture\n.png").write_bytes(b"\0")
     prepared(path=str(tmp_path))
-    assert capsys.readouterr().out == f"1 files without text were passed over: {tmp_path}/picture\\n.png\n"
+    assert capsys.readouterr().out == f"1 files without text were skipped: {tmp_path}/picture\\n.png\n"

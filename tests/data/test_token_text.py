@@ -1,4 +1,4 @@
-"""Parts of characters are shown as bytes, alike in no two of them, and never like a real U+FFFD."""
+"""Parts of characters are shown as their bytes, which differ between parts and from a real U+FFFD."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The trained tokenizer loses nothing; foreign ones are checked; all encode alike, whoever asks."""
+"""The trained tokenizer is lossless, loaded ones are checked, and all encode in the same way."""
 
 import json
 
@@ -105,8 +105,8 @@ def test_an_end_token_that_is_added_is_said_with_its_id_and_the_size(tmp_path, c
     size = foreign(path, specials)
     tokenizer = load_tokenizer(str(path))
     assert (tokenizer.eos_token_id, tokenizer_size(tokenizer)) == (size, size + 1)
-    said = f"tokenizer {path} has no end token: <|endoftext|> is added as id {size}, {size + 1} tokens in all\n"
-    assert capfd.readouterr().err == said
+    note = f"tokenizer {path} has no end token: <|endoftext|> is added as id {size}, {size + 1} tokens in all\n"
+    assert capfd.readouterr().err == note
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<none such>"}))
     path = path.rename(tmp_path / "tokenizer.json")
     assert load_tokenizer(str(path)).eos_token == "<none such>"
@@ -166,12 +166,12 @@ def test_every_way_to_encode_gives_the_ids_of_training(tmp_path, make_model):
         save_exported(make_model(), tokenizer, folder)
         model, loaded = load_exported(folder)
         bridge = PrismHarnessModel(model=model, tokenizer=loaded)
-        for asked in (tokenizer, loaded, open_tokenizer(folder), load_tokenizer(str(folder))):
-            assert [encode(asked, text) for text in TEXTS] == ids
-            assert asked(TEXTS, add_special_tokens=False)["input_ids"] == ids
-            assert [asked(text, add_special_tokens=False)["input_ids"] for text in TEXTS] == ids
-            assert [asked.encode(text, add_special_tokens=False) for text in TEXTS] == ids
-            assert [asked.convert_tokens_to_ids(asked.tokenize(text)) for text in TEXTS] == ids
+        for variant in (tokenizer, loaded, open_tokenizer(folder), load_tokenizer(str(folder))):
+            assert [encode(variant, text) for text in TEXTS] == ids
+            assert variant(TEXTS, add_special_tokens=False)["input_ids"] == ids
+            assert [variant(text, add_special_tokens=False)["input_ids"] for text in TEXTS] == ids
+            assert [variant.encode(text, add_special_tokens=False) for text in TEXTS] == ids
+            assert [variant.convert_tokens_to_ids(variant.tokenize(text)) for text in TEXTS] == ids
         assert [bridge.tok_encode(text) for text in TEXTS] == ids
         batch, _ = bridge.tok_batch_encode(TEXTS[:1])
         assert batch[0].tolist() == ids[0]

@@ -1,4 +1,4 @@
-"""The verb: tables, JSON, resumed tasks, paired differences, wrong input."""
+"""The verb evaluate prints tables and JSON, resumes tasks, pairs differences and refuses wrong arguments."""
 
 import json
 
@@ -30,60 +30,60 @@ def runs(corpus, cache, tmp_path_factory):
 
 
 def test_evaluate_prints_a_table_and_keeps_results(cli, runs):
-    one, _, suite = runs
-    out = cli("evaluate", "--ckpt_path", one, "--suite", suite, check=0).stdout
+    run, _, suite = runs
+    out = cli("evaluate", "--ckpt_path", run, "--suite", suite, check=0).stdout
     assert "continuation" in out and "bits_per_byte" in out and "0.250" in out and "±" in out
-    kept = json.loads((one / "evaluation/continuation.json").read_text())
-    lines = (one / "evaluation/continuation.samples.jsonl").read_text().splitlines()
+    kept = json.loads((run / "evaluation/continuation.json").read_text())
+    lines = (run / "evaluation/continuation.samples.jsonl").read_text().splitlines()
     assert kept["documents"] == len(lines) and kept["requests"] == 4 * len(lines)
     values = [json.loads(line)["acc"] for line in lines]
     assert kept["metrics"]["acc"] == pytest.approx(sum(values) / len(values))
 
 
 def test_a_finished_task_is_not_run_again_and_another_limit_is(cli, runs, monkeypatch):
-    one, _, suite = runs
-    cli("evaluate", "--ckpt_path", one, "--suite", suite, check=0)
-    before = (one / "evaluation/continuation.json").stat().st_mtime_ns
-    cli("evaluate", "--ckpt_path", one, "--suite", suite, check=0)
-    assert (one / "evaluation/continuation.json").stat().st_mtime_ns == before
-    cli("evaluate", "--ckpt_path", one, "--suite", suite, "--tasks", "continuation", "--limit", "2", check=0)
-    assert json.loads((one / "evaluation/continuation.json").read_text())["documents"] == 2
+    run, _, suite = runs
+    cli("evaluate", "--ckpt_path", run, "--suite", suite, check=0)
+    before = (run / "evaluation/continuation.json").stat().st_mtime_ns
+    cli("evaluate", "--ckpt_path", run, "--suite", suite, check=0)
+    assert (run / "evaluation/continuation.json").stat().st_mtime_ns == before
+    cli("evaluate", "--ckpt_path", run, "--suite", suite, "--tasks", "continuation", "--limit", "2", check=0)
+    assert json.loads((run / "evaluation/continuation.json").read_text())["documents"] == 2
 
 
 def test_differences_are_paired(cli, runs):
-    one, two, suite = runs
-    arguments = ["evaluate", "--ckpt_path", one, "--against", two, "--suite", suite, "--tasks", "continuation"]
-    found = json.loads(cli(*arguments, "--json", check=0).stdout)
-    first, second = (results[0]["metrics"]["acc"] for results in found["results"])
-    assert found["differences"][0]["value"] == pytest.approx(first - second)
+    run, other_run, suite = runs
+    arguments = ["evaluate", "--ckpt_path", run, "--against", other_run, "--suite", suite, "--tasks", "continuation"]
+    content = json.loads(cli(*arguments, "--json", check=0).stdout)
+    first, second = (results[0]["metrics"]["acc"] for results in content["results"])
+    assert content["differences"][0]["value"] == pytest.approx(first - second)
     assert "one - two, item by item" in cli(*arguments, check=0).stdout
 
 
 def test_only_accuracies_are_compared_by_document(cli, runs):
     """Bits per byte are a ratio of sums: no document has a share of them."""
-    one, two, suite = runs
-    found = json.loads(
-        cli("evaluate", "--ckpt_path", one, "--against", two, "--suite", suite, "--json", check=0).stdout
+    run, other_run, suite = runs
+    content = json.loads(
+        cli("evaluate", "--ckpt_path", run, "--against", other_run, "--suite", suite, "--json", check=0).stdout
     )
-    assert [result["task"] for result in found["results"][1]] == ["continuation", "validation"]
-    assert [difference["task"] for difference in found["differences"]] == ["continuation"]
+    assert [result["task"] for result in content["results"][1]] == ["continuation", "validation"]
+    assert [difference["task"] for difference in content["differences"]] == ["continuation"]
 
 
 def test_fewer_items_than_asked_are_told_with_the_reason(cli, runs):
-    one, _, suite = runs
-    arguments = ["evaluate", "--ckpt_path", one, "--suite", suite]
-    told = cli(*arguments, "--json", check=0)
-    documents = {result["task"]: result["documents"] for result in json.loads(told.stdout)["results"][0]}
-    lines = [line for line in told.stderr.splitlines() if line.startswith("note: ")]
-    texts = data_of(one).validation.texts()
+    run, _, suite = runs
+    arguments = ["evaluate", "--ckpt_path", run, "--suite", suite]
+    result = cli(*arguments, "--json", check=0)
+    documents = {result["task"]: result["documents"] for result in json.loads(result.stdout)["results"][0]}
+    lines = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    texts = data_of(run).validation.texts()
     long = sum(len(text.split(" ")) >= 26 for text in texts)
     assert documents["continuation"] == long < 400 and documents["validation"] == 2
     assert lines == [
-        f"note: {one} continuation: {long} of 400 items: of {len(texts)} validation documents {long} have the 26 words"
+        f"note: {run} continuation: {long} of 400 items: of {len(texts)} validation documents {long} have the 26 words"
         " that a question takes"
     ]
     again = cli(*arguments, "--limit", "50", check=0).stderr
-    assert f"note: {one} validation: 2 of 50 items: the suite's setting `documents` is 2\n" in again
+    assert f"note: {run} validation: 2 of 50 items: the suite's setting `documents` is 2\n" in again
     assert "note:" not in cli(*arguments, "--limit", "2", check=0).stderr
 
 
@@ -101,7 +101,7 @@ def test_why_a_task_has_fewer_documents():
 
 def test_the_harness_own_command_line_knows_the_bridge(runs, tmp_path, cli):
     """A task of local files, as the harness's script takes it, scored by hand."""
-    one, _, _ = runs
+    run, _, _ = runs
     words = ["self", "return", "import", "class", "None", "True", "raise", "yield"]
     items = [{"context": f"def {word}(x):", "choices": words[:4], "label": n % 4} for n, word in enumerate(words)]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -110,10 +110,10 @@ def test_the_harness_own_command_line_knows_the_bridge(runs, tmp_path, cli):
         'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{context}}"\ndoc_to_choice: "{{choices}}"\n'
         "doc_to_target: label\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
     )
-    asked = ["lm_eval", "run", "--model", "prism", "--model_args", f"checkpoint={one}", "--tasks", "local_items"]
-    cli(*asked, "--include_path", tmp_path, "--output_path", tmp_path / "out", check=0)
-    (found,) = (tmp_path / "out").rglob("results_*.json")
-    model, tokenizer = load_exported(one)
+    arguments = ["lm_eval", "run", "--model", "prism", "--model_args", f"checkpoint={run}", "--tasks", "local_items"]
+    cli(*arguments, "--include_path", tmp_path, "--output_path", tmp_path / "out", check=0)
+    (path,) = (tmp_path / "out").rglob("results_*.json")
+    model, tokenizer = load_exported(run)
 
     def score(context, choice):
         ids, whole = (tokenizer(text)["input_ids"] for text in (context, f"{context} {choice}"))
@@ -122,7 +122,7 @@ def test_the_harness_own_command_line_knows_the_bridge(runs, tmp_path, cli):
 
     best = [max(range(4), key=lambda n: score(item["context"], item["choices"][n])) for item in items]
     right = sum(choice == item["label"] for choice, item in zip(best, items, strict=True))
-    assert json.loads(found.read_text())["results"]["local_items"]["acc,none"] == pytest.approx(right / len(items))
+    assert json.loads(path.read_text())["results"]["local_items"]["acc,none"] == pytest.approx(right / len(items))
 
 
 def test_the_harness_finds_the_bridge_by_its_name(runs):

@@ -52,9 +52,9 @@ def close(ours, theirs):
 
 def test_loglikelihoods_are_the_harness_models(models):
     ours, theirs = models
-    asked = [(context, choice) for context, choices in QUESTIONS for choice in choices]
+    pairs = [(context, choice) for context, choices in QUESTIONS for choice in choices]
     close(
-        ours.loglikelihood(instances("loglikelihood", asked)), theirs.loglikelihood(instances("loglikelihood", asked))
+        ours.loglikelihood(instances("loglikelihood", pairs)), theirs.loglikelihood(instances("loglikelihood", pairs))
     )
     assert ours.cut == 2 and ours.model_seconds > 0
 
@@ -62,8 +62,8 @@ def test_loglikelihoods_are_the_harness_models(models):
 def test_rolling_loglikelihoods_are_the_harness_models(models):
     ours, theirs = models
     texts = [("a short text",), ("the door of the house is made of wood " * 30,)]
-    found = [m.loglikelihood_rolling(instances("loglikelihood_rolling", texts)) for m in models]
-    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    values = [m.loglikelihood_rolling(instances("loglikelihood_rolling", texts)) for m in models]
+    assert values[0] == pytest.approx(values[1], abs=1e-3)
     assert theirs.max_length == ours.max_length == 64
 
 
@@ -71,9 +71,9 @@ def test_the_same_input_is_computed_once(models, monkeypatch):
     ours, _ = models
     rows, hidden_states = [], ours.prism.hidden_states
     monkeypatch.setattr(ours.prism, "hidden_states", lambda ids: rows.extend(ids.tolist()) or hidden_states(ids))
-    found = ours._loglikelihood_tokens([(None, [5, 6], [7]), (None, [9], [8]), (None, [5, 6], [8])])
+    values = ours._loglikelihood_tokens([(None, [5, 6], [7]), (None, [9], [8]), (None, [5, 6], [8])])
     assert sorted(rows) == [[5, 6], [9, 0]]
-    assert found[0][0] != found[2][0]
+    assert values[0][0] != values[2][0]
 
 
 def test_real_items_of_every_suite(models):

@@ -1,4 +1,4 @@
-"""Paired differences, and what is kept on disk."""
+"""Results are kept on disk, and differences of two models are paired by document."""
 
 import json
 import math
@@ -42,15 +42,15 @@ def test_paired_differences_are_those_of_the_documents(tmp_path):
     left, right = generator.integers(0, 2, 50), generator.integers(0, 2, 50)
     for name, values in (("left", left), ("right", right)):
         write_result(tmp_path / name, result(), samples(values.tolist()))
-    found = paired(tmp_path / "left", tmp_path / "right", "t", "acc")
+    difference = paired(tmp_path / "left", tmp_path / "right", "t", "acc")
     lower = left - right
-    assert found.value == pytest.approx(lower.mean()) and found.documents == 50
-    assert found.error == pytest.approx(lower.std(ddof=1) / 50**0.5)
+    assert difference.value == pytest.approx(lower.mean()) and difference.documents == 50
+    assert difference.error == pytest.approx(lower.std(ddof=1) / 50**0.5)
     # The standard error is that of many repetitions.
     draws = [generator.choice(lower, 50).mean() for _ in range(4000)]
-    assert found.error == pytest.approx(np.std(draws), rel=0.1)
-    low, high = found.interval
-    assert high - low == pytest.approx(2 * 1.96 * found.error, rel=1e-3)
+    assert difference.error == pytest.approx(np.std(draws), rel=0.1)
+    low, high = difference.interval
+    assert high - low == pytest.approx(2 * 1.96 * difference.error, rel=1e-3)
 
 
 def test_other_documents_are_not_compared(tmp_path):
@@ -61,8 +61,8 @@ def test_other_documents_are_not_compared(tmp_path):
 
 
 def test_the_average_counts_tasks_alike():
-    found = average([Difference("a", 0.1, 0.03, 10), Difference("b", -0.3, 0.04, 1000)])
-    assert found.value == pytest.approx(-0.1) and found.error == pytest.approx(0.025) and found.documents == 1010
+    difference = average([Difference("a", 0.1, 0.03, 10), Difference("b", -0.3, 0.04, 1000)])
+    assert (difference.value, difference.error) == pytest.approx((-0.1, 0.025)) and difference.documents == 1010
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_a_metric_that_is_not_finite_is_null_in_the_file_and_nan_in_memory(tmp_p
     assert json.loads((tmp_path / "t.json").read_text(), parse_constant=refuse)["metrics"] == {"acc": None}
     for line in (tmp_path / "t.samples.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=refuse)
-    found = read_result(tmp_path, "t")
-    assert found is not None and math.isnan(found.value) and math.isnan(found.error)
+    loaded = read_result(tmp_path, "t")
+    assert loaded is not None and math.isnan(loaded.value) and math.isnan(loaded.error)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"doc_id": 0}', "3", '{"doc_id": 0, "doc_hash": 0, "acc": []}'])

@@ -1,4 +1,4 @@
-"""Suites say what is wrong with them; continuations are true ones among others."""
+"""Errors of suites name the problem; continuation tasks have one true choice among four."""
 
 from pathlib import Path
 

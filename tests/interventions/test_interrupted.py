@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prism_lightning.cli.main import main
-from prism_lightning.common.progress import Progressing
+from prism_lightning.common.progress import PhaseProgress
 
 SMALL = ("--tokens", "8000", "--prompts", "20", "--new_tokens", "8", "--draws", "1")
 
@@ -21,7 +21,7 @@ def at_phase(phase):
         if what == phase and 2 * done >= total:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Progressing.__call__ = call
+    PhaseProgress.__call__ = call
 
 
 def at_file(part):
@@ -98,7 +98,7 @@ def test_a_half_built_index_of_another_model_is_built_anew(run, cli, tmp_path):
 def test_progress_reaches_its_end_in_every_phase(run, cli, monkeypatch, place):
     """And never goes back within a phase."""
     seen = []
-    monkeypatch.setattr(Progressing, "__call__", lambda self, *call: seen.append(call))
+    monkeypatch.setattr(PhaseProgress, "__call__", lambda self, *call: seen.append(call))
     given = (("--words", "("), ("--id", "3", "--words", "("))[place]
     cli("suppress", "--ckpt_path", run, *given, "--name", f"progress{place}", *SMALL, check=0)
     phases = [call for call, following in zip(seen, [*seen[1:], ("", 0, 0)], strict=True) if call[0] != following[0]]

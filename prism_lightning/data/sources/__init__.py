@@ -1,6 +1,6 @@
-"""Where documents come from: the running Python's standard library, local files, or a Hugging Face dataset.
+"""Sources of documents: local files, a Hugging Face dataset, or the running Python's standard library.
 
-To add a kind of file, write a reader in a module of its own and enter its suffix in `registry.KINDS`.
+`registry.py` says how to add a kind of file.
 """
 
 from prism_lightning.data.sources.hub import hub_dataset

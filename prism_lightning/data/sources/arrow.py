@@ -1,4 +1,4 @@
-"""Arrow IPC files (Feather version 2) and streams, and values of Arrow data."""
+"""Reader of Arrow IPC files (Feather version 2) and streams; values of Arrow arrays."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from prism_lightning.data.sources.column import TextColumn
 from prism_lightning.data.sources.encoding import not_utf8
 from prism_lightning.data.sources.source import row_place
 
-BATCH_ROWS = 256  # of long texts, a few megabytes
+BATCH_ROWS = 256  # a few megabytes of long texts
 FILE_SIGNATURE = b"ARROW1"
 
 
 def read_arrow(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, Any]]:
-    """Row and value of every row; one record batch is held at a time.
+    """Yield number and value of every row; one record batch is in memory at a time.
 
     Raises:
-        RecordError: a missing column; text that is not UTF-8.
+        RecordError: the column is missing; a text is not UTF-8.
     """
     is_file = file.read(len(FILE_SIGNATURE)) == FILE_SIGNATURE
     file.seek(0)
@@ -36,16 +36,16 @@ def read_arrow(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, Any]]:
 
 
 def _validate(values: pa.Array) -> None:
-    """Refuse a damaged column: its offsets would be followed to any place in memory."""
+    """Raise ArrowInvalid for a damaged column, since reading by its offsets could reach any memory."""
     try:
         values.validate(full=True)
     except pa.ArrowInvalid as error:
-        if "UTF8" not in str(error):  # that is found again with its row; offsets are checked before it
+        if "UTF8" not in str(error):  # `array_values` reports that with its row; offsets are checked before it.
             raise
 
 
 def schema_tree(schema: pa.Schema) -> dict[str, Any]:
-    """A schema as nested mappings of names, as `TextColumn` reads them."""
+    """Return a schema as nested mappings of names, as `TextColumn` reads them."""
     return {field.name: _type_tree(field.type) for field in schema}
 
 
@@ -56,15 +56,15 @@ def _type_tree(kind: pa.DataType) -> Any:
 
 
 def array_values(array: pa.Array, path: tuple[str, ...], first_row: int) -> Iterator[tuple[int, Any]]:
-    """Row and Python value of every item.
+    """Yield row and Python value of every item.
 
     Args:
         array: a column, or a part of it.
-        path: of the field of structs that is wanted.
-        first_row: of the first item.
+        path: names that lead to a field inside structs; empty for the column itself.
+        first_row: row of the first item.
 
     Raises:
-        RecordError: text that is not UTF-8.
+        RecordError: a text is not UTF-8.
     """
     if path:
         from pyarrow.compute import struct_field  # takes 60 ms to import

@@ -1,4 +1,4 @@
-"""Chat messages as one text, by a Jinja template."""
+"""Chat messages rendered as one text by a Jinja template."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ DEFAULT_TEMPLATE = (
 class Chat:
     """Renders lists of messages, each an object with role and content.
 
-    Templates of Hugging Face tokenizers work. They are given no special tokens, since these would be read as text.
+    Templates of Hugging Face tokenizers work. They get empty special tokens, since these would be encoded as text.
 
     Args:
-        template: Jinja with `messages`; None for "role: content" with a blank line between messages.
+        template: Jinja template that uses `messages`; None for "role: content" with a blank line between messages.
 
     Raises:
-        UserError: the template is no Jinja.
+        UserError: the template is not valid Jinja.
     """
 
     template: str | None = None
 
     @classmethod
     def of(cls, setting: str | None) -> Chat:
-        """The chat of `data.chat_template`: a template, or the name of a file, which has no braces.
+        """Return the renderer of a setting: None, a template, or the name of a file with one, which has no braces.
 
         Raises:
-            UserError: no such file; the template is no Jinja.
+            UserError: the file cannot be read; the template is not valid Jinja.
         """
         if setting is None or "{" in setting:
             return cls(setting)
@@ -51,7 +51,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         if self.template is not None:
-            _ = self._compiled  # so that a mistake is named before anything is read
+            _ = self._compiled  # Reports a mistake before anything is read.
 
     @cached_property
     def _compiled(self) -> Template:
@@ -60,10 +60,14 @@ class Chat:
         return compiled(DEFAULT_TEMPLATE if self.template is None else self.template)
 
     def render(self, messages: list[dict[str, Any]], where: str) -> str:
-        """The text of a chat.
+        """Return the text of a chat.
+
+        Args:
+            messages: of one row.
+            where: place of the row, for error messages.
 
         Raises:
-            RecordError: content that only a template of its own could read; the template fails.
+            RecordError: the default template cannot render the content; the template fails.
         """
         content_is_text = all(isinstance(message["content"], str | None) for message in messages)
         if self.template is None and not content_is_text:
@@ -72,13 +76,13 @@ class Chat:
             return self._compiled.render(
                 messages=messages, add_generation_prompt=False, bos_token="", eos_token="", tools=None, documents=None
             )
-        except Exception as error:  # a template can fail as any program can
+        except Exception as error:  # A template can fail in any way.
             cause = " ".join(str(error).split())[:200]
             raise RecordError(where, f"data.chat_template failed ({cause}): correct the template or the row") from error
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a value is a list of chat messages."""
+    """Return whether a value is a list of chat messages."""
     return (
         isinstance(value, list)
         and len(value) > 0

@@ -1,4 +1,4 @@
-"""The column that holds the text: found by name or dotted path, and turned into text."""
+"""The column that holds the text: located by name or dotted path, its values converted to text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prism_lightning.common.errors import nearest
 from prism_lightning.data.sources.chat import Chat, is_chat
 from prism_lightning.data.sources.source import RecordError
 
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can spell what is not Unicode
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell what no encoding takes.
 NAMES_SHOWN = 20
 
 
@@ -21,7 +21,7 @@ class TextColumn:
     """The column that holds the text.
 
     Args:
-        name: a column, or a dotted path to a field inside one; a column of the whole name wins.
+        name: a column, or a dotted path to a field inside one; a column with the whole name takes precedence.
         chat: renders lists of chat messages.
     """
 
@@ -30,12 +30,12 @@ class TextColumn:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Settings that the texts depend on; the template of chats only where one is given."""
+        """Settings that the texts depend on; the chat template only where one is set."""
         template = {"chat_template": self.chat.template} if self.chat.template is not None else {}
         return {"text_column": self.name} | template
 
     def path_in(self, names: Mapping[str, Any]) -> tuple[str, ...] | None:
-        """The keys that lead to the column, or to a null on the way to it; None where it is missing.
+        """Return the keys that lead to the column, or to a null above it; None where the column is missing.
 
         Args:
             names: a record, or a schema as nested mappings.
@@ -43,7 +43,7 @@ class TextColumn:
         return _path(self.name, names)
 
     def required_path(self, names: Mapping[str, Any], where: str = "") -> tuple[str, ...]:
-        """As `path_in`.
+        """Return the keys that lead to the column, as `path_in` does.
 
         Raises:
             RecordError: the column is missing.
@@ -56,10 +56,14 @@ class TextColumn:
         return path
 
     def values(self, records: Iterable[tuple[int, Any]], place: Callable[[int], str]) -> Iterator[tuple[int, Any]]:
-        """Row and value of every record; a key that is missing after the first record counts as null.
+        """Yield row and value of every record; a column that is missing after the first record counts as null.
+
+        Args:
+            records: row and record of each.
+            place: returns where a row stands, for error messages.
 
         Raises:
-            RecordError: a record that is no object; the column is missing in the first one.
+            RecordError: a record is no object; the column is missing in the first record.
         """
         first = True
         for row, record in records:
@@ -73,7 +77,7 @@ class TextColumn:
             yield row, None if path is None else value
 
     def text(self, value: Any, where: str) -> str | None:
-        """The text of a value; None for a null.
+        """Return the text of a value; None for a null.
 
         Raises:
             RecordError: the value is neither text nor a list of chat messages.
@@ -81,8 +85,8 @@ class TextColumn:
         if value is None:
             return None
         if isinstance(value, str):
-            if not value.isascii() and HALF_PAIR.search(value):
-                raise RecordError(where, "half a surrogate pair stands alone: mend or remove the text")
+            if not value.isascii() and LONE_SURROGATE.search(value):
+                raise RecordError(where, "half a surrogate pair stands alone: correct or remove the text")
             return value
         if is_chat(value):
             return self.text(self.chat.render(value, where), where)
@@ -102,7 +106,7 @@ class TextColumn:
 
 
 def describe(value: Any) -> str:
-    """What a value is, in the words of JSON."""
+    """Return what kind of value this is, in terms of JSON."""
     if isinstance(value, dict):
         return f"an object with {', '.join(list(map(str, value))[:NAMES_SHOWN])}" if value else "an empty object"
     if isinstance(value, list | tuple):
@@ -121,14 +125,14 @@ def _path(name: str, names: Mapping[str, Any]) -> tuple[str, ...] | None:
         if head in names:
             if names[head] is None:
                 return (head,)
-            below = _path(rest, names[head]) if isinstance(names[head], Mapping) else None
-            if below:
-                return (head, *below)
+            nested_path = _path(rest, names[head]) if isinstance(names[head], Mapping) else None
+            if nested_path:
+                return (head, *nested_path)
     return None
 
 
 def _paths(names: Mapping[str, Any]) -> list[str]:
-    """Dotted paths of all fields, those of nested objects included."""
+    """Return the dotted paths of all fields, including those of nested objects."""
     paths = [str(name) for name in names]
     for name, value in names.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""CSV and TSV, with a header: both quoted as spreadsheets do."""
+"""Readers of CSV and TSV files with a header, quoted as spreadsheets do."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from prism_lightning.data.sources.source import RecordError
 
 
 def read_csv(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, str | None]]:
-    """Record number from 0 and value of every record; an empty field is a null, since CSV has no other.
+    """Yield number from 0 and value of every record; an empty field is a null, since CSV has no other.
 
     Raises:
-        RecordError: bytes that are not UTF-8; broken quotes; a missing column.
+        RecordError: the bytes are not UTF-8; quotes are broken; the column is missing.
     """
     return _read(file, column, ",")
 
 
 def read_tsv(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, str | None]]:
-    """As `read_csv`, with tabs between the fields."""
+    """Yield the same as `read_csv` from a file with tabs between the fields."""
     return _read(file, column, "\t")
 
 
@@ -35,11 +35,11 @@ def _read(file: BinaryIO, column: TextColumn, delimiter: str) -> Iterator[tuple[
         for number, record in enumerate(reader):
             yield number, record[name] or None
     except csv.Error as error:
-        raise RecordError(f":{reader.line_num}", f"not CSV ({error}): mend the line") from error
+        raise RecordError(f":{reader.line_num}", f"not CSV ({error}): correct the line") from error
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
-    r"""Lines that end with \n, \r or \r\n, which the csv module wants apart."""
+    r"""Yield lines that end with \n, \r or \r\n, since the csv module needs them separate."""
     for line in decoded_lines(file):
         if "\r" in line:
             yield from io.StringIO(line, newline="")

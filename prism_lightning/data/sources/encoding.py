@@ -1,4 +1,4 @@
-"""Bytes to text: UTF-8 with or without a byte order mark; everything else is named, and never guessed."""
+"""Decoding: UTF-8 with or without a byte order mark; any other encoding is an error and is never guessed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from prism_lightning.data.sources.source import RecordError, line_place
 
 READ_BYTES = 2**20
 HEAD_BYTES = 4096
-# The mark of UTF-32 little-endian begins with that of UTF-16, so it is asked first.
+# The mark of UTF-32 little-endian begins with that of UTF-16, so it is tested first.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# Without a mark: which bytes of four are zero in text that is mostly ASCII.
+# Text without a mark that is mostly ASCII: which of four bytes are zero.
 ZEROS = {"utf-32le": (1, 2, 3), "utf-32be": (0, 1, 2), "utf-16le": (1, 3), "utf-16be": (0, 2)}
 SIGNATURES = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet", b"ARROW1": ".arrow"}
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, by its byte order mark or by where its zeros are, under the name that iconv knows."""
+    """Return iconv's name of UTF-16 or UTF-32, recognised by the byte order mark or the zero bytes; None otherwise."""
     for mark, name in MARKS.items():
         if head.startswith(mark):
             return name
-    whole = head[: len(head) // 4 * 4]
-    shares = [whole[offset::4].count(0) / max(1, len(whole) // 4) for offset in range(4)]
+    groups = len(head) // 4
+    shares = [head[offset : 4 * groups : 4].count(0) / max(1, groups) for offset in range(4)]
     for name, zeros in ZEROS.items():
         if all((share > 0.7) if offset in zeros else (share < 0.3) for offset, share in enumerate(shares)):
             return name
@@ -36,15 +36,15 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def is_binary(head: bytes) -> bool:
-    """Whether the first bytes of a file are no text in any encoding."""
+    """Return whether the first bytes of a file are not text in any encoding."""
     return b"\0" in head and wide_encoding(head) is None
 
 
 def check_encoding(head: bytes) -> None:
-    """Refuse what is not UTF-8 by its first bytes: UTF-16 of ASCII text is valid UTF-8, with zeros.
+    """Raise an error if the first bytes are not those of UTF-8 text; UTF-16 of ASCII text is valid UTF-8 with zeros.
 
     Raises:
-        RecordError: UTF-16 or UTF-32; the signature of another kind of file.
+        RecordError: the text is UTF-16 or UTF-32; the bytes are the signature of another kind of file.
     """
     encoding = wide_encoding(head)
     if encoding:
@@ -56,10 +56,10 @@ def check_encoding(head: bytes) -> None:
 
 
 def decoded_chunks(file: BinaryIO) -> Iterator[str]:
-    """The text of a file in chunks of about 1 MiB, without a byte order mark.
+    """Yield the text of a file in chunks of about 1 MiB, without a byte order mark.
 
     Raises:
-        RecordError: the first byte that is not UTF-8.
+        RecordError: a byte is not UTF-8; the error names the first.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     position = 0
@@ -68,8 +68,8 @@ def decoded_chunks(file: BinaryIO) -> Iterator[str]:
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            held_back = len(error.object) - len(chunk)  # bytes of a character that the last chunk began
-            raise not_utf8(f", byte {position - held_back + error.start}", error) from error
+            carried = len(error.object) - len(chunk)  # bytes of a character that began in the chunk before
+            raise not_utf8(f", byte {position - carried + error.start}", error) from error
         position += len(chunk)
         if text:
             yield text
@@ -78,7 +78,7 @@ def decoded_chunks(file: BinaryIO) -> Iterator[str]:
 
 
 def decoded_lines(file: BinaryIO) -> Iterator[str]:
-    r"""Every line that ends with \n, without a byte order mark. Raises as `decoded_line` does."""
+    r"""Yield every line that ends with \n, without a byte order mark; raises as `decoded_line` does."""
     number = 0
     while line := file.readline():
         yield decoded_line(line, number)
@@ -86,14 +86,14 @@ def decoded_lines(file: BinaryIO) -> Iterator[str]:
 
 
 def decoded_line(line: bytes, number: int) -> str:
-    """The text of a line, without a byte order mark.
+    """Return the text of a line, without a byte order mark.
 
     Args:
-        line: its bytes.
-        number: counts from 0.
+        line: bytes of the line.
+        number: of the line, counted from 0.
 
     Raises:
-        RecordError: bytes that are not UTF-8.
+        RecordError: the bytes are not UTF-8.
     """
     try:
         return line.decode("utf-8-sig" if number == 0 else "utf-8")
@@ -102,7 +102,7 @@ def decoded_line(line: bytes, number: int) -> str:
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> RecordError:
-    """The error about bytes that are not UTF-8. Their encoding is not guessed: a wrong guess trains on mojibake."""
+    """Return the error for bytes that are not UTF-8. A guess of their encoding could be wrong and corrupt the text."""
     wrong = error.object[error.start : error.end]
-    advice = "find the file's encoding, e.g. with file -i, and convert it with iconv -f ENCODING -t utf-8"
+    advice = "find out the file's encoding, for example with file -i, and convert it with iconv -f ENCODING -t utf-8"
     return RecordError(where, f"{wrong!r} is not UTF-8: {advice}")

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub."""
+"""Data sets of the Hugging Face hub as documents."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ def hub_dataset(
     text_column: str,
     chat_template: str | None = None,
 ) -> Source:
-    """A Hugging Face dataset, streamed: nothing is stored but the tokens made from it.
+    """Return a Hugging Face data set as a source; it is streamed, and only its tokens are stored.
+
+    Args:
+        name, config, split, revision: of the data set.
+        text_column: column that holds the text; a dotted path names a field inside it.
+        chat_template: Jinja template, or a file with one, that renders rows of chat messages.
 
     Raises:
-        UserError: while reading: the data set cannot be reached, or a row has no text.
+        UserError: the template is not valid. While reading: the data set cannot be read, or a row has no text.
     """
     column = TextColumn(text_column, Chat.of(chat_template))
 
@@ -35,7 +40,7 @@ def hub_dataset(
                 yield None if text is None else Document(text, name, name, row)
         except RecordError as error:
             raise UserError(f"data.dataset {name}{error.where}: {error.problem}") from error
-        except Exception as error:  # network, authentication and naming errors come in many types
+        except Exception as error:  # Errors of the network, authentication and names have many types.
             cause = " ".join(str(error).split())[:200]
             raise UserError(
                 f"data.dataset {name} (split {split}) could not be read: {cause};"

@@ -1,4 +1,4 @@
-"""JSON files: an array of objects, objects one after another, or one object that holds the rows in a list."""
+"""Reader of JSON files: an array of objects, objects one after another, or an object with a list of rows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from prism_lightning.data.sources.encoding import READ_BYTES, decoded_chunks
 from prism_lightning.data.sources.source import RecordError, row_place
 
 SPACE = re.compile(r"[ \t\n\r]*")
-LONGEST_TOKEN = 16  # characters of a literal, an escape or the like that the end of the buffer may cut
+LONGEST_TOKEN = 16  # characters of a literal, an escape or a number that the end of the buffer may cut
 
 
 def read_json(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, Any]]:
-    """Number from 0 and value of every object; arrays and objects one after another are read as a stream.
+    """Yield number from 0 and value of every object. Arrays and sequences of objects are read as a stream.
 
-    One object that holds the rows in its only list of objects is read whole.
+    A single object whose only list of objects has the rows is read whole.
 
     Raises:
-        RecordError: bytes that are not UTF-8; broken JSON; no rows; a missing column.
+        RecordError: the bytes are not UTF-8; the JSON is invalid; there are several lists; the column is missing.
     """
     return column.values(_records(_Scanner(decoded_chunks(file)), column), row_place)
 
@@ -30,7 +30,7 @@ def _records(scanner: _Scanner, column: TextColumn) -> Iterator[tuple[int, Any]]
     if scanner.peek() == "[":
         yield from enumerate(scanner.elements())
         if scanner.peek():
-            raise scanner.error("there is text behind the array")
+            raise scanner.error("there is text after the array")
         return
     row = 0
     while scanner.peek():
@@ -43,7 +43,7 @@ def _records(scanner: _Scanner, column: TextColumn) -> Iterator[tuple[int, Any]]
 
 
 def _rows_inside(document: dict[str, Any], column: TextColumn) -> list[Any]:
-    """The only list of objects in an object; the object itself as the only row where it has none."""
+    """Return the only list of objects in an object; the object itself as the only row if it has none."""
     lists = {
         name: value
         for name, value in document.items()
@@ -56,14 +56,14 @@ def _rows_inside(document: dict[str, Any], column: TextColumn) -> list[Any]:
 
 
 class _Scanner:
-    """Takes JSON values one by one from text that comes in chunks: holds the text of one value, at most twice."""
+    """Reads JSON values one by one from chunks of text; at most two copies of a value's text are in memory."""
 
     def __init__(self, chunks: Iterator[str]) -> None:
         self._chunks, self._buffer, self._at, self._line = chunks, "", 0, 1
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """Return the next character that is no space, "" at the end, and move to it."""
         while True:
             self._advance(SPACE.match(self._buffer, self._at).end())  # type: ignore[union-attr]
             if self._at < len(self._buffer):
@@ -72,7 +72,7 @@ class _Scanner:
                 return ""
 
     def elements(self) -> Iterator[Any]:
-        """The values of the array that begins here."""
+        """Yield the values of the array that begins at the current position."""
         self._advance(self._at + 1)
         if self.peek() == "]":
             self._advance(self._at + 1)
@@ -80,18 +80,18 @@ class _Scanner:
         while True:
             self.peek()
             yield self.value()
-            after = self.peek()
-            if after not in (",", "]"):
-                raise self.error("the file ends within the array" if not after else "a comma is missing")
+            separator = self.peek()
+            if separator not in (",", "]"):
+                raise self.error("a comma is missing" if separator else "the file ends within the array")
             self._advance(self._at + 1)
-            if after == "]":
+            if separator == "]":
                 return
 
     def value(self) -> Any:
-        """The value that begins here.
+        """Return the value that begins at the current position.
 
         Raises:
-            RecordError: broken JSON, with its line.
+            RecordError: the JSON is invalid; the error names the line.
         """
         while True:
             start = self._at
@@ -102,17 +102,20 @@ class _Scanner:
                     continue
                 self._advance(self._at + error.pos - start)
                 raise self.error(error.msg) from error
-            except (ValueError, RecursionError) as error:  # an integer of more than 4300 digits; nested too deeply
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # An integer has more than 4300 digits, or values are nested too deeply.
                 raise self.error(" ".join(str(error).split())) from error
             self._advance(end)
             return value
 
     def error(self, problem: str) -> RecordError:
-        """The error about what stands here."""
-        return RecordError(f":{self._line}", f"not JSON ({problem}): mend the file, or write it as JSON Lines")
+        """Return an error for the current position."""
+        return RecordError(f":{self._line}", f"not JSON ({problem}): correct the file, or write it as JSON Lines")
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether the buffer may have ended within a value. What is broken elsewhere must not read the whole file."""
+        """Return whether the buffer may have ended within a value; other errors must not read the whole file."""
         return error.msg.startswith("Unterminated string") or not self._buffer[error.pos + LONGEST_TOKEN :].strip()
 
     def _advance(self, position: int) -> None:
@@ -120,12 +123,12 @@ class _Scanner:
         self._at = position
 
     def _read(self) -> bool:
-        """Append as much text as is left in the buffer, so that a long value is parsed few times; False at the end."""
+        """Append as much text as the buffer still has, so that a long value is parsed few times; False at the end."""
         parts = [self._buffer[self._at :]]
-        wanted = max(READ_BYTES, len(parts[0]))
+        target_size = max(READ_BYTES, len(parts[0]))
         self._buffer, self._at = "", 0
         size = 0
-        while size < wanted and (chunk := next(self._chunks, None)):
+        while size < target_size and (chunk := next(self._chunks, None)):
             parts.append(chunk)
             size += len(chunk)
         self._buffer = "".join(parts)

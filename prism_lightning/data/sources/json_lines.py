@@ -1,4 +1,4 @@
-"""JSON Lines: an object in each line."""
+"""Reader of JSON Lines: files with an object in each line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from prism_lightning.data.sources.source import RecordError, line_place
 
 
 def read_json_lines(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, Any]]:
-    """Line number from 0 and value of every line that is not blank. A long line is held as text and as its value.
+    """Yield number from 0 and value of every line that is not blank; a line is in memory at most twice.
 
     Raises:
-        RecordError: bytes that are not UTF-8; a line that is no JSON object; a missing column.
+        RecordError: the bytes are not UTF-8; a line is no JSON object; the column is missing.
     """
     return column.values(_records(file), line_place)
 
@@ -24,7 +24,7 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, Any]]:
     number = 0
     while line := file.readline():
         text = decoded_line(line, number)
-        del line  # a long line is held twice at most: as bytes and text, then as text and value
+        del line  # A long line is in memory at most twice: as bytes and text, then as text and value.
         if not text.isspace():
             value = _parsed(text, number)
             del text
@@ -35,7 +35,7 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, Any]]:
 def _parsed(text: str, number: int) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4300 digits
+    except (ValueError, RecursionError) as error:  # ValueError also stands for an integer of more than 4300 digits.
         cause = error.msg if isinstance(error, json.JSONDecodeError) else " ".join(str(error).split())
-        problem = f"not a JSON object ({cause}): mend or remove the line; a file that is one array is named .json"
+        problem = f"not a JSON object ({cause}): correct or remove the line; name a file that is one array .json"
         raise RecordError(line_place(number), problem) from error

@@ -13,7 +13,14 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources.chat import Chat
 from prism_lightning.data.sources.column import TextColumn
 from prism_lightning.data.sources.paths import files_of
-from prism_lightning.data.sources.registry import AS_BEFORE, TEXT, conversion_advice, kind_of, read_texts, unreadable
+from prism_lightning.data.sources.registry import (
+    IMPLICIT_KINDS,
+    TEXT,
+    conversion_advice,
+    kind_of,
+    read_texts,
+    unreadable,
+)
 from prism_lightning.data.sources.source import Document, Source
 
 WHOLE_DIGEST_BYTES = 64 * 2**20
@@ -22,16 +29,16 @@ WHOLE_DIGEST_BYTES = 64 * 2**20
 def local_files(
     patterns: str | list[str], text_column: str, setting: str = "data.path", chat_template: str | None = None
 ) -> Source:
-    """Files by path, folder or glob: a text file is one document, files with rows give one a row.
+    """Return files as a source: a text file is one document, and so is every row of a file with rows.
 
     Args:
         patterns: files, folders and globs, in the order in which they are read.
-        text_column: of files with rows; a dotted path names a field inside a column.
-        setting: that gave the patterns, for errors.
-        chat_template: Jinja that renders rows of chat messages, or a file of it.
+        text_column: column that holds the text in files with rows; a dotted path names a field inside it.
+        setting: name of the setting that has the patterns, for error messages.
+        chat_template: Jinja template, or a file with one, that renders rows of chat messages.
 
     Raises:
-        UserError: nothing matches; a kind of file that cannot be read. While reading: what `read_texts` raises.
+        UserError: nothing matches, or a kind of file cannot be read. While reading: as `read_texts`.
     """
     column = TextColumn(text_column, Chat.of(chat_template))
     files, unread = files_of([patterns] if isinstance(patterns, str) else list(patterns), setting)
@@ -47,28 +54,31 @@ def local_files(
                 yield None if text is None else Document(text, str(path), keys[path], row)
 
     digests = {keys[path]: file_digest(path, setting) for path in files}
-    return Source({"files": digests} | _reading(keys) | column.identity, records, [str(path) for path in unread])
+    return Source({"files": digests} | _reading_facts(keys) | column.identity, records, [str(path) for path in unread])
 
 
-def _reading(keys: dict[Path, str]) -> dict[str, Any]:
-    """What the documents depend on beside the files' content, where it differs from what older versions did."""
+def _reading_facts(keys: dict[Path, str]) -> dict[str, Any]:
+    """Return what the documents depend on besides the files' content, where it differs from older versions."""
     order = list(keys.values())
+    kinds = {key: kind_of(path.name).name for path, key in keys.items()}
     facts = {
-        "order": order if order != sorted(order) else None,  # data.max_tokens takes the first
-        "kinds": {key: kind.name for path, key in keys.items() if (kind := kind_of(path.name)).name not in AS_BEFORE},
+        "order": order if order != sorted(order) else None,  # data.max_tokens uses the first files.
+        "kinds": {key: name for key, name in kinds.items() if name not in IMPLICIT_KINDS},
         "without_mark": [key for path, key in keys.items() if kind_of(path.name) is TEXT and _has_mark(path)],
     }
     return {name: fact for name, fact in facts.items() if fact}
 
 
 def _has_mark(path: Path) -> bool:
-    """Whether a file begins with a byte order mark, which older versions kept in the text."""
+    """Return whether a file begins with a byte order mark, which older versions kept in the text."""
     with path.open("rb") as file:
         return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 def file_digest(path: Path, setting: str) -> str:
-    """Content digest; past 64 MiB of size, time and first megabyte, since hashing a terabyte takes an hour.
+    """Return a digest of a file's content; above 64 MiB, of its size, time and first megabyte.
+
+    Hashing a terabyte would take an hour.
 
     Raises:
         UserError: the file cannot be read.

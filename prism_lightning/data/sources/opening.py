@@ -1,4 +1,4 @@
-"""Files opened for reading, unpacked where their suffix says so."""
+"""Open files for reading, and unpack those with the suffix of a compression."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-BUFFER_BYTES = 2**20  # a long line is put together from buffers: small ones leave the heap in pieces
-# A block of at most 128 KiB takes 4 bytes or more, so what one read unpacks to is bounded.
+BUFFER_BYTES = 2**20  # A long line is assembled from buffers; small ones fragment the heap.
+# A block of at most 128 KiB takes at least 4 bytes, so the unpacked size of one read is bounded.
 PACKED_BYTES = 2**14
 COMPRESSIONS = (".gz", ".zst")
 
 
 def suffix_of(name: str) -> tuple[str, str]:
-    """The suffix that says the kind of a file, and that of its compression or ""; both in lower case."""
+    """Return the suffix of a file's kind and that of its compression, or ""; both in lower case."""
     path = Path(name.lower())
     packed = path.suffix if path.suffix in COMPRESSIONS else ""
     return (Path(path.stem) if packed else path).suffix, packed
@@ -28,7 +28,7 @@ def suffix_of(name: str) -> tuple[str, str]:
 
 @contextmanager
 def opened(path: Path, seekable: bool) -> Iterator[io.BufferedReader[Any]]:
-    """The unpacked content of a file. Seekable content that was packed lies in a temporary file meanwhile."""
+    """Open the unpacked content of a file; a temporary file has it if it was packed and must be seekable."""
     packed = suffix_of(path.name)[1]
     with io.BufferedReader(path.open("rb", buffering=0), BUFFER_BYTES) as file:
         if not packed:
@@ -48,12 +48,12 @@ def opened(path: Path, seekable: bool) -> Iterator[io.BufferedReader[Any]]:
 class _ZstandardReader(io.RawIOBase):
     """The content of one or more Zstandard frames.
 
-    The library's own reader takes a truncated file for a complete one: 2 % of the lines were lost without a word.
+    The library's own reader accepts a truncated file as complete: 2 % of the lines were lost without an error.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)  # what `zstd --long=31` writes
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)  # for files of `zstd --long=31`
         self._frame: Any = None
         self._packed, self._content = b"", memoryview(b"")
 
@@ -61,7 +61,7 @@ class _ZstandardReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer with the next bytes.
+        """Fill the buffer with the next bytes and return their number; 0 at the end.
 
         Raises:
             EOFError: the file ends within a frame.

@@ -1,4 +1,4 @@
-"""Parquet files."""
+"""Reader of Parquet files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ BUFFER_BYTES = 2**20
 
 
 def read_parquet(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, Any]]:
-    """Row and value of every row; only the column that is asked for is read, in batches.
+    """Yield number and value of every row; only the text column is read, in batches.
 
     Raises:
-        RecordError: a missing column; text that is not UTF-8.
+        RecordError: the column is missing; a text is not UTF-8.
     """
     from pyarrow.parquet import ParquetFile  # takes 60 ms to import
 
-    # A buffer size makes pages be read as they are needed; without it a whole row group's column is held.
+    # With a buffer size, pages are read as they are needed; without it, a whole row group's column is in memory.
     table = ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
     path = column.required_path(schema_tree(table.schema_arrow))
     row = 0

@@ -1,4 +1,4 @@
-"""Files named by paths, folders and globs."""
+"""Files given by paths, folders and globs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from prism_lightning.data.sources.registry import holds_no_text
 
 
 def files_of(patterns: list[str], setting: str) -> tuple[list[Path], list[Path]]:
-    """The files that patterns name, each once; and those in a folder that hold no text.
+    """Return the files that patterns name, each once, and the files in folders that hold no text.
 
-    A folder stands for the text files beneath it, sorted, hidden ones left out. A name that exists is no glob.
+    A folder stands for the text files below it, sorted, without hidden ones. A name that exists is not taken as a glob.
 
     Raises:
-        UserError: a pattern without files.
+        UserError: a pattern names no file.
     """
     files: dict[Path, None] = {}
     unread: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
         try:
-            matches = sorted(_beneath(path)) if path.is_dir() else [path] if path.is_file() else _matches(path)
+            matches = sorted(_files_below(path)) if path.is_dir() else [path] if path.is_file() else _matches(path)
         except OSError as error:
             raise UserError(f"{setting} {pattern}: {error.strerror}; give a path that can be read") from error
         if path.is_dir():
@@ -37,20 +37,20 @@ def files_of(patterns: list[str], setting: str) -> tuple[list[Path], list[Path]]
     return list(files), list(unread)
 
 
-def _beneath(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent, name) for name in names if not name.startswith(".") and Path(parent, name).is_file())
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """Files that match a glob; folders at its head that exist by name are taken by name, brackets and all."""
+    """Return the files that match a glob; leading folders that exist are taken by name, including brackets."""
     folder, rest = Path(pattern.anchor), list(pattern.parts[1:] if pattern.anchor else pattern.parts)
     while rest and (folder / rest[0]).exists():
         folder /= rest.pop(0)
     head = "" if folder == Path() else glob.escape(str(folder))
     tail = os.path.join(*rest) if rest else ""
-    for candidate in (tail, tail.replace("[", "[[]")):  # a bracket behind a star may be part of a name too
+    for candidate in (tail, tail.replace("[", "[[]")):  # A bracket after a star may be part of a name, too.
         matches = (Path(match) for match in glob.glob(os.path.join(head, candidate), recursive=True))
         files = sorted(path for path in matches if path.is_file())
         if files:

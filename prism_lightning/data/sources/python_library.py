@@ -1,4 +1,4 @@
-"""The standard library of the Python that runs, as documents."""
+"""The standard library of the running Python as documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prism_lightning.data.sources.local import file_digest
 from prism_lightning.data.sources.registry import unreadable
 from prism_lightning.data.sources.source import Document, Source
 
-# Not part of what a library reader would read, and absent from some installations.
+# These are tests and third-party packages, or are absent from some installations.
 STANDARD_LIBRARY_SKIPS = {
     "site-packages",
     "dist-packages",
@@ -28,7 +28,11 @@ SETTING = "the standard library"
 
 
 def standard_library() -> Source:
-    """The source files of the Python that runs: real text on every machine, nothing to download."""
+    """Return the source files of the running Python as a source: real text on every machine without a download.
+
+    Raises:
+        UserError: this Python has no source files, or one of them cannot be read.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
         path
@@ -41,10 +45,10 @@ def standard_library() -> Source:
     def records() -> Iterator[Document]:
         for path in files:
             try:
-                with tokenize.open(path) as file:  # honours the coding cookie of each file
+                with tokenize.open(path) as file:  # applies the encoding that the file declares
                     text = file.read()
             except (SyntaxError, UnicodeDecodeError):
-                continue  # a deliberately broken sample; the library's own modules all read
+                continue  # A deliberately invalid sample; all modules of the library are readable.
             except OSError as error:
                 raise unreadable(path, error, SETTING) from error
             key = path.relative_to(root).as_posix()

@@ -1,4 +1,13 @@
-"""The one list of file kinds, and the one place where a problem with a file is given its name."""
+"""The registry of file kinds, and how problems with a file are reported.
+
+To add a kind of file:
+
+1. Write `read_NAME(file, column)` in a module of its own here. It takes the unpacked file and the text column, and
+   yields a row number and a value for each record. It raises `RecordError` for what it cannot read.
+2. Enter the suffix in `KINDS` with a `FileKind` of a new name.
+
+Compression, folders, globs, nulls, chat messages, error messages and the fingerprint follow from that entry.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +37,15 @@ READ_FAILURES = (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.Arr
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """One kind of file.
 
     Args:
-        name: part of the identity of a corpus where it is not the kind that older versions read the file as.
-        read: gives row and value of every record; raises `RecordError`.
-        has_rows: a file holds a document per row.
-        is_text: a file holds text, in UTF-8.
-        place: where a row stands, for errors.
+        name: part of the identity of a corpus, unless it is one of IMPLICIT_KINDS.
+        read: yields row and value of every record; raises `RecordError`.
+        has_rows: whether each row of a file is a document.
+        is_text: whether a file holds UTF-8 text. The content of other files must be seekable: it is unpacked first.
+        place: returns where a row stands, for error messages.
     """
 
     name: str
@@ -46,20 +55,21 @@ class Kind:
     place: Callable[[int], str] = row_place
 
 
-TEXT = Kind("text", read_text, has_rows=False, place=lambda row: "")
-JSON_LINES = Kind("json_lines", read_json_lines, place=line_place)
-ARROW = Kind("arrow", read_arrow, is_text=False)
-KINDS = {  # every other suffix is text
+TEXT = FileKind("text", read_text, has_rows=False, place=lambda row: "")
+JSON_LINES = FileKind("json_lines", read_json_lines, place=line_place)
+ARROW = FileKind("arrow", read_arrow, is_text=False)
+KINDS = {  # by suffix; every other suffix is text
     ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES,
-    ".json": Kind("json", read_json),
-    ".csv": Kind("csv", read_csv),
-    ".tsv": Kind("tsv", read_tsv),
-    ".parquet": Kind("parquet", read_parquet, is_text=False),
+    ".json": FileKind("json", read_json),
+    ".csv": FileKind("csv", read_csv),
+    ".tsv": FileKind("tsv", read_tsv),
+    ".parquet": FileKind("parquet", read_parquet, is_text=False),
     ".arrow": ARROW,
     ".feather": ARROW,
 }
-AS_BEFORE = ("text", "json_lines", "csv", "parquet")  # kinds that a suffix has had from the beginning
+# The first version read these. Its fingerprints have no kinds, so leaving them out keeps its prepared data valid.
+IMPLICIT_KINDS = ("text", "json_lines", "csv", "parquet")
 UNREADABLE = {
     "unpack it": (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".lz4", ".lzma", ".br"),
     "save its text as .txt, e.g. with pdftotext or pandoc": (".pdf", ".doc", ".docx", ".odt", ".epub", ".ppt", ".pptx"),
@@ -76,23 +86,24 @@ UNREADABLE = {
 CONVERSIONS = {suffix: advice for advice, suffixes in UNREADABLE.items() for suffix in suffixes}
 
 
-def kind_of(name: str) -> Kind:
-    """The kind of a file by its name, whether packed or not."""
+def kind_of(name: str) -> FileKind:
+    """Return the kind of a file by its name, whether packed or not."""
     return KINDS.get(suffix_of(name)[0], TEXT)
 
 
 def has_rows(name: str) -> bool:
-    """Whether a file of this name holds a document per row."""
+    """Return whether each row of a file of this name is a document."""
     return kind_of(name).has_rows
 
 
 def conversion_advice(name: str) -> str | None:
-    """How to convert a file that cannot be read, by its suffix; None where it can."""
-    return CONVERSIONS.get(suffix_of(name)[0])
+    """Return how to convert a file that cannot be read, by its suffix; None where it can be read."""
+    suffix = suffix_of(name)[0]
+    return None if suffix in KINDS else CONVERSIONS.get(suffix)
 
 
 def holds_no_text(path: Path, setting: str) -> bool:
-    """Whether a file among others is to be passed over: a picture, an archive, any binary file.
+    """Return whether a file of a folder is skipped, since it is an image, an archive or another binary file.
 
     Raises:
         UserError: the file cannot be read.
@@ -109,15 +120,15 @@ def holds_no_text(path: Path, setting: str) -> bool:
 
 
 def read_texts(path: Path, column: TextColumn, setting: str) -> Iterator[tuple[int, str | None]]:
-    """Row and text of every record of a file; None for a null.
+    """Yield row and text of every record of a file; the text of a null is None.
 
     Args:
         path: of the file.
-        column: that holds the text, in files with rows.
-        setting: that named the file, for errors.
+        column: the column that holds the text, in files with rows.
+        setting: the setting that named the file, for error messages.
 
     Raises:
-        UserError: the file cannot be read, or a record of it; names the file and the place.
+        UserError: the file or one of its records cannot be read. The message names the file and the place.
     """
     kind = kind_of(path.name)
     try:
@@ -133,7 +144,7 @@ def read_texts(path: Path, column: TextColumn, setting: str) -> Iterator[tuple[i
 
 
 def unreadable(path: Path, error: Exception, setting: str) -> UserError:
-    """The error about a file that cannot be read, as opposed to a cache that cannot be written."""
+    """Return the error for a file that cannot be read; errors of writing the cache are reported elsewhere."""
     if disk_is_full(error):
         return UserError(f"{path} could not be unpacked in {gettempdir()}: free space there, or set TMPDIR")
     if isinstance(error, OSError) and error.errno and error.strerror:

@@ -1,4 +1,4 @@
-"""Documents, sources of them, and what a reader raises about one record."""
+"""Documents, sources of documents, and the error that readers raise about a record."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from: a file, or a row of a file or data set.
+    """One text and its origin: a file, or a row of a file or data set.
 
-    `key` names the source without the folder the corpus lies in, so that a corpus that moved is still the same.
-    `row` counts from 0: the lines of a JSON Lines file, blank lines included; the objects of a JSON file; the records
-    of a CSV or TSV file, its header not included; the rows of Parquet, Arrow and hub data. It is 0 in a text file.
+    Attributes:
+        text: the text.
+        name: the file's path, or the name of the data set.
+        key: the name without the folder of the corpus, so that a corpus that was moved is still the same.
+        row: counted from 0. In JSON Lines, lines count, including blank ones; in JSON, objects; in CSV and TSV, records
+            after the header; in Parquet, Arrow and hub data, rows. A text file has row 0 only.
     """
 
     text: str
@@ -27,10 +30,10 @@ class Source:
     """Documents in a fixed order, and an identity that changes when they do.
 
     Args:
-        identity: what the documents depend on, as JSON.
-        records: starts a pass over the records; None stands for a record whose text is null.
-        unread_files: files of a folder that hold no text.
-        skipped_nulls: records without text in the last pass, as far as it went.
+        identity: everything that the documents depend on, as JSON.
+        records: starts a pass over the records; it yields None for a record whose text is null.
+        unread_files: files in folders that hold no text.
+        skipped_nulls: number of records without text so far in the last pass.
     """
 
     identity: dict[str, Any]
@@ -39,20 +42,20 @@ class Source:
     skipped_nulls: int = 0
 
     def documents(self) -> Iterator[Document]:
-        """Every document with text; blank ones are skipped, nulls are skipped and counted."""
+        """Yield every document with text; blank ones are skipped, nulls are skipped and counted."""
         self.skipped_nulls = 0
         for document in self.records():
             if document is None:
                 self.skipped_nulls += 1
-            elif document.text and not document.text.isspace():  # strip() would copy a long text
+            elif document.text and not document.text.isspace():  # strip() would copy a long text.
                 yield document
 
 
 class RecordError(Exception):
-    """A problem with one record, raised by readers, which do not know the name of the file.
+    """A problem with one record. Readers raise it, since they do not know the name of the file.
 
     Args:
-        where: follows the name of the file: ":3" for line 3, " row 2", ", byte 7", or nothing.
+        where: place that is appended to the file's name: ":3" for line 3, " row 2", ", byte 7", or "".
         problem: what is wrong, and the fix.
     """
 
@@ -62,10 +65,10 @@ class RecordError(Exception):
 
 
 def row_place(row: int) -> str:
-    """Where a record stands in a file or data set without lines."""
+    """Return the place of a record in a file or data set without lines."""
     return f" row {row}"
 
 
 def line_place(row: int) -> str:
-    """Where a record of a JSON Lines file stands: editors count lines from 1."""
+    """Return the place of a record in a JSON Lines file; like editors, it counts lines from 1."""
     return f":{row + 1}"

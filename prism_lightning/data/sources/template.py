@@ -1,4 +1,4 @@
-"""Jinja templates of strangers: compiled for a sandbox."""
+"""Untrusted Jinja templates, compiled for a sandbox."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from prism_lightning.common.errors import UserError
 
 
 class _ReportedWhenPrinted(jinja2.Undefined):
-    """A name that is not there: false in a test, as templates of models expect, but an error in the text."""
+    """A missing name: false in a condition, as templates of models expect, but an error when it is printed."""
 
     def __str__(self) -> str:
         raise jinja2.UndefinedError(self._undefined_message)
 
 
 def compiled(template: str) -> jinja2.Template:
-    """A template that can neither reach Python's internals nor change its arguments.
+    """Return a compiled template that can neither reach Python's internals nor change its arguments.
 
     Raises:
-        UserError: it is no Jinja.
+        UserError: the template is not valid Jinja.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,

@@ -1,4 +1,4 @@
-"""Text files: one document each."""
+"""Reader of text files: one document each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from prism_lightning.data.sources.source import RecordError
 
 
 def read_text(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, str]]:
-    """Row 0 and the whole text.
+    """Yield row 0 and the whole text.
 
     Raises:
-        RecordError: bytes that are not UTF-8; a NUL byte, which no text has but which UTF-8 allows.
+        RecordError: the bytes are not UTF-8, or have a NUL, which UTF-8 allows but which no text has.
     """
     content = file.read()
     mark = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
@@ -26,5 +26,5 @@ def read_text(file: BinaryIO, column: TextColumn) -> Iterator[tuple[int, str]]:
     if b"\0" in content:
         problem = "a NUL, so this is no text: convert the file to text or to JSON Lines"
         raise RecordError(f", byte {content.index(0)}", problem)
-    del content  # a document is held once while it is worked on
+    del content  # The document is in memory once while it is processed.
     yield 0, text
