@@ -86,9 +86,9 @@ def _say_what_was_fitted(run: Path, interventions: list[str], suite: dict[str, S
 
 def results_folder(run: Path, interventions: list[str]) -> Path:
     """Where a run keeps what evaluations found, without or with interventions."""
-    from prism_lightning.run.model_folder import run_directory
+    from prism_lightning.run.directory import RunPaths
 
-    return run_directory(run) / "evaluation" / "+".join(Path(name).stem for name in interventions)
+    return RunPaths.of(run).evaluation / "+".join(Path(name).stem for name in interventions)
 
 
 def _name(run: Path, interventions: list[str]) -> str:
@@ -113,14 +113,14 @@ def evaluated(
     from prism_lightning.evaluation.harness import PrismHarnessModel
     from prism_lightning.evaluation.tasks import build_tasks, why_fewer
     from prism_lightning.interventions.intervention import load_with
+    from prism_lightning.run.directory import RunPaths
     from prism_lightning.run.fingerprints import model_fingerprint
-    from prism_lightning.run.model_folder import run_directory
 
     @cache
     def texts() -> list[str]:
         from prism_lightning.run.training_data import data_of
 
-        return data_of(run_directory(run)).validation.texts()
+        return data_of(RunPaths.of(run).root).validation.texts()
 
     model, tokenizer = load_with(run, interventions, device, dtype)
     identity: dict[str, object] = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}

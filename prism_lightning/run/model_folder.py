@@ -17,6 +17,7 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, write_checksums
 from prism_lightning.data.tokenizer import open_tokenizer
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.directory import RunPaths, exported_folder
 from prism_lightning.run.fingerprints import model_fingerprint
 
 transformers_logging.disable_progress_bar()
@@ -32,17 +33,6 @@ def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, f
     write_checksums(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(partial, folder)
-
-
-def exported_folder(path: Path) -> Path | None:
-    """The exported folder at a path, or in the run directory that the path is; None where there is none."""
-    return next((folder for folder in (path / "model", path) if (folder / "config.json").is_file()), None)
-
-
-def run_directory(path: Path) -> Path:
-    """The run directory of a path, also where the exported folder in it is given; another folder is its own."""
-    folder = exported_folder(path)
-    return folder.parent if folder and folder.name == "model" else path
 
 
 def load_exported(
@@ -88,7 +78,9 @@ def _check_files(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}): give yourself read access") from error
     if damaged:
-        again = f"remove {folder} and run the same fit" if folder.name == "model" else "export it again"
+        again = (
+            f"remove {folder} and run the same fit" if folder == RunPaths(folder.parent).model else "export it again"
+        )
         raise UserError(f"{damaged}: {again}; if the file was changed on purpose, remove {folder / CHECKSUMS}")
 
 

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from prism_lightning.common.errors import UserError
 from prism_lightning.config.compose import compose
 from prism_lightning.data.corpus import Corpus
+from prism_lightning.run.directory import RunPaths
 
 
 def data_of(run: Path) -> Corpus:
@@ -18,9 +19,9 @@ def data_of(run: Path) -> Corpus:
     Raises:
         UserError: the run keeps no recipe, or one whose data cannot be read.
     """
-    recipe = run / "recipe.yaml"
+    recipe = RunPaths(run).recipe
     if not recipe.is_file():
-        raise UserError(f"{run} has no recipe.yaml: give a run directory that `fit` has made")
+        raise UserError(f"{run} has no {recipe.name}: give a run directory that `fit` has made")
     settings = compose(recipe, [], groups=("data",)).get("data") or {}
     names = {field.name for field in fields(Corpus)}
     parser = ArgumentParser(exit_on_error=False)

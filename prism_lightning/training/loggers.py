@@ -22,24 +22,26 @@ def run_loggers(run: RunDirectory) -> tuple[CSVLogger, MLFlowLogger]:
         UserError: as `open_logger`.
     """
     own = run.settings.tracking_uri is None
-    uri = run.settings.tracking_uri or f"{SQLITE}{(run.path / 'mlflow.db').absolute()}"
+    run_id = run.paths.mlflow_run_id
+    uri = run.settings.tracking_uri or f"{SQLITE}{run.paths.mlflow_database.absolute()}"
     mlflow_logger = open_logger(
         uri,
-        used_before=not own or run.mlflow_run.is_file(),
+        used_before=not own or run_id.is_file(),
         experiment_name=run.settings.experiment,
-        run_name=run.path.name,
-        run_id=run.mlflow_run.read_text() if run.mlflow_run.is_file() else None,
-        artifact_location=str((run.path / "mlflow_artifacts").absolute()) if uri.startswith("sqlite") else None,
+        run_name=run.paths.root.name,
+        run_id=run_id.read_text() if run_id.is_file() else None,
+        artifact_location=str(run.paths.mlflow_artifacts.absolute()) if uri.startswith("sqlite") else None,
     )
-    return CSVLogger(run.path, name="csv"), mlflow_logger
+    return CSVLogger(run.paths.root, name=run.paths.csv.name), mlflow_logger
 
 
 def log_settings(run: RunDirectory, config: dict[str, Any], mlflow_logger: MLFlowLogger) -> None:
     """Log a new run's settings, and remember the MLflow run for resuming."""
     run_id = str(mlflow_logger.run_id) if first_process() else None
-    if run_id and not (run.mlflow_run.is_file() and run.mlflow_run.read_text() == run_id):
+    recorded = run.paths.mlflow_run_id
+    if run_id and not (recorded.is_file() and recorded.read_text() == run_id):
         mlflow_logger.log_hyperparams(config)
-        write_whole(run.mlflow_run, run_id.encode())
+        write_whole(recorded, run_id.encode())
 
 
 def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:

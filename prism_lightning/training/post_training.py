@@ -23,8 +23,8 @@ from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.models import PrismConfig, PrismForCausalLM
 from prism_lightning.models.polishing import polish
 from prism_lightning.run.checkpoints import load_checkpoint, load_model_weights, open_deepspeed
-from prism_lightning.run.directory import RunDirectory
-from prism_lightning.run.model_folder import exported_folder, load_exported, save_exported
+from prism_lightning.run.directory import RunDirectory, exported_folder, is_deepspeed
+from prism_lightning.run.model_folder import load_exported, save_exported
 
 
 def finish(module: DenseLM, data: TextData, trainer: Trainer, run: RunDirectory, recipe: str) -> None:
@@ -49,17 +49,17 @@ def finish(module: DenseLM, data: TextData, trainer: Trainer, run: RunDirectory,
     results["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     if "tokens_per_second" in trainer.callback_metrics:
         results["tokens_per_second"] = round(trainer.callback_metrics["tokens_per_second"].item())
-    results["commit"] = json.loads((run.path / "environment.json").read_text())["commit"]
+    results["commit"] = json.loads(run.paths.environment.read_text())["commit"]
     strange = [name for name, value in results.items() if isinstance(value, float) and not math.isfinite(value)]
     if strange:
         raise UserError(
             f"{', '.join(strange)} of the trained model are not finite: train anew with a lower model.learning_rate in"
             " another run.dir"
         )
-    save_exported(module.model, data.train.tokenizer, run.model)
+    save_exported(module.model, data.train.tokenizer, run.paths.model)
     run.add_results(results)
     show_sample(module.model.cpu(), data, run.settings.sample_prompt)
-    print(f"model: {run.model}", flush=True)
+    print(f"model: {run.paths.model}", flush=True)
     print(as_json(results), flush=True)
 
 
@@ -111,13 +111,13 @@ def load_weights(module: DenseLM, path: Path | None, run: RunDirectory) -> None:
     Raises:
         UserError: nothing to load, or weights of another model.
     """
-    path = path or (run.model if run.model.is_dir() else run.last_checkpoint())
+    path = path or (run.paths.model if run.paths.model.is_dir() else run.last_checkpoint())
     if path is None:
-        raise UserError(f"{run.path} holds neither a model nor a checkpoint: run fit first or give --ckpt_path")
+        raise UserError(f"{run.paths.root} holds neither a model nor a checkpoint: run fit first or give --ckpt_path")
     if exported_folder(path):
         weights = {f"model.{name}": value for name, value in load_exported(path)[0].state_dict().items()}
         load_model_weights(module.model, weights, path)
-    elif (path / "latest").is_file():
+    elif is_deepspeed(path):
         module.model = consolidated_model(module.model.config, path)
     elif path.is_dir():
         raise UserError(f"{path} holds neither an exported model nor a checkpoint: give a file under RUN/checkpoints")

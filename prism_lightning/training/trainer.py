@@ -27,7 +27,7 @@ from prism_lightning.lightning_modules.callbacks.throughput import Throughput
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.run.checkpoints import load_checkpoint, load_model_weights, open_deepspeed
-from prism_lightning.run.directory import RunDirectory, RunSettings
+from prism_lightning.run.directory import RunDirectory, RunSettings, is_deepspeed
 from prism_lightning.training.checkpoint_io import AtomicCheckpointIO
 from prism_lightning.training.loggers import log_settings, run_loggers
 from prism_lightning.training.post_training import finish, load_weights
@@ -159,7 +159,7 @@ class TrainingCLI(LightningCLI):
         if settings["trainer"].get("enable_progress_bar") is not False:
             callbacks.append(progress_callback())
         if settings["trainer"].get("enable_checkpointing") is not False:
-            folder = self.run_directory.checkpoints
+            folder = self.run_directory.paths.checkpoints
             callbacks.append(Checkpoints(folder, run.checkpoint_interval, run.checkpoints_kept))
         return callbacks
 
@@ -175,15 +175,17 @@ class TrainingCLI(LightningCLI):
         """Train, unless the run is complete already."""
         checkpoint = Path(kwargs["ckpt_path"]) if kwargs.get("ckpt_path") else self.run_directory.last_checkpoint()
         done = self.run_directory.last_results()
-        self.complete = bool(done and done["step"] >= self.trainer.max_steps and self.run_directory.model.is_dir())
+        self.complete = bool(
+            done and done["step"] >= self.trainer.max_steps and self.run_directory.paths.model.is_dir()
+        )
         if done and self.complete:
             rank_zero_print(
-                f"{self.run_directory.path} is complete at step {done['step']}:"
+                f"{self.run_directory.paths.root} is complete at step {done['step']}:"
                 " raise --trainer.max_steps or choose another --run.dir"
             )
             return
         if checkpoint:
-            if (checkpoint / "latest").is_file():
+            if is_deepspeed(checkpoint):
                 open_deepspeed(checkpoint)
             elif checkpoint.is_dir():
                 raise UserError(f"{checkpoint} is no checkpoint to go on from: give a file under RUN/checkpoints")
@@ -217,7 +219,7 @@ class TrainingCLI(LightningCLI):
 
         self._load_for_evaluation(kwargs.get("ckpt_path"))
         batches: Any = self.trainer.predict(self.model, datamodule=self.datamodule) or []
-        out = self.run_directory.path / "predictions.safetensors"
+        out = self.run_directory.paths.predictions
         out.parent.mkdir(parents=True, exist_ok=True)
         names = ("block_ids", "log_probabilities")
         save_file({name: torch.cat([batch[name] for batch in batches]) for name in names}, out)

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from prism_lightning.common.stops import Stopped, StopRequest, defer_stops, stop_at_once
+from prism_lightning.run.directory import CHECKPOINTS
 
 
 class Checkpoints(ModelCheckpoint):
@@ -80,7 +81,7 @@ class Checkpoints(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
-            for old in sorted(Path(filepath).parent.glob("step-*.ckpt"))[: -self.kept]:
+            for old in sorted(Path(filepath).parent.glob(CHECKPOINTS))[: -self.kept]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
