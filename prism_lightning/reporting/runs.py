@@ -103,9 +103,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     missing = [f"--runs {folder}: no such folder" for folder in folders if not folder.is_dir()]
     if missing:
         raise UserError(missing)
-    places = {
-        path.parent.resolve(): path.parent for folder in folders for path in sorted(folder.rglob(RECIPE_NAME))
-    }
+    places = {path.parent.resolve(): path.parent for folder in folders for path in sorted(folder.rglob(RECIPE_NAME))}
     runs, left_out = [], []
     for place in places.values():
         try:

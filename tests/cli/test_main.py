@@ -246,7 +246,7 @@ def test_all_problems_of_a_recipe_are_named_at_once(cli, tiny):
         (["--trainer.accelerator", "cuda"], ["none", "recipes/quickstart.yaml"]),
         (["--trainer.max_steps", "-1"], ["trainer.max_steps"]),
         (["--ckpt_path", "/nowhere.ckpt"], ["/nowhere.ckpt not found"]),
-        (["--ckpt_path", "/tmp"], ["/tmp is no checkpoint to go on from"]),
+        (["--ckpt_path", "/tmp"], ["/tmp is no checkpoint to resume from"]),
         (["--run.dir", "/dev/null/run"], ["run.dir /dev/null/run cannot be created"]),
         (["--data.cache_dir", "/dev/null/cache"], ["written to data.cache_dir /dev/null/cache (Not a directory)"]),
     ],
