@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.cli.models import device_options, model_parser, refuse_below, suite_options
+from prism_lightning.cli.options import device_options, model_parser, refuse_below, suite_options
 from prism_lightning.common.texts import decode_options
 
 if TYPE_CHECKING:
