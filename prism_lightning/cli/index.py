@@ -1,4 +1,4 @@
-"""The verb `index`: a recipe's data and a trained model in, an index over the training tokens out."""
+"""The verb `index`: it builds an index over the training tokens from a recipe's data and a trained model."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ from prism_lightning.run.model_folder import load_exported
 
 
 def index(arguments: list[str]) -> None:
-    """Build the index of a recipe, or what is missing of it.
+    """Build the index of a recipe, or the missing parts of an unfinished one.
 
-    Started several times with RANK and WORLD_SIZE set, as torchrun does, each process builds its own shards.
+    With several processes that have RANK and WORLD_SIZE set, as torchrun sets them, each builds its own shards.
     """
     flags, arguments = take_flags(arguments, "allow_custom_code", "print_config")
     path, overrides = split_arguments(arguments)
-    device, dtype, overrides = _place(overrides)
+    device, dtype, overrides = _device_and_dtype(overrides)
     recipe = composed(path, overrides)
     if "print_config" in flags:
-        from prism_lightning.training.trainer import TrainingCLI  # Lightning, which nothing else here needs
+        from prism_lightning.training.trainer import (
+            TrainingCLI,  # imports Lightning, which the rest of this verb does not need
+        )
 
         TrainingCLI("fit", recipe, str(path), "allow_custom_code" in flags, print_config=True)
     config = recipe.settings
@@ -61,29 +63,29 @@ def index(arguments: list[str]) -> None:
     started = time.monotonic()
     with progress:
         builder = Builder(model, data.train, settings, folder, progress)
-        whole = builder.build(rank, world_size)
-    if not whole:
-        print(f"this process's shards of {folder} are done; the last of the others finishes the index")
+        finished = builder.build(rank, world_size)
+    if not finished:
+        print(f"this process's shards of {folder} are done; the last process to end finishes the index")
         return
     print(summary(open_index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
 
 
-def _place(overrides: list[str]) -> tuple[str, str, list[str]]:
-    """`--device`, one for each of several processes, and `--dtype`; and the settings of the recipe among them."""
-    place = {"device": "auto", "dtype": "fp32"}
+def _device_and_dtype(overrides: list[str]) -> tuple[str, str, list[str]]:
+    """Return `--device` (of several processes, this one's), `--dtype`, and the overrides of the recipe."""
+    options = {"device": "auto", "dtype": "fp32"}
     settings = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in place:
-            place[key] = value
+        if key in options:
+            options[key] = value
         else:
             settings.append(override)
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    return str(device_named(place["device"], rank)), place["dtype"], settings
+    return str(device_named(options["device"], rank)), options["dtype"], settings
 
 
 def summary(index: Index) -> str:
-    """One line: what the index holds and how large it is."""
+    """Return one line with the index's tokens, documents, prototypes and size."""
     files = [*index.shard_paths, *(index.folder / f"{name}.safetensors" for name in ("dictionary", "curvature"))]
     size = sum(file.stat().st_size for file in files)
     unused = int((index.usage_K() == 0).sum())
@@ -95,21 +97,26 @@ def summary(index: Index) -> str:
 
 
 def _ranks() -> tuple[int, int]:
-    """RANK and WORLD_SIZE, as torchrun sets them; 0 and 1 without them."""
+    """Return RANK and WORLD_SIZE, as torchrun sets them; by default 0 and 1.
+
+    Raises:
+        UserError: a value that is no number or out of range.
+    """
     names = ("RANK", "WORLD_SIZE")
     try:
         rank, world_size = (int(os.environ.get(name, default)) for name, default in zip(names, "01", strict=True))
     except ValueError:
         rank, world_size = 0, 0
     if not 0 <= rank < world_size:
-        given = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
-        raise UserError(f"{given}: both must be numbers with 0 <= RANK < WORLD_SIZE; start ranks with torchrun")
+        values = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        raise UserError(f"{values}: both must be numbers with 0 <= RANK < WORLD_SIZE; start ranks with torchrun")
     return rank, world_size
 
 
 def _parsed(
     config: dict[str, Any], recipe: str, allow_custom_code: bool = False
 ) -> tuple[TextData, IndexSettings, RunSettings]:
+    """Return the recipe's data, index settings and run settings; raise UserError for all problems in it."""
     problems = problems_in(config, allow_custom_code)
     if problems:
         raise UserError([f"{recipe}: {problem}" for problem in problems])

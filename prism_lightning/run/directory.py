@@ -150,15 +150,15 @@ def exported_folder(path: Path) -> Path | None:
 
 @dataclass
 class RunSettings:
-    """Where a run lives and what it leaves behind.
+    """The run directory and what is recorded in it.
 
     Args:
-        dir: the run directory; `fit` continues the run it finds there.
-        tracking_uri: MLflow server or database; by default SQLite in the run directory.
-        experiment: MLflow experiment.
-        checkpoint_interval: optimiser steps between checkpoints.
-        checkpoints_kept: how many of the newest checkpoints to keep.
-        sample_prompt: a text that the trained model continues and explains at the end of `fit`.
+        dir: run directory; `fit` resumes the run that is in it.
+        tracking_uri: address of the MLflow server or database; by default a SQLite file in the run directory.
+        experiment: name of the MLflow experiment.
+        checkpoint_interval: number of optimiser steps between checkpoints.
+        checkpoints_kept: number of the newest checkpoints to keep.
+        sample_prompt: text that the trained model continues and explains at the end of `fit`.
     """
 
     dir: str = "runs/unnamed"

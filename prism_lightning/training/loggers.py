@@ -14,9 +14,9 @@ from prism_lightning.training.ranks import first_process
 
 
 def run_loggers(run: RunDirectory) -> tuple[CSVLogger, MLFlowLogger]:
-    """CSV first (a database URI as the first logger's directory breaks Lightning), MLflow beside it.
+    """Return the CSV logger and the MLflow logger of a run; a resumed run logs to the same MLflow run.
 
-    A resumed run goes on in the same MLflow run.
+    The CSV logger comes first, because Lightning takes the first logger's address for a folder.
 
     Raises:
         UserError: as `open_logger`.
@@ -36,7 +36,7 @@ def run_loggers(run: RunDirectory) -> tuple[CSVLogger, MLFlowLogger]:
 
 
 def log_settings(run: RunDirectory, config: dict[str, Any], mlflow_logger: MLFlowLogger) -> None:
-    """Log a new run's settings, and remember the MLflow run for resuming."""
+    """Log the settings of a new MLflow run, and record the MLflow run in the run directory for resuming."""
     run_id = str(mlflow_logger.run_id) if first_process() else None
     recorded = run.paths.mlflow_run_id
     if run_id and not (recorded.is_file() and recorded.read_text() == run_id):
@@ -45,15 +45,15 @@ def log_settings(run: RunDirectory, config: dict[str, Any], mlflow_logger: MLFlo
 
 
 def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
-    """A logger whose MLflow run exists.
+    """Return an MLflow logger whose MLflow run exists.
 
     Args:
-        uri: of the store: sqlite:///FILE, a database or a server.
-        used_before: whether the store has runs that must not be lost; otherwise a broken SQLite file is made anew.
-        settings: of `MLFlowLogger`; a `run_id` that the store does not know is replaced by a new run.
+        uri: address of the store: sqlite:///FILE, a database or a server.
+        used_before: whether the store may hold runs; otherwise a damaged SQLite file is replaced.
+        settings: of `MLFlowLogger`; a `run_id` that the store does not have is replaced by a new run.
 
     Raises:
-        UserError: an address that MLflow does not take, a damaged database, a server that does not answer.
+        UserError: an address that MLflow refuses, a damaged database, or a server that does not answer.
     """
     check_uri(uri)
     try:

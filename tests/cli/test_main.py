@@ -355,6 +355,6 @@ def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(finished, tmp_pa
     """A limit on file size stands in for the full disk: the write fails in the middle, as it would there."""
     arguments = in_run(finished[1], tmp_path / "run")
     result = run("fit", *arguments, before=fill_the_disk_at_step_8)
-    refused(result, "could not be saved", "earlier checkpoints are whole")
+    refused(result, "could not be saved", "earlier checkpoints are complete")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004.ckpt"]
     assert "resuming from" in fit(arguments)
