@@ -1,7 +1,7 @@
-"""Every verb on a GPU says what it says on the CPU, up to rounding, in fp32 and with the decoder in bf16.
+"""Every verb gives the same answer on a GPU as on the CPU up to rounding, in fp32 and with the decoder in bf16.
 
-In fp32 sums are taken in another order: 1e-5 of a loss, which can turn single items over. `tests/test_devices.py` shows
-without a GPU that nothing is left on the wrong device.
+In fp32 sums are taken in another order: 1e-5 of a loss, which can change single items. `tests/common/test_devices.py`
+shows without a GPU that nothing stays on the wrong device.
 """
 
 import json
@@ -9,7 +9,8 @@ import shutil
 
 import pytest
 import torch
-from support.device_cases import ROUNDED, VERBS, answer, copied, headline, trained_run
+from support import device_cases
+from support.device_cases import ROUNDED, VERBS, answer, copied, headline
 from support.processes import fit
 from support.runs import in_run
 
@@ -20,21 +21,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here"),
 ]
+trained, runs = device_cases.trained, device_cases.runs  # fixtures
 REORDERED = dict.fromkeys(VERBS, 1e-3) | {"curvature": 0.02, "calibrate": 0.05, "evaluate": 0.05}
-
-
-@pytest.fixture(scope="module")
-def trained(corpus, cache, tmp_path_factory):
-    """A run, trained on the CPU, and the arguments of its fit."""
-    folder = tmp_path_factory.mktemp("gpu") / "run"
-    return folder, trained_run(folder, corpus, cache)
-
-
-@pytest.fixture(scope="module")
-def runs(trained, tmp_path_factory):
-    """Copies of the run, one for each place."""
-    folder = tmp_path_factory.mktemp("places")
-    return {name: copied(trained[0], folder / name) for name in ("cpu", "fp32", "bf16")}
 
 
 @pytest.fixture(scope="module")
