@@ -17,7 +17,7 @@ from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.devices import device_named
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.progress import Progressing
-from prism_lightning.config.compose import composed, split_arguments, take_flags
+from prism_lightning.config.compose import Recipe, composed, split_arguments, take_flags
 from prism_lightning.config.trust import limit_imports
 from prism_lightning.config.validate import problems_in
 from prism_lightning.lightning_modules.text_data import TextData
@@ -35,26 +35,21 @@ def index(arguments: list[str]) -> None:
     path, overrides = split_arguments(arguments)
     device, dtype, overrides = _device_and_dtype(overrides)
     recipe = composed(path, overrides)
+    allow_custom_code = "allow_custom_code" in flags
     if "print_config" in flags:
-        from prism_lightning.training.trainer import (
-            TrainingCLI,  # imports Lightning, which the rest of this verb does not need
-        )
+        from prism_lightning.training.trainer import TrainingCLI  # imports Lightning, not needed below
 
-        TrainingCLI("fit", recipe, str(path), "allow_custom_code" in flags, print_config=True)
-    config = recipe.settings
-    limit_imports(config, str(path), "allow_custom_code" in flags)
-    try:
-        data, settings, run_settings = _parsed(config, str(path), "allow_custom_code" in flags)
-    except UserError as error:
-        raise UserError([recipe.hide_environment(problem) for problem in error.problems]) from error
-    model_path = Path(config.get("ckpt_path") or run_settings.dir)
+        TrainingCLI("fit", recipe, str(path), allow_custom_code, print_config=True)
+    data, settings, run_settings = _settings_of(recipe, str(path), allow_custom_code)
+    model_path = Path(recipe.settings.get("ckpt_path") or run_settings.dir)
     if model_path.is_file():
         raise UserError(f"{model_path} is a checkpoint: give the run directory or its exported folder by --ckpt_path")
     model, tokenizer = load_exported(model_path, device, dtype)
     data.setup()
     if data.block_size > model.config.context_length:
         raise UserError(
-            f"data.block_size {data.block_size} is longer than the model's context of {model.config.context_length}"
+            f"data.block_size {data.block_size} is longer than the model's context of {model.config.context_length}:"
+            " lower it"
         )
     check_tokenizer(tokenizer, data.train)
     folder = Path(settings.dir) if settings.dir else default_index(model_path)
@@ -113,8 +108,21 @@ def _ranks() -> tuple[int, int]:
     return rank, world_size
 
 
+def _settings_of(recipe: Recipe, name: str, allow_custom_code: bool) -> tuple[TextData, IndexSettings, RunSettings]:
+    """Return the data, the index settings and the run settings of a recipe.
+
+    Raises:
+        UserError: all problems in the recipe, without values from the environment.
+    """
+    limit_imports(recipe.settings, name, allow_custom_code)
+    try:
+        return _parsed(recipe.settings, name, allow_custom_code)
+    except UserError as error:
+        raise UserError([recipe.hide_environment(problem) for problem in error.problems]) from error
+
+
 def _parsed(
-    config: dict[str, Any], recipe: str, allow_custom_code: bool = False
+    config: dict[str, Any], recipe: str, allow_custom_code: bool
 ) -> tuple[TextData, IndexSettings, RunSettings]:
     """Return the recipe's data, index settings and run settings; raise UserError for all problems in it."""
     problems = problems_in(config, allow_custom_code)

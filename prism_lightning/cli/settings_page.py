@@ -21,6 +21,19 @@ from prism_lightning.run.directory import RunSettings
 def settings_page() -> str:
     """Return the page: every setting with its type, default and meaning, as the parser prints them."""
     os.environ["COLUMNS"] = "110"
+    parser = _parser()
+    groups = {"run": RunSettings, "model.init_args": PrismLM, "data": TextData, "index": IndexSettings}
+    for group, owner in {**groups, "trainer": Trainer}.items():
+        parser.add_class_arguments(owner, group)
+    page = re.sub(r"\n  --\S+ CONFIG +Path to a configuration file\.", "", parser.format_help())
+    # The parser's options for appending to lists are none of a recipe's.
+    page = re.sub(r", --\S+\+ \S+", "", page)
+    # The known subclasses depend on the modules imported so far.
+    return re.sub(r",\s+known\s+subclasses:.*?\)(?=\n  -|\n\n|\n$)", ")", page, flags=re.S)
+
+
+def _parser() -> ArgumentParser:
+    """Return a parser of the settings that belong to no group."""
     parser = ArgumentParser(
         prog="python -m prism_lightning VERB",
         usage="%(prog)s --config recipes/X.yaml [--SETTING VALUE ...]",
@@ -60,15 +73,7 @@ def settings_page() -> str:
         default="PrismLM",
         help="Class of the model: DenseLM or PrismLM. DenseLM has the settings below that are not about prototypes.",
     )
-    groups = {"run": RunSettings, "model.init_args": PrismLM, "data": TextData, "index": IndexSettings}
-    for group, owner in {**groups, "trainer": Trainer}.items():
-        parser.add_class_arguments(owner, group)
-    page = re.sub(r"\n  --\S+ CONFIG +Path to a configuration file\.", "", parser.format_help())
-    page = re.sub(
-        r", --\S+\+ \S+", "", page
-    )  # forms of the parser for list appending and nested files, which recipes do not have
-    # The known subclasses depend on the modules imported so far.
-    return re.sub(r",\s+known\s+subclasses:.*?\)(?=\n  -|\n\n|\n$)", ")", page, flags=re.S)
+    return parser
 
 
 if __name__ == "__main__":

@@ -91,21 +91,14 @@ class PrismLM(DenseLM):
         }
         if num_prototypes < 1:
             raise UserError(f"model.num_prototypes is {num_prototypes}: give a positive number, or train DenseLM")
-        values_and_minimums: dict[str, tuple[float, int]] = {
-            "placement_step": (placement_step, 0),
-            "revival_interval": (revival_interval, 0),
-            "polish_steps": (polish_steps, 0),
-            "polish_tokens": (polish_tokens, 1),
-            "prototype_learning_rate": (prototype_learning_rate, 0),
-            "polish_learning_rate": (polish_learning_rate, 0),
-        }
-        problems = [
-            f"model.{name} is {value}: give at least {minimum}"
-            for name, (value, minimum) in values_and_minimums.items()
-            if not value >= minimum  # NaN compares false
-        ]
-        if problems:
-            raise UserError(problems)
+        check_minimums(
+            placement_step=(placement_step, 0),
+            revival_interval=(revival_interval, 0),
+            polish_steps=(polish_steps, 0),
+            polish_tokens=(polish_tokens, 1),
+            prototype_learning_rate=(prototype_learning_rate, 0),
+            polish_learning_rate=(polish_learning_rate, 0),
+        )
         super().__init__(backbone, **kwargs)
         self.placement_step, self.revival_interval = placement_step, revival_interval
         self.prototype_learning_rate = prototype_learning_rate
@@ -229,3 +222,14 @@ class PrismLM(DenseLM):
         for metric in (*self.terms_metric.values(), self.usage_metric):
             metric.reset()
         return values
+
+
+def check_minimums(**values_and_minimums: tuple[float, int]) -> None:
+    """Raise UserError for all settings of the model that are below their minimum or NaN."""
+    problems = [
+        f"model.{name} is {value}: give at least {minimum}"
+        for name, (value, minimum) in values_and_minimums.items()
+        if not value >= minimum  # NaN compares false
+    ]
+    if problems:
+        raise UserError(problems)
