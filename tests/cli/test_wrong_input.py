@@ -120,14 +120,14 @@ def test_an_exported_folder_with_damaged_weights_is_refused(finished, cli, tmp_p
     shutil.copytree(finished[0] / "model", tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-500])
-    ask = ("generate", "--ckpt_path", tmp_path / "model", "--prompt", "x")
-    refused(cli(*ask), f"{weights} has ", "checksums.json")
+    command = ("generate", "--ckpt_path", tmp_path / "model", "--prompt", "x")
+    refused(cli(*command), f"{weights} has ", "checksums.json")
     (tmp_path / "model" / "checksums.json").unlink()  # as folders of older versions are
-    refused(cli(*ask), "cannot be loaded")
+    refused(cli(*command), "cannot be loaded")
     weights.unlink()
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
     Path("/tmp/prism_trap_sprung").unlink(missing_ok=True)
-    refused(cli(*ask), "cannot be loaded")
+    refused(cli(*command), "cannot be loaded")
     assert not Path("/tmp/prism_trap_sprung").exists()
 
 

@@ -1,4 +1,4 @@
-"""Settings that would train something else than was meant are refused."""
+"""Settings that would train another model than intended are refused."""
 
 import pytest
 

@@ -16,7 +16,7 @@ def _at_once(monkeypatch):
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.1)
 
 
-def test_the_second_one_is_told_who_holds_the_directory(tmp_path, monkeypatch):
+def test_the_error_of_the_second_process_names_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["prism", "fit"])
     lock = lock_run(RunPaths(tmp_path))
     with pytest.raises(UserError, match=f"in use by process {os.getpid()} on .* since 20.*another --run.dir"):
@@ -26,7 +26,7 @@ def test_the_second_one_is_told_who_holds_the_directory(tmp_path, monkeypatch):
     lock_run(RunPaths(tmp_path)).release()
 
 
-def test_a_damaged_note_of_the_holder_is_no_traceback(tmp_path):
+def test_a_damaged_record_of_the_holder_is_no_traceback(tmp_path):
     lock = lock_run(RunPaths(tmp_path))
     (tmp_path / "lock.json").write_text("{")
     with pytest.raises(UserError, match="in use by"):

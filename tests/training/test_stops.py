@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint, say so in one true line, and exit as a shell reports them."""
+"""SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint, print one true line and exit with the code that a shell reports."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def stopped_fit(arguments, line, number):
 
 
 def test_signals_save_a_checkpoint_and_the_resumed_weights_are_bit_equal(tiny, tmp_path):
-    """The last signal comes while a validation runs: it neither waits for its end nor spoils the resumed run."""
+    """The last signal comes during a validation: the process stops before its end, and the resumed run is the same."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(in_run(tiny, whole, *LONG))
     moments = [("step 10/", signal.SIGTERM, 143), ("step 30/", signal.SIGUSR1, 138), ("step 40/", signal.SIGINT, 130)]
@@ -42,7 +42,7 @@ def test_signals_save_a_checkpoint_and_the_resumed_weights_are_bit_equal(tiny, t
 
 
 def test_a_signal_to_the_whole_group_does_not_kill_the_loaders_workers(tiny, tmp_path):
-    """As a terminal's Ctrl-C and a scheduler's SIGTERM come: to the trainer and to its children."""
+    """A terminal's Ctrl-C and a scheduler's SIGTERM go to the trainer and to its children."""
     child = start("fit", *in_run(tiny, tmp_path / "run", *LONG), "--data.num_workers", "1", before=os.setsid)
     child.wait_for("step 10/")
     os.killpg(child.pid, signal.SIGTERM)
@@ -92,7 +92,7 @@ def test_the_line_is_true_for_verbs_that_keep_nothing(monkeypatch, capsys):
 
 
 def stop_itself(*_):
-    """In place of a function: a scheduler's signal comes while it works."""
+    """Replaces a function: a scheduler's signal comes while it runs."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
