@@ -43,7 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def check_archive(path: Path) -> None:
     """Compare every record of a `torch.save` file with its checksum, which torch writes but does not compare.
 
-    Files that are no zip archives are not checked: `torch.load` refuses them.
+    Files that are no zip archives have no checksums; `torch.load` reads or refuses them.
 
     Raises:
         UserError: a record differs.
