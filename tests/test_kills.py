@@ -162,7 +162,7 @@ def test_index_killed_at(stage, whole, corpus, tmp_path):
 
 
 def test_evaluate_killed(whole, tmp_path):
-    """What is finished is kept; seconds differ from run to run, samples and metrics do not."""
+    """Finished tasks are kept; seconds differ from run to run, samples and metrics do not."""
     (tmp_path / "run").mkdir()
     for name in ("run/model", "run/recipe.yaml", "suite.yaml"):
         os.symlink(whole / name, tmp_path / name)
@@ -172,13 +172,13 @@ def test_evaluate_killed(whole, tmp_path):
         ("prism_lightning.evaluation.results:write_json", 1, "before"),
     ]
     survives(evaluate(tmp_path), kills)
-    expected, found = contents(whole / "run" / "evaluation"), contents(tmp_path / "run" / "evaluation")
-    assert expected.keys() == found.keys() and len(found) == 4
-    for name in found:
+    expected, written = contents(whole / "run" / "evaluation"), contents(tmp_path / "run" / "evaluation")
+    assert expected.keys() == written.keys() and len(written) == 4
+    for name in written:
         if name.endswith("samples.jsonl"):
-            assert found[name] == expected[name]
+            assert written[name] == expected[name]
         else:
-            assert json.loads(found[name])["metrics"] == json.loads(expected[name])["metrics"]
+            assert json.loads(written[name])["metrics"] == json.loads(expected[name])["metrics"]
 
 
 def test_sweep_killed(whole, corpus, tmp_path):

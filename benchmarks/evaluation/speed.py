@@ -18,7 +18,8 @@ from prism_lightning.evaluation.evaluator import run_task
 from prism_lightning.evaluation.harness import PrismHarnessModel
 from prism_lightning.evaluation.suites import load_suites
 from prism_lightning.evaluation.tasks import build_tasks
-from prism_lightning.run.model_folder import load_exported, run_directory
+from prism_lightning.run.directory import RunPaths
+from prism_lightning.run.model_folder import load_exported
 from prism_lightning.run.training_data import data_of
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     model, tokenizer = load_exported(options.ckpt_path, "auto")
-    store = data_of(run_directory(options.ckpt_path)).validation
+    store = data_of(RunPaths.of(options.ckpt_path).root).validation
     bridge = PrismHarnessModel(model=model, tokenizer=tokenizer)
     suites = load_suites(options.suites)
     tasks = build_tasks(suites, options.data_dir, store.texts)

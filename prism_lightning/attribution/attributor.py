@@ -39,8 +39,9 @@ from prism_lightning.data.token_text import token_text
 from prism_lightning.data.tokenizer import encode
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.continuation import continued
+from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import check_model, check_tokenizer, open_store
-from prism_lightning.run.model_folder import load_exported, run_directory
+from prism_lightning.run.model_folder import load_exported
 
 COMPETITORS = 16  # likeliest other tokens that an opposing question asks about
 
@@ -300,4 +301,4 @@ class Attributor:
 
 def default_index(run: Path) -> Path:
     """RUN/index."""
-    return run_directory(run) / "index"
+    return RunPaths.of(run).index

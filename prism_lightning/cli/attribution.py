@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.cli.models import device_options, model_parser, refuse_below, steered_parser
+from prism_lightning.cli.options import device_options, model_parser, refuse_below, steered_parser
 from prism_lightning.common.json_text import as_json
 from prism_lightning.common.quick_imports import import_decoders
 from prism_lightning.common.texts import decode_options, read_questions

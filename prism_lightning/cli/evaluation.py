@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prism_lightning.cli.models import device_options, refuse_below, steered_parser, suite_options
+from prism_lightning.cli.options import device_options, refuse_below, steered_parser, suite_options
 from prism_lightning.common.json_text import as_json
 from prism_lightning.evaluation import BATCH_TOKENS
 

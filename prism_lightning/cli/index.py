@@ -1,4 +1,4 @@
-"""The verb `index`: a recipe's data and a trained model in, an index over the training tokens out."""
+"""The verb `index`: it builds an index over the training tokens from a recipe's data and a trained model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.devices import device_named
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.progress import PhaseProgress
-from prism_lightning.config.compose import composed, split_arguments, take_flags
+from prism_lightning.config.compose import Recipe, composed, split_arguments, take_flags
 from prism_lightning.config.trust import limit_imports
 from prism_lightning.config.validate import problems_in
 from prism_lightning.lightning_modules.text_data import TextData
@@ -27,32 +27,29 @@ from prism_lightning.run.model_folder import load_exported
 
 
 def index(arguments: list[str]) -> None:
-    """Build the index of a recipe, or what is missing of it.
+    """Build the index of a recipe, or the missing parts of an unfinished one.
 
-    Started several times with RANK and WORLD_SIZE set, as torchrun does, each process builds its own shards.
+    With several processes that have RANK and WORLD_SIZE set, as torchrun sets them, each builds its own shards.
     """
     flags, arguments = take_flags(arguments, "allow_custom_code", "print_config")
     path, overrides = split_arguments(arguments)
-    device, dtype, overrides = _place(overrides)
+    device, dtype, overrides = _device_and_dtype(overrides)
     recipe = composed(path, overrides)
+    allow_custom_code = "allow_custom_code" in flags
     if "print_config" in flags:
-        from prism_lightning.training.trainer import TrainingCLI  # Lightning, which nothing else here needs
+        from prism_lightning.training.trainer import TrainingCLI  # imports Lightning, not needed below
 
-        TrainingCLI("fit", recipe, str(path), "allow_custom_code" in flags, print_config=True)
-    config = recipe.settings
-    limit_imports(config, str(path), "allow_custom_code" in flags)
-    try:
-        data, settings, run_settings = _parsed(config, str(path), "allow_custom_code" in flags)
-    except UserError as error:
-        raise UserError([recipe.hide_environment(problem) for problem in error.problems]) from error
-    model_path = Path(config.get("ckpt_path") or run_settings.dir)
+        TrainingCLI("fit", recipe, str(path), allow_custom_code, print_config=True)
+    data, settings, run_settings = _settings_of(recipe, str(path), allow_custom_code)
+    model_path = Path(recipe.settings.get("ckpt_path") or run_settings.dir)
     if model_path.is_file():
         raise UserError(f"{model_path} is a checkpoint: give the run directory or its exported folder by --ckpt_path")
     model, tokenizer = load_exported(model_path, device, dtype)
     data.setup()
     if data.block_size > model.config.context_length:
         raise UserError(
-            f"data.block_size {data.block_size} is longer than the model's context of {model.config.context_length}"
+            f"data.block_size {data.block_size} is longer than the model's context of {model.config.context_length}:"
+            " lower it"
         )
     check_tokenizer(tokenizer, data.train)
     folder = Path(settings.dir) if settings.dir else default_index(model_path)
@@ -61,29 +58,29 @@ def index(arguments: list[str]) -> None:
     started = time.monotonic()
     with progress:
         builder = Builder(model, data.train, settings, folder, progress)
-        whole = builder.build(rank, world_size)
-    if not whole:
-        print(f"this process's shards of {folder} are done; the last of the others finishes the index")
+        finished = builder.build(rank, world_size)
+    if not finished:
+        print(f"this process's shards of {folder} are done; the last process to end finishes the index")
         return
     print(summary(open_index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
 
 
-def _place(overrides: list[str]) -> tuple[str, str, list[str]]:
-    """`--device`, one for each of several processes, and `--dtype`; and the settings of the recipe among them."""
-    place = {"device": "auto", "dtype": "fp32"}
+def _device_and_dtype(overrides: list[str]) -> tuple[str, str, list[str]]:
+    """Return `--device` (of several processes, this one's), `--dtype`, and the overrides of the recipe."""
+    options = {"device": "auto", "dtype": "fp32"}
     settings = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in place:
-            place[key] = value
+        if key in options:
+            options[key] = value
         else:
             settings.append(override)
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    return str(device_named(place["device"], rank)), place["dtype"], settings
+    return str(device_named(options["device"], rank)), options["dtype"], settings
 
 
 def summary(index: Index) -> str:
-    """One line: what the index holds and how large it is."""
+    """Return one line with the index's tokens, documents, prototypes and size."""
     files = [*index.shard_paths, *(index.folder / f"{name}.safetensors" for name in ("dictionary", "curvature"))]
     size = sum(file.stat().st_size for file in files)
     unused = int((index.usage_K() == 0).sum())
@@ -95,21 +92,39 @@ def summary(index: Index) -> str:
 
 
 def _ranks() -> tuple[int, int]:
-    """RANK and WORLD_SIZE, as torchrun sets them; 0 and 1 without them."""
+    """Return RANK and WORLD_SIZE, as torchrun sets them; by default 0 and 1.
+
+    Raises:
+        UserError: a value that is no number or out of range.
+    """
     names = ("RANK", "WORLD_SIZE")
     try:
         rank, world_size = (int(os.environ.get(name, default)) for name, default in zip(names, "01", strict=True))
     except ValueError:
         rank, world_size = 0, 0
     if not 0 <= rank < world_size:
-        given = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
-        raise UserError(f"{given}: both must be numbers with 0 <= RANK < WORLD_SIZE; start ranks with torchrun")
+        values = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        raise UserError(f"{values}: both must be numbers with 0 <= RANK < WORLD_SIZE; start ranks with torchrun")
     return rank, world_size
 
 
+def _settings_of(recipe: Recipe, name: str, allow_custom_code: bool) -> tuple[TextData, IndexSettings, RunSettings]:
+    """Return the data, the index settings and the run settings of a recipe.
+
+    Raises:
+        UserError: all problems in the recipe, without values from the environment.
+    """
+    limit_imports(recipe.settings, name, allow_custom_code)
+    try:
+        return _parsed(recipe.settings, name, allow_custom_code)
+    except UserError as error:
+        raise UserError([recipe.hide_environment(problem) for problem in error.problems]) from error
+
+
 def _parsed(
-    config: dict[str, Any], recipe: str, allow_custom_code: bool = False
+    config: dict[str, Any], recipe: str, allow_custom_code: bool
 ) -> tuple[TextData, IndexSettings, RunSettings]:
+    """Return the recipe's data, index settings and run settings; raise UserError for all problems in it."""
     problems = problems_in(config, allow_custom_code)
     if problems:
         raise UserError([f"{recipe}: {problem}" for problem in problems])

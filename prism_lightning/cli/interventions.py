@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.cli.models import device_options, model_parser, refuse_below, suite_options
+from prism_lightning.cli.options import device_options, model_parser, refuse_below, suite_options
 from prism_lightning.common.texts import decode_options
 
 if TYPE_CHECKING:
@@ -110,13 +110,13 @@ def suppress(arguments: list[str]) -> None:
     from prism_lightning.interventions.suppression.experiment import Plan, suppress
     from prism_lightning.interventions.suppression.report import comparison_table, figure, markdown, verdict
     from prism_lightning.interventions.suppression.selection import Goal
+    from prism_lightning.run.directory import RunPaths
     from prism_lightning.run.fingerprints import model_fingerprint
-    from prism_lightning.run.model_folder import run_directory
     from prism_lightning.run.training_data import data_of
 
     model, tokenizer = _prism(options)
     suite = load_suites(options.suite) if options.suite else {}
-    data = data_of(run_directory(options.ckpt_path))
+    data = data_of(RunPaths.of(options.ckpt_path).root)
     behaviour, examples, labels = _behaviour(options, tokenizer)
     plain = _scored(options, suite, []) if suite else []
     attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
@@ -269,14 +269,14 @@ def calibrate(arguments: list[str]) -> None:
     from prism_lightning.interventions.controllers.report import details, figure, gain_table, markdown, traces
     from prism_lightning.interventions.intervention import Intervention, folder_of
     from prism_lightning.models.steering import Scaling
+    from prism_lightning.run.directory import RunPaths
     from prism_lightning.run.fingerprints import model_fingerprint
-    from prism_lightning.run.model_folder import run_directory
     from prism_lightning.run.training_data import data_of
 
     model, tokenizer = _prism(options)
     suite = load_suites(options.suite, options.tasks)
     attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
-    data = data_of(run_directory(options.ckpt_path))
+    data = data_of(RunPaths.of(options.ckpt_path).root)
     train, validation = data.train, data.validation
     progress = PhaseProgress()
     with progress:

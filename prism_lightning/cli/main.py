@@ -1,4 +1,4 @@
-"""The command line: one place for all verbs. Nothing heavy is imported before a verb needs it."""
+"""The command line: the list of all verbs and their execution. No heavy package is imported before a verb needs it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from prism_lightning.common.streams import tolerate_any_character
 
 @dataclass(frozen=True)
 class VerbGroup:
-    """Verbs that `--help` lists under one heading: for each its module in this package and what it does.
+    """Verbs that `--help` lists under one heading.
 
-    Every verb is a function of that name, which takes the arguments behind the verb.
+    Attributes:
+        heading: the line above the verbs.
+        verbs: for each verb its module in this package and one line on what it does. The module has a function of the
+            verb's name, which takes the arguments after the verb.
     """
 
     heading: str
@@ -29,11 +32,11 @@ GROUPS = (
     VerbGroup(
         "verbs on a recipe (--config recipes/X.yaml, any setting overridden by --key value):",
         {
-            "fit": ("training", "train a model from a recipe; the same command resumes an interrupted run"),
+            "fit": ("training", "train a model from a recipe; run the same command again to resume an interrupted run"),
             "validate": ("training", "evaluate a trained model on the recipe's validation split"),
-            "test": ("training", "the same under the name test, for a split of its own"),
-            "predict": ("training", "write the log-probability of every validation token"),
-            "index": ("index", "build the index over the training data that attribution asks"),
+            "test": ("training", "evaluate like validate, with metrics under the name test"),
+            "predict": ("training", "write the log-probability of every validation token to a file"),
+            "index": ("index", "build the index over the training data, which attribute needs"),
         },
     ),
     VerbGroup(
@@ -41,20 +44,19 @@ GROUPS = (
         {
             "generate": ("models", "continue a prompt with a trained model"),
             "explain": ("models", "show which prototypes made each token likely"),
-            "export": ("models", "write a model, with interventions, as a Hugging Face folder of its own"),
+            "export": ("models", "write a model with interventions as a new Hugging Face folder"),
         },
     ),
     VerbGroup(
-        "verbs that act on prototypes (--ckpt_path runs/X); all verbs on a trained model then take their file by"
-        " --intervention:",
+        "verbs that make interventions on prototypes (--ckpt_path runs/X), which other verbs apply by --intervention:",
         {
             "suppress": (
                 "interventions",
-                "find the prototypes behind a behaviour, remove them, and show what that does",
+                "find the prototypes behind a behaviour, remove them, and measure the effect",
             ),
             "calibrate": (
                 "interventions",
-                "fit factors on prototypes that make right answers likelier, and judge them on others",
+                "fit factors on prototypes that make right answers likelier, and test them on other questions",
             ),
         },
     ),
@@ -63,13 +65,13 @@ GROUPS = (
         {
             "evaluate": (
                 "evaluation",
-                "score a trained model on a suite of the LM Evaluation Harness, alone or against another",
+                "score a trained model on a suite of the LM Evaluation Harness, alone or compared with another",
             ),
             "lm_eval": (
                 "evaluation",
-                "the harness's own command line, which knows --model prism --model_args checkpoint=RUN here",
+                "run the harness's own command line, with --model prism --model_args checkpoint=RUN",
             ),
-            "sweep": ("sweep", "plan, run, watch and collect a grid of runs"),
+            "sweep": ("sweep", "plan, run, monitor and collect a grid of runs"),
             "report": ("report", "write the paper's tables and figures from finished runs"),
         },
     ),
@@ -78,36 +80,36 @@ GROUPS = (
         {
             "attribute": (
                 "attribution",
-                "name the training tokens, passages and documents that made the model say something",
+                "find the training tokens, passages and documents that influenced a prediction",
             ),
             "curvature": (
                 "attribution",
-                "report how local the curvature is, against the dense head and random prototypes",
+                "measure how local the curvature is, compared with the dense head and random prototypes",
             ),
             "prototypes": (
                 "attribution",
-                "show prototypes: a label, usage, promoted tokens, and training tokens near and far",
+                "show prototypes: label, usage, promoted tokens, and typical training tokens",
             ),
         },
     ),
 )
 VERBS = {name: entry for group in GROUPS for name, entry in group.verbs.items()}
-# Their --help is printed from a file, since Lightning alone takes five seconds to import; a test compares the two.
+# Their --help is printed from a file, because importing Lightning takes five seconds. A test compares file and parser.
 VERBS_ON_RECIPES = GROUPS[0].verbs
 
-OVERVIEW = f"""prism_lightning {__version__}: train prototype language models and ask why they say what they say
+OVERVIEW = f"""prism_lightning {__version__}: train prototype language models and explain their predictions
 
 usage: python -m prism_lightning VERB ..., or prism VERB ...
 
 {{verbs}}
 
-python -m prism_lightning VERB --help explains a verb and every setting it takes.
+python -m prism_lightning VERB --help explains a verb and all its settings.
 First steps: python -m prism_lightning fit --config recipes/quickstart.yaml
 """
 
-# Verbs that keep what they have finished: the same command goes on there.
+# Verbs that keep finished work, so that running the same command again resumes.
 RESUMABLE = {"fit", "index", "prototypes", "suppress", "calibrate", "evaluate", "sweep"}
-# Nothing is sent anywhere unless the user says so; a value set outside wins.
+# Libraries send nothing unless the user allows it; variables that are set already are kept.
 QUIET_LIBRARIES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -117,18 +119,18 @@ QUIET_LIBRARIES = {
 
 
 def console_script() -> None:
-    """The command `prism`."""
+    """Run the command `prism` and exit with its code."""
     sys.exit(main(sys.argv[1:]))
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command line; returns the exit code. Errors of the user's are one line each and exit with 2."""
+    """Run a command line and return its exit code; each user error is printed as one line, with exit code 2."""
     tolerate_any_character()
-    # Every torch.load below us, also inside Lightning and DeepSpeed, then reads tensors and plain values only.
+    # Every torch.load, also in Lightning and DeepSpeed, then reads only tensors and plain values.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
-    # DeepSpeed says so whenever a library looks whether it is there.
+    # DeepSpeed logs this whenever a library checks whether it is installed.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     verb = arguments[0] if arguments else "help"
     with stop_signals_raise():
@@ -136,25 +138,25 @@ def main(arguments: list[str]) -> int:
             _run(verb, arguments[1:])
             return 0
         except Stopped as stop:
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other processes of a run have nothing to add
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process prints for all of a run
                 print(stop_line(verb, stop), file=sys.stderr)
             return stop.exit_code
         except Exception as error:
-            mendable = user_error_in(error)
-            if mendable is None:
+            user_error = user_error_in(error)
+            if user_error is None:
                 raise
-            for problem in mendable.problems:
+            for problem in user_error.problems:
                 print(f"error: {problem}", file=sys.stderr)
             return 2
 
 
 def stop_line(verb: str, stop: Stopped) -> str:
-    """What the user reads after a signal: what stopped the verb, what was saved, and how to go on."""
+    """Return the message after a signal: the signal, what was saved, and how to resume."""
     parts = [f"stopped by {stop.signal.name}"]
     if stop.saved:
-        parts.append(f": {stop.saved}; the same command resumes there")
+        parts.append(f": {stop.saved}; run the same command again to resume there")
     elif verb in RESUMABLE:
-        parts.append(": what is finished is kept; the same command goes on")
+        parts.append(": finished work is kept; run the same command again to resume")
     return "".join(parts)
 
 

@@ -4,81 +4,39 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from prism_lightning.cli.options import device_options, steered_parser
 from prism_lightning.common.json_text import as_json
 from prism_lightning.common.quick_imports import import_decoders
 from prism_lightning.common.texts import decode_options
 
 
-def model_parser(verb: str, description: str, **settings: Any) -> argparse.ArgumentParser:
-    """A parser of a verb that needs a trained model; `settings` are ArgumentParser's. An epilog is shown as it is."""
-    if "epilog" in settings:
-        settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=f"python -m prism_lightning {verb}", description=description, **settings)
+def _generate_parser() -> argparse.ArgumentParser:
+    parser = steered_parser("generate", "Continue a prompt with a trained model.")
+    parser.add_argument("--prompt", required=True, help="Text to continue.")
     parser.add_argument(
-        "--ckpt_path", type=Path, required=True, help="run directory of a finished fit, or an exported folder"
+        "--max_new_tokens", type=int, default=100, help="Largest number of tokens to add (default 100)."
     )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="Sampling temperature; 0 takes the likeliest token at every position (default 0.8).",
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=50, help="Number of likeliest tokens to sample from at each position (default 50)."
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of the sampling; its result differs between devices (default 0)."
+    )
+    device_options(parser)
+    parser.add_argument("--json", action="store_true", help="Print prompt, continuation and token ids as JSON.")
     return parser
-
-
-def steered_parser(verb: str, description: str, **settings: Any) -> argparse.ArgumentParser:
-    """The same, of a verb that applies interventions."""
-    parser = model_parser(verb, description, **settings)
-    parser.add_argument(
-        "--intervention",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="apply these of `suppress` and `calibrate`, by name or file; factors of the same prototype are multiplied",
-    )
-    return parser
-
-
-def device_options(parser: argparse.ArgumentParser) -> None:
-    """Where the model computes, and in which type."""
-    parser.add_argument(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:N or mps (default auto: CUDA where there is one, otherwise cpu)",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="fp32",
-        help="fp32, or bf16 for the decoder: half its memory; head and prototypes stay fp32 (default fp32)",
-    )
-
-
-def suite_options(parser: argparse.ArgumentParser) -> None:
-    """Which tasks, and where their data are."""
-    parser.add_argument("--suite", nargs="+", type=Path, required=True, help="YAML files of tasks, see evals/*.yaml")
-    parser.add_argument("--tasks", nargs="+", help="only these tasks of the suites")
-    parser.add_argument("--data_dir", type=Path, help="folder with TASK/SPLIT.jsonl (default: the hub)")
-
-
-def refuse_below(parser: argparse.ArgumentParser, options: argparse.Namespace, least: int, *names: str) -> None:
-    """Exit 2 where a number is smaller than that."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and not value >= least:  # nor is nan
-            parser.error(f"--{name} must be " + ("a positive number" if least == 1 else f"at least {least}"))
 
 
 def generate(arguments: list[str]) -> None:
-    """Continue a prompt and print prompt and continuation."""
-    parser = steered_parser("generate", "Continue a prompt with a trained model.")
-    parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument("--max_new_tokens", type=int, default=100, help="tokens to add at most (default 100)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest token each time (default 0.8)"
-    )
-    parser.add_argument("--top_k", type=int, default=50, help="sample among this many likeliest tokens (default 50)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the sampling, which differs between devices (default 0)"
-    )
-    device_options(parser)
-    parser.add_argument("--json", action="store_true", help="print prompt, continuation and token ids as JSON")
-    options = parser.parse_args(arguments)
+    """Print a prompt and its continuation by a trained model."""
+    options = _generate_parser().parse_args(arguments)
     decode_options(options, "prompt")
     import_decoders()
 
@@ -94,7 +52,7 @@ def generate(arguments: list[str]) -> None:
     prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
     length = prompt["input_ids"].shape[1]
     if length == 0:
-        raise UserError("the prompt is empty: give some text by --prompt")
+        raise UserError("the prompt is empty: give a text by --prompt")
     check_length(model, length + options.max_new_tokens)
     torch.manual_seed(options.seed)
     sampling = {"do_sample": True, "temperature": options.temperature, "top_k": options.top_k}
@@ -115,18 +73,22 @@ def generate(arguments: list[str]) -> None:
 
 
 def explain(arguments: list[str]) -> None:
-    """Print which prototypes made each token of a text, or of a continuation, likely."""
+    """Print which prototypes made each token of a text or of a continuation likely."""
     parser = steered_parser(
         "explain",
         "Split the logit of each token exactly into one term per active prototype and a residual.",
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text", help="explain every token of this text")
-    what.add_argument("--prompt", help="let the model continue this, and explain each new token")
-    parser.add_argument("--max_new_tokens", type=int, default=5, help="with --prompt: tokens to add (default 5)")
-    parser.add_argument("--promoted", type=int, default=4, help="promoted tokens shown for each prototype (default 4)")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", help="Text of which every token is explained.")
+    source.add_argument("--prompt", help="Text that the model continues; each new token is explained.")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=5, help="Number of tokens to add to --prompt (default 5)."
+    )
+    parser.add_argument(
+        "--promoted", type=int, default=4, help="Number of promoted tokens shown for each prototype (default 4)."
+    )
     device_options(parser)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--json", action="store_true", help="Print the explanation as JSON.")
     options = parser.parse_args(arguments)
     decode_options(options, "text", "prompt")
     import_decoders()
@@ -147,14 +109,14 @@ def explain(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    """Write a Hugging Face folder of a model with interventions applied."""
+    """Write a model with interventions applied as a Hugging Face folder."""
     parser = steered_parser("export", "Write a model with its interventions as a Hugging Face folder of its own.")
-    parser.add_argument("--out", type=Path, required=True, help="the folder; it must not exist")
+    parser.add_argument("--out", type=Path, required=True, help="Folder to write; it must not exist.")
     parser.add_argument(
         "--dtype",
         default="fp32",
-        help="fp32, or bf16 for half the size: rounded weights are another model, with indexes and interventions of its"
-        " own (default fp32)",
+        help="Number type of the weights: fp32, or bf16 for half the size. Rounded weights are another model and need"
+        " indexes and interventions of their own (default fp32).",
     )
     options = parser.parse_args(arguments)
 
@@ -165,7 +127,7 @@ def export(arguments: list[str]) -> None:
 
     dtype = dtype_named(options.dtype)
     if options.out.exists():
-        raise UserError(f"--out {options.out} exists: give a new folder")
+        raise UserError(f"--out {options.out} exists: give a folder that does not exist")
     model, tokenizer = load_with(options.ckpt_path, options.intervention)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_exported(model.to(dtype), tokenizer, options.out)  # type: ignore[arg-type]

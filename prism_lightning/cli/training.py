@@ -1,4 +1,4 @@
-"""The verbs fit, validate, test and predict. Importing this is quick; Lightning is imported by a verb's call."""
+"""The verbs fit, validate, test and predict. Lightning is imported when one of them is called."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def validate(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    """The same under the name test."""
+    """Evaluate like `validate`, with metrics under the name test."""
     _run("test", arguments)
 
 
 def predict(arguments: list[str]) -> None:
-    """Write the log-probability of every validation token."""
+    """Write the log-probability of every validation token to the run directory."""
     _run("predict", arguments)
 
 

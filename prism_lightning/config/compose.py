@@ -1,6 +1,6 @@
 """Recipes: YAML files composed by `base:`, overridden from the command line, then interpolated, in that order.
 
-Values that come from the environment (`${oc.env:NAME}`) may be secrets: they are used, and never written out.
+Values that come from the environment (`${oc.env:NAME}`) may be secrets. They are used and never written.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from omegaconf.resolvers import oc
 
 from prism_lightning.common.errors import UserError, nearest
 
-SHORTEST_SECRET = 4  # characters; shorter values stand in a text for many other things
+SHORTEST_SECRET = 4  # characters; shorter values occur in texts with other meanings and are not hidden
 MOVED_CLASSES = {
     "prism_lightning.evaluation.in_loop.InLoopEvaluation": (
         "prism_lightning.lightning_modules.callbacks.in_loop_evaluation.InLoopEvaluation"
     ),
 }
-Key = tuple[str | int, ...]  # the way to a value through nested mappings and lists
+Key = tuple[str | int, ...]  # path of a value through nested mappings and lists
 
 
 @dataclass
@@ -32,14 +32,18 @@ class Recipe:
 
     Attributes:
         settings: plain nested dictionaries, interpolations resolved.
-        from_environment: the unresolved text of every value that the environment has a part in, by its key.
+        from_environment: the unresolved text of every value that depends on the environment, by its key.
     """
 
     settings: dict[str, Any]
     from_environment: dict[Key, str] = field(default_factory=dict)
 
     def without_environment(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings made from these, with the unresolved text in place of values from the environment. In place."""
+        """Replace values from the environment in `settings` by their unresolved text, and return `settings`.
+
+        Args:
+            settings: these settings, possibly with more keys; changed in place.
+        """
         for key, text in self.from_environment.items():
             parent: Any = settings
             for part in key[:-1]:
@@ -48,7 +52,7 @@ class Recipe:
         return settings
 
     def hide_environment(self, text: str) -> str:
-        """A text for people, with the unresolved text in place of values from the environment."""
+        """Return a message with values from the environment replaced by their unresolved text."""
         for key, raw in self.from_environment.items():
             value: Any = self.settings
             for part in key:
@@ -59,20 +63,21 @@ class Recipe:
 
 
 def compose(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings of a recipe as plain nested dictionaries; arguments and errors as of `composed`."""
+    """Return the settings of a recipe as plain nested dictionaries; arguments and errors as of `composed`."""
     return composed(path, overrides, groups).settings
 
 
 def composed(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> Recipe:
-    """Compose a recipe.
+    """Return a composed recipe.
 
     Args:
-        path: a recipe; its `base:` (a path or a list, relative to it) is merged beneath it.
-        overrides: `key.path=value`, each parsed as YAML and set before interpolations are resolved.
-        groups: resolve these alone, by default all. A recorded run can then be read where its environment is gone.
+        path: the recipe; the recipes of its `base:` (a path or a list, relative to it) are overridden by it.
+        overrides: texts `key.path=value`. Values are parsed as YAML and set before interpolations are resolved.
+        groups: top-level groups to resolve, by default all. A recorded recipe can then be read without the
+            environment variables of its other groups.
 
     Raises:
-        UserError: missing file, broken YAML, circular bases, an interpolation without a target.
+        UserError: a missing file, invalid YAML, circular bases, or an interpolation without a target.
     """
     config = _load(path, ())
     try:
@@ -83,23 +88,23 @@ def composed(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> 
         raw = OmegaConf.to_container(config, resolve=False)
         container: Any
         if groups:
-            chosen = [name for name in groups if config.get(name)]
-            container = {name: OmegaConf.to_container(config[name], resolve=True) for name in chosen}
+            present = [name for name in groups if config.get(name)]
+            container = {name: OmegaConf.to_container(config[name], resolve=True) for name in present}
         else:
             container = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{path}: {_one_line(error)}") from error
     assert isinstance(container, dict)
-    _use_present_names(container)
+    _update_class_paths(container)
     return Recipe({str(key): value for key, value in container.items()}, dict(_environment_values(config, raw)))
 
 
-def _use_present_names(node: Any) -> None:
-    """Class paths that moved, as recipes and runs of earlier versions have them."""
+def _update_class_paths(node: Any) -> None:
+    """Replace class paths of earlier versions by the present ones, in place."""
     if isinstance(node, dict) and node.get("class_path") in MOVED_CLASSES:
         node["class_path"] = MOVED_CLASSES[node["class_path"]]
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _use_present_names(child)
+        _update_class_paths(child)
 
 
 def _leaves(node: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
@@ -111,7 +116,10 @@ def _leaves(node: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def _environment_values(config: DictConfig, raw: Any) -> Iterator[tuple[Key, str]]:
-    """Keys whose value changes when the environment does, with their text. OmegaConf itself decides, not their text."""
+    """Yield the key and the unresolved text of every value that depends on the environment.
+
+    Every value is resolved twice, the second time with a resolver that ignores the environment, and compared.
+    """
     texts = {key: value for key, value in _leaves(raw) if isinstance(value, str) and "${" in value}
     values = {key: _resolved(config, key) for key in texts}
     OmegaConf.register_resolver("oc.env", lambda *_: "\0", replace=True)
@@ -122,42 +130,42 @@ def _environment_values(config: DictConfig, raw: Any) -> Iterator[tuple[Key, str
 
 
 def _resolved(config: DictConfig, key: Key) -> Any:
-    """A value with its interpolations resolved; an error's name where that fails, as it may without the environment."""
+    """Return a value with its interpolations resolved; the exception's type where that fails."""
     node: Any = config
     try:
         for part in key:
             node = node[part]
-    except Exception as error:  # a resolver may raise anything
+    except Exception as error:  # a resolver may raise any exception
         return type(error)
     return OmegaConf.to_container(node, resolve=True) if isinstance(node, Container) else node
 
 
 def take_flags(arguments: list[str], *names: str) -> tuple[set[str], list[str]]:
-    """Which of some flags, written --NAME without a value, are among the arguments, and the other arguments."""
+    """Return the given flags (written --NAME, without a value) among the arguments, and the other arguments."""
     flags = {f"--{name}" for name in names}
     return {a[2:] for a in arguments if a in flags}, [a for a in arguments if a not in flags]
 
 
 def split_arguments(arguments: list[str]) -> tuple[Path, list[str]]:
-    """Split a verb's command line into its recipe and `key=value` overrides.
+    """Return the recipe and the `key=value` overrides of a verb's arguments.
 
     Raises:
-        UserError: no --config, a value without a key, or a key without a value.
+        UserError: no --config or several, a value without a key, or a key without a value.
     """
     recipe: Path | None = None
     overrides: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
         if argument == "-c":
             argument = "--config"
         if not argument.startswith("--"):
-            raise UserError(f"{argument!r} stands alone: settings are written --key value (quote a pattern: '*.txt')")
+            raise UserError(f"{argument!r} belongs to no setting: write --key value (quote a pattern: '*.txt')")
         key, equals, value = argument[2:].partition("=")
         if not equals:
-            if not rest:
+            if not remaining:
                 raise UserError(f"--{key} has no value: write --{key} VALUE")
-            value = rest.pop(0)
+            value = remaining.pop(0)
         if key == "config":
             if recipe:
                 raise UserError("--config was given twice: let one recipe name the other as its base")
@@ -169,13 +177,14 @@ def split_arguments(arguments: list[str]) -> tuple[Path, list[str]]:
     return recipe, overrides
 
 
-def _load(path: Path, above: tuple[Path, ...]) -> DictConfig:
+def _load(path: Path, descendants: tuple[Path, ...]) -> DictConfig:
+    """Return a recipe merged over its bases; `descendants` are the recipes that it is a base of."""
     path = path.resolve()
-    if path in above:
+    if path in descendants:
         raise UserError(f"{path}: a recipe cannot be its own base")
     if not path.is_file():
-        others = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        hint = nearest(path.name, others) if others else "no such folder"
+        neighbours = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, neighbours) if neighbours else "no such folder"
         raise UserError(f"recipe {path} not found: {hint}")
     try:
         config = OmegaConf.load(path)
@@ -185,12 +194,12 @@ def _load(path: Path, above: tuple[Path, ...]) -> DictConfig:
         raise UserError(f"{path}: a recipe is a YAML mapping of settings")
     bases = config.pop("base", None) or []
     for base in reversed([bases] if isinstance(bases, str) else list(bases)):
-        config = OmegaConf.merge(_load(path.parent / base, (*above, path)), config)  # type: ignore[assignment]
+        config = OmegaConf.merge(_load(path.parent / base, (*descendants, path)), config)  # type: ignore[assignment]
     return config
 
 
 def _full_key(key: str, config: DictConfig) -> str:
-    """`model.learning_rate` is short for `model.init_args.learning_rate` wherever a group names a class."""
+    """Return `model.init_args.X` for the shorthand `model.X`, and likewise in every group that names a class."""
     head, _, tail = key.partition(".")
     is_class = isinstance(config.get(head), DictConfig) and "class_path" in config[head]
     if is_class and tail and tail.partition(".")[0] not in ("class_path", "init_args"):
@@ -199,7 +208,7 @@ def _full_key(key: str, config: DictConfig) -> str:
 
 
 def _value(text: str) -> Any:
-    """A value of the command line as YAML reads it; what is no YAML, a Jinja template say, is plain text."""
+    """Return a command-line value as YAML reads it; a value that is no YAML, such as a Jinja template, is a text."""
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
     except yaml.YAMLError:
@@ -211,7 +220,7 @@ def _one_line(error: Exception) -> str:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots."""
+    """Return nested dictionaries as one, with their keys joined by dots."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:

@@ -1,4 +1,4 @@
-"""What a recipe may make Python import: an exact list of classes, unless the user allows custom code."""
+"""The classes that a recipe may import: an exact list, unless the user allows custom code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prism_lightning.lightning_modules.callbacks.in_loop_evaluation import InLoo
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
 
-# Some of these take functions by name, which are imported no more than classes that are not listed.
+# Some of these take functions by name. `limit_imports` refuses to import such functions, too.
 TRUSTED_CLASSES: tuple[type, ...] = (
     DenseLM,
     PrismLM,
@@ -40,7 +40,7 @@ TRUSTED_CLASSES: tuple[type, ...] = (
 
 
 def _names(trusted: type) -> set[str]:
-    """The import paths of a class: where it is defined, and every package above that offers it."""
+    """Return the import paths of a class: of its module and of every package above it."""
     parts = trusted.__module__.split(".")
     return {".".join([*parts[:size], trusted.__qualname__]) for size in range(2, len(parts) + 1)}
 
@@ -50,27 +50,32 @@ TRUSTED_NAMES = {trusted.__name__ for trusted in TRUSTED_CLASSES}
 
 
 def limit_imports(config: dict[str, Any], recipe: str, allow_custom_code: bool) -> None:
-    """Let the parser import the trusted classes only; with the flag, anything. Holds for the rest of the process.
+    """Restrict the parser's imports to the trusted classes, for the rest of the process.
+
+    Args:
+        config: the composed recipe.
+        recipe: its path, for error messages.
+        allow_custom_code: whether the parser may import any class.
 
     Raises:
-        UserError: without the flag, every other class that the recipe names.
+        UserError: the recipe names classes that are not trusted.
     """
     if allow_custom_code:
         return
     model = config.get("model")
-    of_model = {str(model.get("class_path"))} if isinstance(model, dict) else set()
-    # A short name is looked up among known classes; the model's has a better message where it is wrong.
-    short = TRUSTED_NAMES | {name for name in of_model if "." not in name}
-    named = set(_class_paths(config)) - TRUSTED_PATHS - short
-    if named:
+    model_class = {str(model.get("class_path"))} if isinstance(model, dict) else set()
+    # The parser looks up short names among known classes. An unknown model has a better message elsewhere.
+    short_names = TRUSTED_NAMES | {name for name in model_class if "." not in name}
+    untrusted = set(_class_paths(config)) - TRUSTED_PATHS - short_names
+    if untrusted:
         raise UserError(
             [
                 f"{recipe}: class {name} is not on prism_lightning's list, and importing it runs its code: if you trust"
                 " this recipe, add --allow_custom_code"
-                for name in sorted(named)
+                for name in sorted(untrusted)
             ]
         )
-    # The parser would import any dotted name also where a function is expected.
+    # Where a function is expected, the parser would import any dotted name.
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(TRUSTED_PATHS))
 
 

@@ -1,4 +1,4 @@
-"""Validation of a recipe: every setting that is unknown or of the wrong type, all named at once."""
+"""Validation of a recipe: all settings that are unknown or of the wrong type, reported at once."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ TOP_LEVEL = {"seed_everything", "ckpt_path", "weights_only", "verbose", "return_
 
 
 def problems_in(config: dict[str, Any], allow_custom_code: bool = False) -> list[str]:
-    """One line for each setting that is unknown or of the wrong type; empty where every setting is fine alone.
+    """Return one line for each setting that is unknown or of the wrong type.
 
-    With `allow_custom_code` the model may be any class; the settings of a class that is not ours are not looked at.
+    Settings are checked one by one, not in combination. With `allow_custom_code` the model may be any class; the
+    settings of a class outside this package are not checked.
     """
-    known = {"device": "give trainer.accelerator and trainer.devices", "dtype": "give trainer.precision"}
-    found = [
-        f"{key} is no setting: {known.get(key) or nearest(key, TOP_LEVEL)}" for key in config if key not in TOP_LEVEL
+    replacements = {"device": "give trainer.accelerator and trainer.devices", "dtype": "give trainer.precision"}
+    problems = [
+        f"{key} is no setting: {replacements.get(key) or nearest(key, TOP_LEVEL)}"
+        for key in config
+        if key not in TOP_LEVEL
     ]
     for group, owner in GROUPS.items():
-        found += _problems_of(group, config.get(group) or {}, owner)
-    return found + _model_problems(config.get("model"), allow_custom_code)
+        problems += _problems_of(group, config.get(group) or {}, owner)
+    return problems + _model_problems(config.get("model"), allow_custom_code)
 
 
 def _model_problems(model: Any, allow_custom_code: bool) -> list[str]:
@@ -42,17 +45,17 @@ def _model_problems(model: Any, allow_custom_code: bool) -> list[str]:
         if allow_custom_code and "." in name:
             return []
         return [f"model.class_path={name!r} is no model: {nearest(name.rpartition('.')[2], MODEL_CLASSES)}"]
-    stray = [
+    problems = [
         f"model.{key} is no setting: write model.init_args.{key}"
         for key in model
         if key not in ("class_path", "init_args")
     ]
     settings = model.get("init_args") or {}
     if not isinstance(settings, dict) or "backbone" not in settings:
-        stray.append(
+        problems.append(
             "model.init_args.backbone is missing: give the settings of a Hugging Face decoder, e.g. {model_type: gpt2}"
         )
-    return stray + _problems_of("model.init_args", settings, MODEL_PATHS[name])
+    return problems + _problems_of("model.init_args", settings, MODEL_PATHS[name])
 
 
 def _problems_of(group: str, settings: Any, owner: type) -> list[str]:
@@ -62,22 +65,22 @@ def _problems_of(group: str, settings: Any, owner: type) -> list[str]:
     parser.add_class_arguments(owner)
     known = {action.dest.partition(".")[0] for action in parser._actions} - {"help"}
     required: dict[str, Any] = {"backbone": {}} if "backbone" in known else {}
-    found = []
+    problems = []
     for key, value in settings.items():
         if key not in known:
-            found.append(f"{group}.{key} is no setting: {nearest(str(key), known)}")
+            problems.append(f"{group}.{key} is no setting: {nearest(str(key), known)}")
             continue
         try:
             parser.parse_object({**required, key: value})
         except (ArgumentError, TypeError, ValueError, KeyError) as error:
-            found.append(f"{group}.{key}={value!r}: {_reason(error)}")
-    return found
+            problems.append(f"{group}.{key}={value!r}: {_reason(error)}")
+    return problems
 
 
 def _reason(error: Exception) -> str:
-    """The heart of the parser's message: from its first "Expected" on, without the echo of the value."""
+    """Return the parser's message from its first "Expected" on, without the value that it repeats."""
     message = " ".join(str(error).split())
     start = message.find("Expected")
-    heart = (message[start:] if start >= 0 else message).split(" Got value")[0].split(" Given value")[0].rstrip(". ")
-    heart = heart.replace("<class '", "").replace("'>", "").replace("typing.", "").replace("NoneType", "null")
-    return " or".join(heart.split(" - Expected a"))[:160].replace("Expected a ", "expected ")
+    reason = (message[start:] if start >= 0 else message).split(" Got value")[0].split(" Given value")[0].rstrip(". ")
+    reason = reason.replace("<class '", "").replace("'>", "").replace("typing.", "").replace("NoneType", "null")
+    return " or".join(reason.split(" - Expected a"))[:160].replace("Expected a ", "expected ")

@@ -16,8 +16,8 @@ from prism_lightning.evaluation.results import TaskResult
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.evaluation.tasks import build_tasks, why_fewer
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import model_fingerprint
-from prism_lightning.run.model_folder import run_directory
 from prism_lightning.run.training_data import data_of
 
 
@@ -28,7 +28,7 @@ def results_folder(run: Path, interventions: list[str]) -> Path:
         run: run directory, or the exported folder in it.
         interventions: names or paths of the interventions that the model is evaluated with.
     """
-    return run_directory(run) / "evaluation" / "+".join(Path(name).stem for name in interventions)
+    return RunPaths.of(run).evaluation / "+".join(Path(name).stem for name in interventions)
 
 
 def evaluate_run(
@@ -66,7 +66,7 @@ def evaluate_run(
 
     @cache
     def validation_texts() -> list[str]:
-        return data_of(run_directory(run)).validation.texts()
+        return data_of(RunPaths.of(run).root).validation.texts()
 
     identity: dict[str, Any] = {"model": model_fingerprint(model), "data_dir": str(data_dir) if data_dir else None}
     identity |= {"scalings": model.config.scalings} if model.scalings else {}

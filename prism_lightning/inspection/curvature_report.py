@@ -20,6 +20,7 @@ from prism_lightning.common.manifests import problem_in, whole
 from prism_lightning.data.store import TokenStore
 from prism_lightning.inspection.localisation import Localisation, compare
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import model_fingerprint
 
 FIT_STEPS = 150
@@ -120,7 +121,7 @@ def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
 def write_report(rows: list[tuple[str, Localisation]], folder: Path, facts: dict[str, Any]) -> list[Path]:
     """curvature.json and curvature.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "curvature.json", folder / "curvature.png"]
+    paths = [RunPaths(folder).curvature, RunPaths(folder).curvature_plot]
     content = facts | {"rows": [{"run": run} | row.as_dict() for run, row in rows]}
     paths[0].write_text(as_json(content, indent=1))
     _plot(rows, paths[1])

@@ -14,8 +14,8 @@ from prism_lightning.common.files import read_json
 from prism_lightning.common.progress import PhaseProgress
 from prism_lightning.data.sample import sampled_store
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import model_fingerprint
-from prism_lightning.run.model_folder import run_directory
 from prism_lightning.run.training_data import data_of
 
 # Tokens that show what a prototype stands for. All 3.1 million of the quickstart took two thirds of `suppress`'s time.
@@ -35,11 +35,12 @@ def own_index(run: Path, model: PrismForCausalLM, anew: bool = False) -> Path:
     Raises:
         UserError: a dense model, or as `data_of` and `Builder`.
     """
-    folder = run_directory(run) / "prototypes"
+    paths = RunPaths.of(run)
+    folder = paths.prototypes
     manifest = read_json(folder / "manifest.json")
     if manifest is not None and not anew and _is_own(manifest, model):
         return folder
-    corpus = data_of(run_directory(run)).train  # before anything is removed
+    corpus = data_of(paths.root).train  # before anything is removed
     try:
         known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
         if folder.is_dir() and (known is None or anew or manifest is not None or not _is_model(known, model)):

@@ -20,8 +20,9 @@ from prism_lightning.common.files import read_json, write_json
 from prism_lightning.common.manifests import listed, mapping, mapping_of, number, optional, problem_in, text, whole
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.steering import Scaling
+from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import model_fingerprint
-from prism_lightning.run.model_folder import load_exported, run_directory
+from prism_lightning.run.model_folder import load_exported
 
 FORMAT = 1
 FIELDS = {
@@ -83,7 +84,7 @@ class Intervention:
 
 def folder_of(run: Path) -> Path:
     """RUN/interventions, where `suppress` and `calibrate` write."""
-    return run_directory(run) / "interventions"
+    return RunPaths.of(run).interventions
 
 
 def located(run: Path, name: str) -> Path:

@@ -1,4 +1,7 @@
-"""DenseLM: training a decoder and its head through Lightning."""
+"""DenseLM: a decoder and its head, trained by Lightning.
+
+Shape suffixes: B blocks, T positions, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,27 @@ from prism_lightning.lightning_modules.optimizer import (
 from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.models import Objective, PrismConfig, PrismForCausalLM
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Tensor]  # input_ids [B, T], targets [B, T] and block_ids [B]
 
 
 class DenseLM(LightningModule):
     """The dense baseline: a decoder and its head.
 
     Args:
-        backbone: settings of a Hugging Face decoder, `model_type` among them, e.g. {model_type: gpt2, n_layer: 12}.
+        backbone: settings of a Hugging Face decoder with its `model_type`, e.g. {model_type: gpt2, n_layer: 12}.
         learning_rate: peak learning rate of decoder and head.
-        weight_decay: AdamW's decay of matrices; biases, norms and prototypes have none.
-        betas: AdamW's decay rates of its two moments.
-        schedule: "cosine", or "wsd" (stable, then linear decay over the last fifth).
-        warmup_steps: optimiser steps of linear warm-up.
-        final_learning_rate_share: learning rate at the end, as a share of the peak.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
-        compile: compile the decoder with torch.compile.
+        weight_decay: AdamW's weight decay of matrices; biases, norms and prototypes have none.
+        betas: AdamW's decay rates of the gradient's first and second moment.
+        schedule: learning-rate schedule after the warm-up: "cosine", or "wsd" (stable, then linear decay over the last
+            fifth).
+        warmup_steps: number of optimiser steps of linear warm-up.
+        final_learning_rate_share: learning rate at the last step, as a share of the peak.
+        gradient_checkpointing: whether to recompute activations in the backward pass, which saves memory and takes
+            about a third more time.
+        compile: whether to compile the decoder with torch.compile.
+
+    Raises:
+        UserError: settings out of range, all at once, or a backbone that cannot be built.
     """
 
     num_prototypes = 0
@@ -81,11 +89,15 @@ class DenseLM(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        """Check the data against the model before anything is computed; raises as `check_data` does."""
+        """Check the data against the model before anything is computed.
+
+        Raises:
+            UserError: as `check_data`.
+        """
         self.check_data(self.data)
 
     def check_data(self, data: TextData) -> None:
-        """Compare the prepared data with the model.
+        """Check that the prepared data fit the model.
 
         Raises:
             UserError: blocks longer than the context, or token ids outside the vocabulary.
@@ -104,7 +116,7 @@ class DenseLM(LightningModule):
             )
 
     def summary(self, data: TextData) -> str:
-        """One line: what is trained on what."""
+        """Return one line with the kind of model, its number of parameters, and the size of the training data."""
         parameters = sum(p.numel() for p in self.model.parameters())
         config = self.model.config
         kind = f"PRISM with {config.num_prototypes:,} prototypes" if config.num_prototypes else "dense"
@@ -112,7 +124,7 @@ class DenseLM(LightningModule):
         return f"{kind}, {parameters:,} parameters, on {counts['tokens']:,} tokens of {counts['documents']:,} documents"
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """AdamW over the groups of `parameter_groups`, with the chosen schedule stepped once per optimiser step."""
+        """Return AdamW over the groups of `parameter_groups`, and its schedule, stepped once per optimiser step."""
         groups = parameter_groups(self.model, self.learning_rate, self.prototype_learning_rate, self.weight_decay)
         # Lightning refuses to clip for a fused optimiser under mixed precision, also for bf16, which scales nothing.
         optimizer = torch.optim.AdamW(groups, betas=self.betas, fused="mixed" not in str(self.trainer.precision))
@@ -122,73 +134,78 @@ class DenseLM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Recount the batches done: a step takes another number of them when devices or micro-batches have changed.
+        """Recompute the number of batches done from the number of steps, and restart an interrupted validation.
 
-        A validation that a stop cut short is not continued: its metrics of the first part are gone.
+        A step takes another number of batches when devices or micro-batches have changed since the checkpoint. The
+        metrics of a validation's first part are not in the checkpoint.
         """
-        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        batches_done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         loops = checkpoint["loops"]["fit_loop"]
         validation = loops["epoch_loop.val_loop.batch_progress"]
         validation["current"] = dict.fromkeys(validation["current"], 0)
         progress = loops["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            surplus = counts["ready"] - done
+            surplus = counts["ready"] - batches_done
             counts.update({name: count - surplus for name, count in counts.items()})
 
     def objective(self, batch: Batch) -> Objective:
-        """The training objective of a batch."""
+        """Return the training objective of a batch."""
         return self.model.objective(batch["input_ids"], batch["targets"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Any randomness in a step (dropout) depends on seed, step and rank alone, so that a resumed run repeats it."""
+        """Seed the dropout of a micro-batch by seed, batch and rank alone, so that a resumed run repeats it."""
         torch.manual_seed(hash((self.data.seed, batch_idx, self.global_rank)) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one micro-batch."""
+        """Return the loss of one micro-batch.
+
+        Raises:
+            UserError: the loss is not finite on some rank.
+        """
         result = self.objective(batch)
         self._check_finite(result.loss, batch)
         self.log("train/loss", result.cross_entropy.detach(), prog_bar=True)
         self.log_training(result)
         if self.trainer.strategy.handles_gradient_accumulation:
-            # Lightning divides by the accumulation, and DeepSpeed then does so again: half-size gradients pass under
-            # the clipping norm (after 8 tiny steps at accumulation 2, weights were off by 2.6e-4; now by under 1e-6).
+            # Lightning divides by the accumulation, and DeepSpeed divides again. At accumulation 2 the gradients would
+            # be half as large and less often clipped: after 8 tiny steps weights were off by 2.6e-4, now by under 1e-6.
             return result.loss * self.trainer.accumulate_grad_batches
         return result.loss
 
     def log_training(self, result: Objective) -> None:
-        """Diagnostics of a training batch beyond its loss."""
+        """Log diagnostics of a training batch beyond its loss; the dense model has none."""
 
     def _check_finite(self, loss: Tensor, batch: Batch) -> None:
-        """Stop before a non-finite loss reaches the weights or a checkpoint; all ranks stop together."""
+        """Raise UserError on all ranks if any rank's loss is not finite, before it reaches weights or a checkpoint."""
         finite = bool(torch.isfinite(loss.detach()))
         if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             return
         blocks = torch.as_tensor(self.all_gather(batch["block_ids"])).flatten().tolist()
         raise UserError(
             f"the loss is not finite at step {self.global_step} (training blocks {blocks}): lower"
-            " trainer.gradient_clip_val, and `fit` resumes from the last checkpoint, or start anew with a lower"
-            " model.learning_rate in another run.dir"
+            " trainer.gradient_clip_val and run the same command again to resume from the last checkpoint, or start"
+            " anew with a lower model.learning_rate in another run.dir"
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the metrics."""
+        """Add a batch to the metrics of the validation."""
         result = self.objective(batch)
         self.loss_metric.update(result.cross_entropy, batch["input_ids"].numel())
         self.update_diagnostics(result)
 
     def update_diagnostics(self, result: Objective) -> None:
-        """Add a validation batch to metrics beyond its loss."""
+        """Add a validation batch to metrics beyond its loss; the dense model has none."""
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Metrics of the validation set beyond the loss; resets them."""
+        """Return the metrics of the validation beyond its loss, and reset them."""
         return {}
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, perplexity, bits per byte and diagnostics over the whole validation set."""
+        """Log loss, perplexity, bits per byte and diagnostics of the whole validation."""
         self._log_evaluation("val")
 
     def evaluation(self, bytes_per_token: float) -> dict[str, Tensor]:
-        """Loss, perplexity, bits per byte and diagnostics of all batches since the last call."""
+        """Return loss, perplexity, bits per byte and diagnostics of all batches since the last call, and reset them."""
         values = derived(self.loss_metric.compute(), bytes_per_token) | self.diagnostics()
         self.loss_metric.reset()
         return values
@@ -198,15 +215,15 @@ class DenseLM(LightningModule):
         self.log_dict({f"{prefix}/{name}": value.float() for name, value in values.items()}, rank_zero_only=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
+        """Add a batch to the metrics, as in validation."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As in validation, under `test/`."""
+        """Log the metrics of the validation under `test/`."""
         self._log_evaluation("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Log-probability [B, T] of every target token, with the ids of the blocks."""
+        """Return the log-probability [B, T] (nats) of every target token, and the blocks' ids [B]."""
         logits_BTV = self.model(batch["input_ids"], use_cache=False).logits
-        chosen = logits_BTV.float().log_softmax(-1).gather(-1, batch["targets"][..., None])[..., 0]
-        return {"block_ids": batch["block_ids"].cpu(), "log_probabilities": chosen.cpu()}
+        log_probabilities_BT = logits_BTV.float().log_softmax(-1).gather(-1, batch["targets"][..., None])[..., 0]
+        return {"block_ids": batch["block_ids"].cpu(), "log_probabilities": log_probabilities_BT.cpu()}

@@ -1,4 +1,4 @@
-"""Torchmetrics of a language model and of its prototypes. K is the number of prototypes."""
+"""Metrics of a language model and of its prototypes (docs/method.md, "Reported figures"). K: number of prototypes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torchmetrics import Metric
 
 
 class LanguageModelingMetric(Metric):
-    """Loss, perplexity and bits per byte from mean cross-entropies, weighted by tokens.
+    """The mean cross-entropy in nats per token, from the means of batches weighted by their tokens.
 
-    The cross-entropy comes fused with the head, so no [tokens, vocabulary] logits exist for a stock metric to take.
+    The head computes the cross-entropy without [tokens, vocabulary] logits, which a stock metric would need.
     """
 
     nats: Tensor
@@ -29,17 +29,17 @@ class LanguageModelingMetric(Metric):
         self.tokens += tokens
 
     def compute(self) -> Tensor:
-        """Mean loss in nats per token."""
+        """Return the mean loss in nats per token."""
         return self.nats / self.tokens
 
 
 def derived(loss: Tensor, bytes_per_token: float) -> dict[str, Tensor]:
-    """Loss (nats per token), perplexity (per token) and bits per UTF-8 byte."""
+    """Return loss (nats per token), perplexity (per token) and bits per UTF-8 byte."""
     return {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": loss / (math.log(2) * bytes_per_token)}
 
 
 class PrototypeUsage(Metric):
-    """How the prototypes are used: dead share, entropy of usage and active prototypes per token."""
+    """Dead share, entropy of usage and active prototypes per token."""
 
     counts: Tensor
     tokens: Tensor
@@ -50,12 +50,12 @@ class PrototypeUsage(Metric):
         self.add_state("tokens", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, counts_K: Tensor, tokens: int) -> None:
-        """Add a batch: how often each prototype was active, and the number of tokens."""
+        """Add a batch: the number of tokens for which each prototype was active [K], and the number of all tokens."""
         self.counts += counts_K
         self.tokens += tokens
 
     def compute(self) -> dict[str, Tensor]:
-        """`dead_share` (never active), `usage_entropy` (share of log K, 1 is even use), `active_per_token`."""
+        """Return `dead_share` (of K), `usage_entropy` (as a share of log K; 1 is even use) and `active_per_token`."""
         share_K = self.counts / self.counts.sum().clamp_min(1)
         entropy = -torch.xlogy(share_K, share_K).sum() / math.log(max(2, len(share_K)))
         return {

@@ -1,4 +1,7 @@
-"""PrismLM: the dense baseline's training with a layer of prototypes on top."""
+"""PrismLM: the dense baseline's training with a layer of prototypes on top.
+
+Shape suffixes: B blocks, T positions, N tokens, D hidden size, K prototypes, k active prototypes per token.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from prism_lightning.lightning_modules.sharding import gathered, write_parameter
 from prism_lightning.models import Mixture, Objective, PrismConfig, PrototypeLayer
 from prism_lightning.models.prototypes import prototypes_from, revived_prototypes
 
-# Clipping goes by the norm of all gradients together, the only kind that DeepSpeed has, and must not feel the
-# prototypes: with their gradient at full size the decoder lost 0.0085 nats over 600 quickstart steps at commitment 0,
-# where it ought to train exactly as its dense twin. Adam does not mind the scale, given a small epsilon.
+# Clipping uses the norm of all gradients together, the only kind that DeepSpeed has. With the prototypes' gradient at
+# full size in this norm, the decoder's loss was 0.0085 nats higher after 600 quickstart steps at commitment 0, where it
+# should train exactly as its dense twin. Adam with a small epsilon is invariant to the gradient's scale.
 PROTOTYPE_GRADIENT_SCALE = 1e-3
 
-# Logged name of each prototype term.
+# Logged name of each prototype term, and its field in `PrototypeTerms`.
 TERMS = {
     "unexplained_variance": "reconstruction",
     "prototype_to_token": "prototype_to_token",
@@ -34,21 +37,27 @@ class PrismLM(DenseLM):
     """The PRISM twin: the same decoder and head, with a layer of prototypes at its output.
 
     Args:
-        backbone: settings of a Hugging Face decoder, `model_type` among them, e.g. {model_type: gpt2, n_layer: 12}.
-        num_prototypes: K, the number of prototypes.
-        active_prototypes: k, how many may be active for one token.
-        reconstruction_weight: w_rec, weight of the fraction of variance left unexplained.
-        prototype_to_token_weight: w_p2t, weight of the distance from each prototype to its nearest token.
-        token_to_prototype_weight: w_t2p, weight of the distance from each token to its nearest prototype.
-        commitment: how strongly these losses bend the decoder: 1 as strongly as the prototypes, 0 not at all.
-        cross_entropy_to_prototypes: let the cross-entropy reach the prototypes too.
-        placement_step: optimiser step at which prototypes are set from real hidden states.
-        revival_interval: optimiser steps between revivals of prototypes that no token used meanwhile; 0 never.
+        backbone: settings of a Hugging Face decoder with its `model_type`, e.g. {model_type: gpt2, n_layer: 12}.
+        num_prototypes: number of prototypes, K.
+        active_prototypes: largest number of prototypes that are active for one token, k.
+        reconstruction_weight: weight w_rec of the share of variance that the prototypes leave unexplained.
+        prototype_to_token_weight: weight w_p2t of the mean distance from each prototype to its nearest token.
+        token_to_prototype_weight: weight w_t2p of the mean distance from each token to its nearest prototype.
+        commitment: factor on the gradient that these three losses send to the decoder, from 0 (none) to 1 (the same as
+            to the prototypes).
+        cross_entropy_to_prototypes: whether the cross-entropy also trains the prototypes.
+        placement_step: optimiser step at which the prototypes are set to hidden states of training tokens.
+        revival_interval: number of optimiser steps between revivals of prototypes that no token used in between;
+            0 turns revivals off.
         prototype_learning_rate: peak learning rate of the prototypes.
-        polish_steps: Adam steps that fit the prototypes to the frozen decoder after `fit`; 0 skips it.
-        polish_tokens: training tokens whose hidden states polishing draws from.
+        polish_steps: number of Adam steps that fit the prototypes to the frozen decoder at the end of `fit`; 0 skips
+            polishing.
+        polish_tokens: number of training tokens whose hidden states are used for polishing.
         polish_learning_rate: peak learning rate of polishing.
         **kwargs: settings of `DenseLM`.
+
+    Raises:
+        UserError: settings out of range, all at once, or as `DenseLM`.
     """
 
     usage_K: Tensor
@@ -82,27 +91,27 @@ class PrismLM(DenseLM):
         }
         if num_prototypes < 1:
             raise UserError(f"model.num_prototypes is {num_prototypes}: give a positive number, or train DenseLM")
-        least: dict[str, tuple[float, int]] = {"placement_step": (placement_step, 0)}
-        least |= {"revival_interval": (revival_interval, 0)}
-        least |= {"polish_steps": (polish_steps, 0), "polish_tokens": (polish_tokens, 1)}
-        least |= {"prototype_learning_rate": (prototype_learning_rate, 0)}
-        least |= {"polish_learning_rate": (polish_learning_rate, 0)}
-        problems = [f"model.{name} is {n}: give at least {low}" for name, (n, low) in least.items() if not n >= low]
-        if problems:
-            raise UserError(problems)
+        check_minimums(
+            placement_step=(placement_step, 0),
+            revival_interval=(revival_interval, 0),
+            polish_steps=(polish_steps, 0),
+            polish_tokens=(polish_tokens, 1),
+            prototype_learning_rate=(prototype_learning_rate, 0),
+            polish_learning_rate=(polish_learning_rate, 0),
+        )
         super().__init__(backbone, **kwargs)
         self.placement_step, self.revival_interval = placement_step, revival_interval
         self.prototype_learning_rate = prototype_learning_rate
         self.polish_steps, self.polish_tokens = polish_steps, polish_tokens
         self.polish_learning_rate = polish_learning_rate
-        # Uses since the last revival, summed over ranks, so that any rank's checkpoint holds the same.
+        # Active tokens since the last revival, summed over ranks, so that every rank's checkpoint is the same.
         self.register_buffer("usage_K", torch.zeros(num_prototypes, dtype=torch.long))
         self.terms_metric: dict[str, MeanMetric] = torch.nn.ModuleDict({name: MeanMetric() for name in TERMS})  # type: ignore[assignment]
         self.usage_metric = PrototypeUsage(num_prototypes)
 
     @property
     def layer(self) -> PrototypeLayer:
-        """The model's prototypes."""
+        """The model's prototype layer."""
         assert self.model.prototypes is not None
         return self.model.prototypes
 
@@ -110,7 +119,7 @@ class PrismLM(DenseLM):
         return PrismConfig(backbone_config=backbone, **self._prototype_settings)
 
     def setup(self, stage: str) -> None:
-        """As the dense twin's; warns where training ends before the prototypes are placed."""
+        """Check the data as `DenseLM` does, and warn where training ends before the prototypes are placed."""
         super().setup(stage)
         if stage == "fit" and 0 <= self.trainer.max_steps <= self.placement_step:
             rank_zero_warn(
@@ -119,7 +128,7 @@ class PrismLM(DenseLM):
             )
 
     def objective(self, batch: Batch) -> Objective:
-        """The training objective; until the prototypes are placed they do not bend the decoder."""
+        """Return the training objective (method, section 3). Before placement, prototypes do not train the decoder."""
         placed = not self.training or self.global_step >= self.placement_step
         return self.model.objective(
             batch["input_ids"],
@@ -129,7 +138,7 @@ class PrismLM(DenseLM):
         )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Place the prototypes, or revive dead ones, when their step has come."""
+        """Place the prototypes or revive dead ones, at the first micro-batch of the steps due (method, section 3)."""
         super().on_train_batch_start(batch, batch_idx)
         step = self.global_step
         if batch_idx % self.trainer.accumulate_grad_batches:
@@ -169,13 +178,16 @@ class PrismLM(DenseLM):
 
     @torch.no_grad()
     def sampled_hidden_states(self, step: int, tokens: int, salt: int = 1) -> Tensor:
-        """Hidden states [N, D] of training blocks chosen by (seed + salt, step): alike on every rank, and resumed."""
+        """Return hidden states [N, D] of training blocks, at least `tokens` of them.
+
+        The blocks depend on the data's seed, `salt` and `step` alone: all ranks and resumed runs use the same.
+        """
         data = self.data
         count = -(-tokens // data.block_size)
         blocks = block_at(step * count + torch.arange(count).numpy(), len(data.train), data.seed + salt).tolist()
         ids_BT = torch.stack([row["input_ids"] for row in data.train.__getitems__(blocks)]).to(self.device)
         training = self.model.training
-        self.model.eval()  # dropout is drawn for each rank on its own
+        self.model.eval()  # dropout would differ between ranks
         z_ND = torch.cat(
             [self.model.hidden_states(chunk).flatten(0, 1) for chunk in ids_BT.split(data.micro_batch_size)]
         )
@@ -190,7 +202,7 @@ class PrismLM(DenseLM):
         return torch.bincount(active, minlength=self.model.config.num_prototypes)
 
     def log_training(self, result: Objective) -> None:
-        """Count the uses and log the objective's prototype terms."""
+        """Count the prototypes' active tokens and log the objective's prototype terms."""
         assert result.mixture is not None
         self.usage_K += self.trainer.strategy.reduce(self._counts(result.mixture), reduce_op="sum")
         for name in TERMS:
@@ -205,8 +217,19 @@ class PrismLM(DenseLM):
         self.usage_metric.update(self._counts(result.mixture), tokens)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Unexplained variance, both clustering distances, usage entropy, dead share, active per token."""
+        """Return unexplained variance, both mean distances and the figures of `PrototypeUsage`, and reset them."""
         values = {name: metric.compute() for name, metric in self.terms_metric.items()} | self.usage_metric.compute()
         for metric in (*self.terms_metric.values(), self.usage_metric):
             metric.reset()
         return values
+
+
+def check_minimums(**values_and_minimums: tuple[float, int]) -> None:
+    """Raise UserError for all settings of the model that are below their minimum or NaN."""
+    problems = [
+        f"model.{name} is {value}: give at least {minimum}"
+        for name, (value, minimum) in values_and_minimums.items()
+        if not value >= minimum  # NaN compares false
+    ]
+    if problems:
+        raise UserError(problems)

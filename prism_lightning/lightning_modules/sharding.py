@@ -1,4 +1,4 @@
-"""Reading and writing one whole parameter under any strategy, sharded ones included."""
+"""Reading and writing one whole parameter under any strategy, also one that shards parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def gathered(parameter: nn.Parameter) -> AbstractContextManager:
-    """Inside, the parameter has its full shape on every rank (ZeRO-3 keeps only a shard outside)."""
+    """Return a context in which the parameter has its full shape on every rank; outside, ZeRO-3 keeps only a shard."""
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
     import deepspeed
@@ -19,10 +19,11 @@ def gathered(parameter: nn.Parameter) -> AbstractContextManager:
 
 @torch.no_grad()
 def write_parameter(parameter: nn.Parameter, value: Tensor) -> None:
-    """Overwrite a parameter on every rank; `value` is the same on all of them.
+    """Overwrite a parameter on every rank.
 
-    A ZeRO optimiser keeps its own fp32 copy and would undo a change of the visible weight at its next step, so both
-    are written.
+    Args:
+        parameter: whole or sharded.
+        value: of the full shape, the same on all ranks.
     """
     if hasattr(parameter, "ds_id"):
         import deepspeed
@@ -31,6 +32,7 @@ def write_parameter(parameter: nn.Parameter, value: Tensor) -> None:
             parameter.copy_(value)
     else:
         parameter.copy_(value)
+    # A ZeRO optimiser keeps an fp32 copy of its own, from which its next step would restore the old weight.
     if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
         from deepspeed.utils import safe_set_full_fp32_param
 

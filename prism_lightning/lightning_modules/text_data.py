@@ -1,4 +1,4 @@
-"""One DataModule for every model: blocks of a corpus in training order, at any number of devices."""
+"""The DataModule of every model: blocks of a corpus in training order, for any number of devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prism_lightning.data.store import TokenStore
 
 
 class TrainingLoader(DataLoader):
-    """Batches of one rank in training order; its state is the global position alone, the same on every rank."""
+    """Batches of one rank in training order. Its state is the global position alone, the same on every rank."""
 
     batch_sampler: TrainingOrder  # type: ignore[assignment]
 
@@ -33,11 +33,11 @@ class TrainingLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Blocks handed out so far over all ranks: what resumes at any world size."""
+        """Return the number of blocks read so far over all ranks, which suffices to resume at any world size."""
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue behind the blocks already handed out."""
+        """Continue after the blocks already read."""
         self.position = self.batch_sampler.start = state["position"]
 
 
@@ -45,14 +45,14 @@ class TrainingLoader(DataLoader):
 class TextData(Corpus, LightningDataModule):
     """Documents packed into blocks of tokens, in batches; `Corpus` has the settings of the text itself.
 
-    Without `path` and `dataset`: the running Python's standard library.
+    Without `path` and `dataset`, the documents are those of the running Python's standard library.
 
     Args:
-        batch_size: blocks per optimiser step over all devices; devices and accumulation share them out.
-        micro_batch_size: blocks in one forward pass of one device, at most.
-        validation_blocks: at most this many blocks in one validation, spread evenly over the split.
-        seed: decides the order of blocks; which documents are held out is the same for all seeds.
-        num_workers: loader processes; 0 reads in the training process, fast enough for local disks.
+        batch_size: number of blocks per optimiser step over all devices.
+        micro_batch_size: largest number of blocks in one forward pass of one device.
+        validation_blocks: largest number of blocks in one validation, spread evenly over the split; null takes all.
+        seed: seed of the order of training blocks; the documents held out are the same for all seeds.
+        num_workers: number of loader processes; 0 reads in the training process, which is fast enough for local disks.
     """
 
     batch_size: int = 8
@@ -66,7 +66,7 @@ class TextData(Corpus, LightningDataModule):
         super().__post_init__()
 
     def problems(self) -> list[str]:
-        """One line for each setting whose value cannot be used."""
+        """Return one line for each setting whose value cannot be used."""
         problems = super().problems() + [
             f"data.{name} is {getattr(self, name)}: give a positive number"
             for name in ("batch_size", "micro_batch_size")
@@ -79,16 +79,16 @@ class TextData(Corpus, LightningDataModule):
         return problems
 
     def prepare_data(self) -> None:
-        """Prepare the token store, or find it in the cache."""
+        """Prepare the token store, unless it is in the cache."""
         self.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open both splits. Raises as `open`."""
+        """Open both splits; raises as `Corpus.open`."""
         self.open()
 
     @property
     def accumulation(self) -> int:
-        """Forward passes per optimiser step on each device."""
+        """Number of forward passes per optimiser step on each device."""
         return self.batch_size // (self._micro_batch_size * self._world_size)
 
     @property
@@ -97,10 +97,10 @@ class TextData(Corpus, LightningDataModule):
 
     @property
     def _micro_batch_size(self) -> int:
-        """Blocks in one forward pass: never more than a device's share of a step.
+        """Number of blocks in one forward pass: at most a device's share of a step.
 
         Raises:
-            UserError: a step that cannot be shared out evenly.
+            UserError: a step cannot be divided evenly.
         """
         size = min(self.micro_batch_size, max(1, self.batch_size // self._world_size))
         if self.batch_size % (size * self._world_size):
@@ -111,7 +111,7 @@ class TextData(Corpus, LightningDataModule):
         return size
 
     def train_dataloader(self) -> TrainingLoader:
-        """Training blocks in an order that depends on the seed and the position alone."""
+        """Return the loader of training blocks, whose order depends on the seed and the position alone."""
         order = TrainingOrder(
             num_blocks=len(self.train),
             seed=self.seed,
@@ -124,11 +124,11 @@ class TextData(Corpus, LightningDataModule):
         return TrainingLoader(self.train, order, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """Validation blocks in order, each on one rank."""
+        """Return the loader of this rank's validation blocks; each block is on one rank."""
         return self.validation_loader(self.trainer.global_rank if self.trainer else 0, self._world_size)
 
     def validation_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader:
-        """One rank's share of the validation blocks; by default all of them.
+        """Return the loader of one rank's share of the validation blocks; by default of all of them.
 
         Raises:
             UserError: fewer blocks than ranks.
@@ -139,21 +139,21 @@ class TextData(Corpus, LightningDataModule):
                 f"{count} validation blocks are fewer than {world_size} devices: raise data.validation_blocks or"
                 " data.validation_fraction"
             )
-        chosen = np.linspace(0, len(self.validation) - 1, count).astype(int)
-        mine = Subset(self.validation, chosen[rank::world_size].tolist())
+        block_ids = np.linspace(0, len(self.validation) - 1, count).astype(int)
+        blocks = Subset(self.validation, block_ids[rank::world_size].tolist())
         return DataLoader(
-            mine, batch_size=self.micro_batch_size, num_workers=self.num_workers, worker_init_fn=ignore_stops
+            blocks, batch_size=self.micro_batch_size, num_workers=self.num_workers, worker_init_fn=ignore_stops
         )
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
     def state_dict(self) -> dict[str, Any]:
-        """Identity of the data, so that a resumed run notices when they changed."""
+        """Return the data's fingerprint, by which a resumed run notices other data."""
         return {"fingerprint": self.train.manifest["fingerprint"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to continue on other data.
+        """Check that a checkpoint was trained on these data.
 
         Raises:
             UserError: the fingerprint differs.

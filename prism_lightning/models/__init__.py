@@ -1,4 +1,4 @@
-"""Pure torch: the prototype layer, the decoder with its head, and the exact decomposition of a logit."""
+"""Models in torch: the prototype layer, the decoder with its head, and the exact decomposition of a logit."""
 
 from prism_lightning.models.configuration import PrismConfig
 from prism_lightning.models.decomposition import Decomposition, decompose

@@ -15,19 +15,22 @@ from prism_lightning.models.steering import Scaling, check, merged
 class PrismConfig(PreTrainedConfig):
     """A decoder backbone, its head, and `num_prototypes` prototypes (0: the dense baseline).
 
-    The weights of the training objective live here because attribution will need them: the record of a training
-    token is the gradient of what was trained.
+    The weights of the training objective (method, section 3) are part of the configuration, because attribution uses
+    the gradient of the same objective as the record of a training token.
 
     Args:
         backbone_config: any Hugging Face decoder configuration, e.g. `{"model_type": "gpt2", "n_layer": 4}`.
-        num_prototypes: K, rows of P. 0 builds the dense baseline.
-        active_prototypes: k, the prototypes with the largest cosine that may be active for one token.
-        reconstruction_weight: w_rec of L_rec, the fraction of variance left unexplained.
-        prototype_to_token_weight: w_p2t of L_p2t, which keeps every prototype near some token.
-        token_to_prototype_weight: w_t2p of L_t2p, which keeps every token near some prototype.
-        commitment: how strongly these three losses bend the backbone: 1 symmetric, 0 not at all.
-        cross_entropy_to_prototypes: let the cross-entropy reach the prototypes (each receives a_ti * delta_t).
-        scalings: factors on prototypes' terms in the logits, of all tokens or some: what interventions set.
+        num_prototypes: K, the number of rows of P; 0 builds the dense baseline.
+        active_prototypes: k, the number of prototypes with the largest cosine that may be active for one token.
+        reconstruction_weight: w_rec, the weight of L_rec, the fraction of variance left unexplained.
+        prototype_to_token_weight: w_p2t, the weight of L_p2t, which keeps every prototype near some token.
+        token_to_prototype_weight: w_t2p, the weight of L_t2p, which keeps every token near some prototype.
+        commitment: factor from 0 to 1 on the gradient that these three losses send to the backbone.
+        cross_entropy_to_prototypes: whether the cross-entropy trains the prototypes (each receives a_ti delta_t).
+        scalings: factors on prototypes' terms in the logits, as interventions set them (method, section 5).
+
+    Raises:
+        UserError: a value out of range, or a backbone as `backbone_configuration` refuses it.
     """
 
     model_type = "prism"
@@ -46,13 +49,13 @@ class PrismConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.backbone_config, PreTrainedConfig):
             self.backbone_config = backbone_configuration(self.backbone_config or {"model_type": "gpt2"})
-        # The outer flag decides on tying, and from_pretrained re-initialises a tied head when it is missing there.
+        # The outer flag decides on tying: without it, from_pretrained re-initialises a tied head.
         self.tie_word_embeddings = self.backbone_config.tie_word_embeddings
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(self.backbone_config, name, None))
         super().__post_init__(**kwargs)
         self._check()
-        self.scale(self.scalings_given())
+        self.scale(self.present_scalings())
 
     def _check(self) -> None:
         if self.num_prototypes < 0:
@@ -66,15 +69,15 @@ class PrismConfig(PreTrainedConfig):
             raise UserError(f"commitment is {self.commitment}: give a number from 0 (free backbone) to 1 (symmetric)")
 
     def scale(self, scalings: list[Scaling]) -> None:
-        """Set `scalings`, merged; raises as `steering.check`, and then leaves them as they are."""
+        """Set `scalings`, merged; an error as of `steering.check` leaves the present ones unchanged."""
         check(scalings, self.num_prototypes, self.vocab_size)
         self.scalings = [
             {"factors": {str(prototype): factor for prototype, factor in s.factors.items()}, "tokens": s.tokens}
             for s in merged(scalings)
         ] or None
 
-    def scalings_given(self) -> list[Scaling]:
-        """`scalings` as `scale` takes them."""
+    def present_scalings(self) -> list[Scaling]:
+        """Return `scalings` in the form that `scale` takes."""
         return [
             Scaling(
                 {int(i): float(f) for i, f in s["factors"].items()}, None if s["tokens"] is None else tuple(s["tokens"])
@@ -83,7 +86,7 @@ class PrismConfig(PreTrainedConfig):
         ]
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The backbone's configuration: what `generate` sizes its key-value cache by."""
+        """Return the backbone's configuration, from which `generate` takes the size of its key-value cache."""
         assert isinstance(self.backbone_config, PreTrainedConfig)
         return self.backbone_config
 
@@ -101,12 +104,12 @@ class PrismConfig(PreTrainedConfig):
 
 
 def backbone_configuration(settings: dict[str, Any]) -> PreTrainedConfig:
-    """Build a Hugging Face configuration from plain settings, refusing names that it does not have.
+    """Return a Hugging Face decoder configuration from plain settings, `model_type` among them.
 
-    Hugging Face keeps unknown names silently as attributes, so that a misspelt `n_layers: 24` would train 12 layers.
+    Hugging Face keeps unknown names as attributes: a misspelt `n_layers: 24` would train 12 layers without an error.
 
     Raises:
-        UserError: unknown `model_type`, unknown setting, or a value the configuration refuses.
+        UserError: an unknown `model_type` or setting, a value that the configuration refuses, or no decoder.
     """
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
@@ -126,15 +129,16 @@ def backbone_configuration(settings: dict[str, Any]) -> PreTrainedConfig:
     settings = {"bos_token_id": None, "eos_token_id": None} | settings
     try:
         config = config_class(**settings)
-    except Exception as error:  # huggingface_hub raises its own dataclass errors, one type per kind of problem
+    except Exception as error:  # huggingface_hub has an exception type for each kind of problem
         raise UserError(f"backbone settings refused by {model_type}: {' '.join(str(error).split())}") from error
     if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise UserError(
-            f"backbone.model_type {model_type} sees what it is to predict: take a decoder, gpt2 or llama say"
+            f"backbone.model_type {model_type} attends to the tokens that it predicts: take gpt2, llama or another"
+            " decoder"
         )
     missing = [name for name in ("hidden_size", "vocab_size", "max_position_embeddings") if not hasattr(config, name)]
     if missing:
         raise UserError(
-            f"backbone.model_type {model_type} has no {missing[0]}: take another decoder, gpt2 or llama say"
+            f"backbone.model_type {model_type} has no {missing[0]}: take another decoder, for example gpt2 or llama"
         )
     return config

@@ -1,6 +1,6 @@
-"""One causal language model for both variants: a Hugging Face decoder, a head and, for PRISM, a prototype layer.
+"""The causal language model of both variants: a Hugging Face decoder, a head and, for PRISM, a prototype layer.
 
-Shapes: B blocks, T positions, N = B * T tokens, D hidden size, V vocabulary, K prototypes, k active per token.
+Shape suffixes: B blocks, T positions, N = B * T tokens, D hidden size, V vocabulary, K prototypes, k active per token.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from prism_lightning.models.steering import ScaledTerms, Scaling
 
 
 class LanguageModelHead(nn.Linear):
-    """W. Computes logits or, given targets, the cross-entropy, so that a sharded weight is gathered for either."""
+    """The head W [V, D], which returns logits or, with targets, the mean cross-entropy.
+
+    Both happen in `forward`, where a strategy that shards parameters gathers the weight.
+    """
 
     def forward(self, z: Tensor, targets_N: Tensor | None = None) -> Tensor:
         if targets_N is None:
@@ -42,12 +45,12 @@ class LanguageModelHead(nn.Linear):
         if torch.is_autocast_enabled(z.device.type):
             dtype = torch.get_autocast_dtype(z.device.type)
             z, weight_VD = z.to(dtype), weight_VD.to(dtype)
-        # Chunked: never holds [N, V] logits, and at N 2,048, D 128, V 4,096 took 63 ms against 118 ms on 2 CPU cores.
+        # In chunks, without [N, V] logits: 63 ms against 118 ms at N 2,048, D 128, V 4,096 on 2 CPU cores.
         return F.linear_cross_entropy(z, weight_VD, targets_N, options=nn.LinearCrossEntropyOptions())
 
 
 def fuse_activations(backbone: nn.Module) -> None:
-    """Compute GPT-2's GELU by one kernel in place of eight: 14 ms in place of 107 for 8,192 x 512 on a CPU core."""
+    """Replace GPT-2's GELU of eight kernels by one kernel: 14 ms against 107 ms for 8,192 x 512 on a CPU core."""
     for module in list(backbone.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -56,20 +59,26 @@ def fuse_activations(backbone: nn.Module) -> None:
 
 @dataclass
 class Objective:
-    """The training loss and its parts for one batch. `terms` and `mixture` are None for a dense model."""
+    """The training loss of one batch and its parts; `terms` and `mixture` are None for a dense model."""
 
-    loss: Tensor
-    cross_entropy: Tensor
-    hidden_ND: Tensor
+    loss: Tensor  # L, a scalar
+    cross_entropy: Tensor  # CE, a scalar, in nats per token
+    hidden_ND: Tensor  # z
     terms: PrototypeTerms | None = None
     mixture: Mixture | None = None
 
 
 class PrismForCausalLM(PreTrainedModel, GenerationMixin):
-    """Dense baseline (`num_prototypes=0`) or PRISM model; `save_pretrained`, `from_pretrained` and `generate` work.
+    """Dense baseline (`num_prototypes=0`) or PRISM model, with `save_pretrained`, `from_pretrained` and `generate`.
 
-    Un-suppressed logits are backbone + head in both, computed the same way: prototypes explain them, exactly. Factors
-    on prototypes (`intervene`) are part of the configuration, so an exported model keeps them.
+    Without interventions both variants compute the logits as W z (method, section 2). Factors on prototypes
+    (`intervene`) are part of the configuration, so that an exported model keeps them.
+
+    Args:
+        config: decoder, head and prototypes.
+
+    Raises:
+        UserError: a backbone that cannot be built.
     """
 
     config: PrismConfig
@@ -83,7 +92,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         try:
             self.backbone = AutoModel.from_config(config.backbone_config)
-        except ValueError as error:  # numbers that do not divide each other, say
+        except ValueError as error:  # for example sizes that do not divide each other
             cause = " ".join(str(error).split())
             raise UserError(f"backbone settings refused by {config.get_text_config().model_type}: {cause}") from error
         fuse_activations(self.backbone)
@@ -98,11 +107,11 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         )
         self._scaled: ScaledTerms | None = None
         self._scaled_state: tuple[torch.device, int, int] | None = None
-        # Of the weights that `narrow_decoder` rounded; None where the weights are as they are stored.
+        # Fingerprint of the weights before `narrow_decoder` rounded them; None where they were not rounded.
         self.stored_fingerprint: str | None = None
         self.post_init()
-        # Parameters of decoder and head that multiply each token: all but prototypes and embeddings merely looked up.
-        # Counted now, since a sharding strategy empties them later.
+        # Parameters of decoder and head that multiply each token: all but prototypes and embeddings that are looked up.
+        # Counted here, because a sharding strategy empties the parameters later.
         self.matrix_parameters = self._count_matrix_parameters()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -114,7 +123,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             super()._init_weights(module)
 
     def tied_weights(self) -> dict[str, str]:
-        """Parameter names that share another's storage, and that other's name."""
+        """Return the names of parameters that share another parameter's storage, with the other's name."""
         return dict(self._tied_weights_keys) if self.config.tie_word_embeddings else {}
 
     def get_input_embeddings(self) -> nn.Module:
@@ -131,54 +140,61 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         return sum(p.numel() for p in self.backbone.parameters()) - looked_up + self.lm_head.weight.numel()
 
     def hidden_states(self, input_ids_BT: Tensor, **kwargs: Any) -> Tensor:
-        """z [B, T, D]: the decoder's final hidden state, after its final norm, in the head's type."""
+        """Return z [B, T, D], the decoder's final hidden state after its final norm, in the head's number type."""
         z_BTD = self.backbone(input_ids=input_ids_BT, use_cache=False, **kwargs).last_hidden_state
         return z_BTD.to(self.lm_head.weight.dtype)
 
     def narrow_decoder(self, dtype: torch.dtype, fingerprint: str) -> None:
-        """Round the decoder's weights to a narrower type, for inference.
+        """Round the decoder's weights to a narrower number type, for inference.
 
-        Head and prototypes keep theirs, so that logits, log-probabilities, decompositions and an index's records are
-        computed as before from hidden states that alone are less exact. A tied head becomes a matrix of its own.
+        Head and prototypes keep their type: only the hidden states become less exact, and everything computed from
+        them keeps its precision. A tied head becomes a matrix of its own.
 
         Args:
-            dtype: of the decoder.
-            fingerprint: of the weights before, which ties indexes and interventions to this model.
+            dtype: the decoder's new number type.
+            fingerprint: fingerprint of the weights before rounding, which ties indexes and interventions to this model.
         """
         if self.config.tie_word_embeddings:
             self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach().clone())
             self.config.tie_word_embeddings = self.config.get_text_config().tie_word_embeddings = False
-        # Not `self.backbone.to(dtype)`: rotary frequencies are no stored weights, and need their fp32.
+        # Not `self.backbone.to(dtype)`, which would also round rotary frequencies: these are not stored and need fp32.
         for tensor in self.backbone.state_dict(keep_vars=True).values():
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
         self.stored_fingerprint = fingerprint
 
     def intervene(self, *scalings: Scaling) -> None:
-        """Scale prototypes' terms in the logits from now on, all scalings one after the other; none: as they are.
+        """Scale prototypes' terms in the logits (method, section 5), in place of earlier scalings.
+
+        Args:
+            scalings: their factors are multiplied; without any, nothing is scaled.
 
         Raises:
-            UserError: as `steering.check`; then the model keeps what it had.
+            UserError: as `steering.check`; the model then keeps its earlier scalings.
         """
         self.config.scale(list(scalings))
         self._scaled = None
 
     @property
     def scalings(self) -> list[Scaling]:
-        """What `intervene` was given, merged."""
-        return self.config.scalings_given()
+        """The scalings in effect, merged."""
+        return self.config.present_scalings()
 
     def scaled_terms(self) -> ScaledTerms:
-        """Assignment to prototypes, and the factors on them."""
+        """Return the scaled terms of the present weights and scalings, computed anew when either changes."""
         assert self.prototypes is not None
         weight_KD = self.prototypes.weight
-        state = (weight_KD.device, weight_KD.data_ptr(), weight_KD._version)  # they may have moved or been written to
+        state = (
+            weight_KD.device,
+            weight_KD.data_ptr(),
+            weight_KD._version,
+        )  # changes when weights are moved or written
         if self._scaled is None or self._scaled_state != state:
             self._scaled, self._scaled_state = ScaledTerms(self.prototypes, self.scalings), state
         return self._scaled
 
     def logits(self, z: Tensor) -> Tensor:
-        """[..., V] of hidden states z [..., D]: W z, or with some prototypes' terms scaled."""
+        """Return logits [..., V] of hidden states z [..., D]: W z, with prototypes' terms scaled by interventions."""
         return self.scaled_terms().logits(z, self.lm_head) if self.config.scalings else self.lm_head(z)
 
     def forward(
@@ -192,7 +208,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits as any Hugging Face decoder gives them; `labels` [B, T] add the mean cross-entropy, shifted here."""
+        """Return logits as any Hugging Face decoder does; `labels` [B, T], shifted here, add the mean cross-entropy."""
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -221,13 +237,13 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         commitment: float | None = None,
         prototype_gradient_scale: float = 1.0,
     ) -> Objective:
-        """The training loss L = CE + w_rec L_rec + w_p2t L_p2t + w_t2p L_t2p (method, section 3).
+        """Return the training loss L = CE + w_rec L_rec + w_p2t L_p2t + w_t2p L_t2p (method, section 3).
 
         Args:
-            input_ids_BT: tokens.
+            input_ids_BT: token ids.
             targets_BT: the token that follows each of them.
-            commitment: in place of the configuration's (0 before the prototypes are placed).
-            prototype_gradient_scale: factor on the prototypes' gradient, for optimisers that do not mind.
+            commitment: replaces the configuration's commitment; 0 before the prototypes are placed.
+            prototype_gradient_scale: factor on the prototypes' gradient, to which Adam is invariant.
         """
         config = self.config
         z_ND = self.hidden_states(input_ids_BT).flatten(0, 1)

@@ -1,4 +1,8 @@
-"""Fit the prototypes to a frozen decoder. Un-suppressed logits do not depend on them, so no prediction changes."""
+"""Polishing: fitting the prototypes to a frozen decoder (method, section 3).
+
+Logits without interventions do not depend on the prototypes, so no prediction changes. Shape suffixes: N tokens,
+D hidden size, K prototypes.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,17 @@ REVIVAL_INTERVAL = 100
 
 
 def polish(layer: PrototypeLayer, z_ND: Tensor, steps: int, learning_rate: float, seed: int) -> Iterator[float]:
-    """Adam on L_rec over random batches of hidden states; yields each step's unexplained variance.
+    """Minimise L_rec by Adam over random batches of hidden states, and yield each step's unexplained variance.
 
-    The rate falls along a half cosine to zero. Prototypes that no token used for `REVIVAL_INTERVAL` steps are moved
-    onto poorly explained tokens, except in the last quarter.
+    The learning rate falls along a half cosine to zero. Prototypes that no token used for `REVIVAL_INTERVAL` steps are
+    set to poorly explained tokens, except in the last quarter of the steps.
 
     Args:
         layer: its weight is changed in place.
-        z_ND: hidden states of training tokens, N of them.
-        steps, learning_rate: of Adam.
-        seed: of the batches and revivals.
+        z_ND: hidden states of training tokens.
+        steps: number of Adam steps.
+        learning_rate: peak learning rate.
+        seed: seed of batches and revivals.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam([layer.weight], lr=learning_rate, betas=(0.9, 0.99))

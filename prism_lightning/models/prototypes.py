@@ -1,6 +1,6 @@
 """The prototype layer: a sparse, non-negative mixture of learned prototypes for every hidden state.
 
-Shapes: N tokens, D hidden size, K prototypes, k active prototypes per token.
+Shape suffixes: N tokens, C tokens of a chunk, D hidden size, K prototypes, k active prototypes per token.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The search for the nearest prototypes holds one [chunk, K] block of cosines, never [N, K]: at K = 16,384 and 32k
-# tokens a step the whole matrix would be 2 GiB in fp32.
+# Size of one [C, K] block of cosines in the search for the nearest prototypes. The whole [N, K] matrix would take 2 GiB
+# in fp32 at K = 16,384 and 32k tokens per step.
 SEARCH_CHUNK_BYTES = 64 * 2**20
 
 
 class Mixture(NamedTuple):
-    """What the prototypes make of N hidden states (method, section 2)."""
+    """The mixtures of prototypes for N hidden states (method, section 2)."""
 
     indices_Nk: Tensor  # S_t, the k prototypes with the largest cosine, best first
     activations_Nk: Tensor  # a_ti = max(cos, 0)
@@ -28,16 +28,22 @@ class Mixture(NamedTuple):
 class PrototypeTerms(NamedTuple):
     """The objective's prototype terms, each differentiable (method, section 3)."""
 
-    reconstruction: Tensor  # L_rec: fraction of variance unexplained
+    reconstruction: Tensor  # L_rec, the fraction of variance unexplained
     prototype_to_token: Tensor  # L_p2t
     token_to_prototype: Tensor  # L_t2p
-    value_mixture_ND: Tensor | None  # zhat with activations held fixed, where the cross-entropy is routed to P
+    value_mixture_ND: Tensor | None  # zhat with constant activations; only if the cross-entropy trains P
 
 
 def nearest_prototypes(z_ND: Tensor, prototypes_KD: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k prototypes with the largest cosine for every row of z, and for every prototype its nearest row of z.
+    """Return the k prototypes with the largest cosine for every row of z, and the nearest row of z for every prototype.
 
-    Both inputs have unit rows. Returns cosines [N, k] (descending), indices [N, k] and the nearest row [K].
+    Args:
+        z_ND: hidden states with unit rows.
+        prototypes_KD: prototypes with unit rows.
+        k: number of prototypes per token.
+
+    Returns:
+        Cosines [N, k] in descending order, prototype indices [N, k], and row indices of z [K].
     """
     num_prototypes = prototypes_KD.shape[0]
     rows = max(1, SEARCH_CHUNK_BYTES // (4 * num_prototypes))
@@ -56,16 +62,16 @@ def nearest_prototypes(z_ND: Tensor, prototypes_KD: Tensor, k: int) -> tuple[Ten
     return torch.cat(cosines), torch.cat(indices), token_of_K
 
 
-# Unit hidden states, unit prototypes and k in; cosines, indices and every prototype's nearest row out.
+# Type of `nearest_prototypes`, for replacements of it.
 Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
 
 def column_max(x_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum of every column and its row; of equal ones, any."""
+    """Return the maximum of every column and its row; if several rows have it, one of them."""
     if x_NK.is_cuda:
         best_K, row_K = x_NK.max(dim=0)
         return best_K, row_K
-    # torch's own takes 12 ms for 2,048 x 2,048 on 2 CPU cores, two fifths of the whole layer; this takes 4 ms.
+    # torch.max takes 12 ms for 2,048 x 2,048 on 2 CPU cores, two fifths of the whole layer; this takes 4 ms.
     best_K = x_NK.amax(dim=0)
     rows, columns = (x_NK == best_K).nonzero(as_tuple=True)
     row_K = torch.zeros_like(best_K, dtype=torch.long)
@@ -74,12 +80,12 @@ def column_max(x_NK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def selected_dots(x_ND: Tensor, rows_KD: Tensor, indices_Nk: Tensor) -> Tensor:
-    """Dot products [N, k] of every row of x with its k selected rows, without a [N, k, D] tensor."""
+    """Return dot products [N, k] of every row of x with its k selected rows, without a [N, k, D] tensor."""
     return torch.stack([(x_ND * rows_KD[column_N]).sum(-1) for column_N in indices_Nk.unbind(-1)], dim=-1)
 
 
 class _SelectedCosines(torch.autograd.Function):
-    """Gives the cosines found by the search their gradient; the [N, K] matrix is neither kept nor rebuilt."""
+    """The cosines that the search returned, with their gradient; the [N, K] matrix is neither kept nor rebuilt."""
 
     @staticmethod
     def forward(ctx, z_ND, prototypes_KD, cosines_Nk, indices_Nk):  # type: ignore[no-untyped-def]
@@ -88,8 +94,8 @@ class _SelectedCosines(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_Nk):  # type: ignore[no-untyped-def]
-        # cos_nk = <z_n, p_idx(n,k)>, so dz = bag(idx, P, grad) and dP is that bag's own gradient towards P for
-        # an incoming z: embedding_bag's kernels do both without a [N, k, D] tensor.
+        # cos_nk = <z_n, p_index(n,k)>. So dz is the mixture of P with weights grad, and dP is the gradient of that
+        # mixture towards P for an incoming z: embedding_bag computes both without a [N, k, D] tensor.
         z_ND, prototypes_KD, indices_Nk = ctx.saved_tensors
         with torch.enable_grad():
             table_KD = prototypes_KD.detach().requires_grad_()
@@ -99,7 +105,7 @@ class _SelectedCosines(torch.autograd.Function):
 
 
 def mix(indices_Nk: Tensor, activations_Nk: Tensor, rows_KD: Tensor) -> Tensor:
-    """sum_k activations[n, k] * rows[indices[n, k]], shape [N, D]."""
+    """Return sum_k activations[n, k] * rows[indices[n, k]], shape [N, D]."""
     return F.embedding_bag(indices_Nk, rows_KD, per_sample_weights=activations_Nk.to(rows_KD.dtype), mode="sum")
 
 
@@ -115,7 +121,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """x itself; its gradient is multiplied by `scale` (0 detaches)."""
+    """Return x with its gradient multiplied by `scale`; 0 detaches."""
     return x.detach() if scale == 0 else _ScaleGradient.apply(x, scale)
 
 
@@ -131,10 +137,10 @@ class _RouteCrossEntropy(torch.autograd.Function):
 
 
 def route_cross_entropy(z_ND: Tensor, mixture_ND: Tensor) -> Tensor:
-    """The gradient routing of method section 2, in its one place.
+    """Return z, with the gradient routing of method, section 2.
 
-    The value is z, bit for bit. Backwards, delta = dCE/dz goes whole to the backbone (through z) *and* whole to
-    the mixture, whose value path hands a_ti * delta_t to each active prototype.
+    In the backward pass, delta = dCE/dz goes unchanged to z and also to the mixture, which passes a_ti delta_t on to
+    each active prototype.
     """
     return _RouteCrossEntropy.apply(z_ND, mixture_ND)
 
@@ -142,12 +148,12 @@ def route_cross_entropy(z_ND: Tensor, mixture_ND: Tensor) -> Tensor:
 class PrototypeLayer(nn.Module):
     """K prototypes in the space of the final hidden state (method, section 2).
 
-    All uses of the weight happen inside `forward`, so that a strategy which shards parameters gathers it there.
+    The weight is used in `forward` alone, where a strategy that shards parameters gathers it.
 
     Args:
         num_prototypes: K.
         hidden_size: D.
-        active: k, the prototypes that may be active for one token.
+        active: k, the largest number of prototypes that are active for one token.
     """
 
     def __init__(self, num_prototypes: int, hidden_size: int, active: int) -> None:
@@ -155,18 +161,18 @@ class PrototypeLayer(nn.Module):
         self.active = active
         self.search: Search = nearest_prototypes
         self.weight = nn.Parameter(torch.empty(num_prototypes, hidden_size))
-        with torch.random.fork_rng(devices=[]):  # so that a dense twin draws the same head
+        with torch.random.fork_rng(devices=[]):  # a dense twin then draws the same head
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self, z_ND: Tensor, commitment: float | None = None, value_path: bool = False, gradient_scale: float = 1.0
     ) -> tuple[Mixture, PrototypeTerms | None]:
-        """Assign, mix and, where `commitment` is given, compute the objective's prototype terms.
+        """Return the mixture and, if `commitment` is not None, the objective's prototype terms.
 
         Args:
             z_ND: hidden states.
-            commitment: factor on the gradient that the terms send to z; None leaves the terms out.
-            value_path: also return zhat with activations held fixed, for `route_cross_entropy`.
+            commitment: factor on the gradient that the terms send to z; None skips the terms.
+            value_path: whether to return zhat with constant activations, for `route_cross_entropy`.
             gradient_scale: factor on every gradient that reaches the prototypes.
         """
         weight_KD = self.weight if gradient_scale == 1 else scale_gradient(self.weight, gradient_scale)
@@ -191,25 +197,28 @@ class PrototypeLayer(nn.Module):
 
 
 def unexplained_variance(z_ND: Tensor, mixture_ND: Tensor) -> Tensor:
-    """L_rec = mean ||z - zhat||^2 / mean ||z||^2. The norm below is held fixed, so that it cannot be inflated."""
+    """Return L_rec = mean ||z - zhat||^2 / mean ||z||^2 (method, section 3).
+
+    The denominator has no gradient, so that the decoder cannot lower the loss by longer hidden states.
+    """
     residual = (z_ND.float() - mixture_ND.float()).square().sum(-1).mean()
     return residual / z_ND.detach().float().square().sum(-1).mean()
 
 
 @torch.no_grad()
 def prototypes_from(z_ND: Tensor, rows: int, active: int, generator: torch.Generator) -> Tensor:
-    """`rows` prototypes copied from distinct hidden states, at the one scale that explains the states best.
+    """Return `rows` prototypes copied from distinct hidden states, at the common scale that explains the states best.
 
-    Copies as they are would overshoot: k of them, each near z, add up to about k z. With zhat linear in that scale,
-    the best is <z, zhat> / <zhat, zhat>.
+    Unscaled copies would be too long: k of them, each near z, add up to about k z. zhat is linear in the scale, so the
+    best scale is <z, zhat> / <zhat, zhat>.
 
     Raises:
         ValueError: fewer hidden states than rows.
     """
     if z_ND.shape[0] < rows:
         raise ValueError(f"{rows} prototypes cannot start from {z_ND.shape[0]} hidden states")
-    chosen = torch.randperm(z_ND.shape[0], generator=generator)[:rows].to(z_ND.device)
-    table_KD = z_ND[chosen].float()
+    row_ids = torch.randperm(z_ND.shape[0], generator=generator)[:rows].to(z_ND.device)
+    table_KD = z_ND[row_ids].float()
     sample_ND = z_ND[torch.randperm(z_ND.shape[0], generator=generator)[:1024].to(z_ND.device)].float()
     cosines, indices, _ = nearest_prototypes(
         F.normalize(sample_ND, dim=-1), F.normalize(table_KD, dim=-1), min(active, rows)
@@ -222,9 +231,16 @@ def prototypes_from(z_ND: Tensor, rows: int, active: int, generator: torch.Gener
 def revived_prototypes(
     table_KD: Tensor, dead_K: Tensor, z_ND: Tensor, mixture_ND: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """The table with its dead rows moved onto poorly explained tokens, drawn by their squared residual.
+    """Return the prototypes with dead rows set to poorly explained tokens, drawn by their squared residual.
 
-    A revived row points at its token and is as long as the living rows are on average.
+    A revived row has the direction of its token's hidden state and the mean length of the other rows.
+
+    Args:
+        table_KD: the prototypes.
+        dead_K: whether each prototype is dead.
+        z_ND: hidden states; at most N prototypes are revived.
+        mixture_ND: their mixtures.
+        generator: of the random numbers.
     """
     table_KD = table_KD.clone()
     dead = dead_K.nonzero()[:, 0][: z_ND.shape[0]]

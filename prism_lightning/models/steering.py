@@ -1,6 +1,7 @@
-"""Scaled prototype terms, an intervention's effect (method, section 5): logits'_v = W_v (z + sum_i (f_iv - 1) a_i p_i).
+"""Scaled prototype terms (method, section 5): logits'_v = W_v (z + sum_i (f_iv - 1) a_i p_i).
 
-Shapes: N tokens, D hidden size, V vocabulary, K prototypes, k active per token, Y tokens whose logits are meant.
+Shape suffixes: N tokens, D hidden size, V vocabulary, K prototypes, k active prototypes per token, Y tokens whose
+logits are scaled.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class Scaling(NamedTuple):
     """Factors on the terms of some prototypes; 0 removes a term, 1 leaves it.
 
     Attributes:
-        factors: f by prototype.
-        tokens: whose logits are meant; None: all.
+        factors: f_i by prototype i.
+        tokens: ids of the tokens whose logits are scaled; None scales all logits.
     """
 
     factors: dict[int, float]
@@ -29,17 +30,17 @@ class Scaling(NamedTuple):
 
 
 def merged(scalings: list[Scaling]) -> list[Scaling]:
-    """The same as few scalings: at most one of all tokens, the others of tokens that are in no other.
+    """Return equivalent scalings: at most one of all tokens, and others whose sets of tokens are disjoint.
 
-    One after the other they multiply, so that what is removed stays removed.
+    Factors of the same prototype and token are multiplied, so that a removed term stays removed.
     """
-    some = [s for s in scalings if s.tokens is not None]
+    partial = [s for s in scalings if s.tokens is not None]
     groups: dict[tuple[int, ...], list[int]] = {}
-    for token in sorted({token for s in some for token in s.tokens or ()}):
-        groups.setdefault(tuple(n for n, s in enumerate(some) if token in (s.tokens or ())), []).append(token)
-    found = [Scaling(_product([s.factors for s in scalings if s.tokens is None]))]
-    found += [Scaling(_product([some[n].factors for n in group]), tuple(t)) for group, t in groups.items()]
-    return [scaling for scaling in found if scaling.factors]
+    for token in sorted({token for s in partial for token in s.tokens or ()}):
+        groups.setdefault(tuple(n for n, s in enumerate(partial) if token in (s.tokens or ())), []).append(token)
+    result = [Scaling(_product([s.factors for s in scalings if s.tokens is None]))]
+    result += [Scaling(_product([partial[n].factors for n in group]), tuple(t)) for group, t in groups.items()]
+    return [scaling for scaling in result if scaling.factors]
 
 
 def _product(parts: list[dict[int, float]]) -> dict[int, float]:
@@ -49,7 +50,7 @@ def _product(parts: list[dict[int, float]]) -> dict[int, float]:
 
 
 def check(scalings: list[Scaling], prototypes: int, vocabulary: int) -> None:
-    """Raises UserError for a dense model, a prototype or token there is not, or a factor that is no finite number."""
+    """Raise UserError for a dense model, an unknown prototype or token, or a factor that is not finite."""
     if scalings and not prototypes:
         raise UserError("this model is dense: it has no prototypes to scale")
     for factors, tokens in scalings:
@@ -64,30 +65,30 @@ def check(scalings: list[Scaling], prototypes: int, vocabulary: int) -> None:
 
 
 class ScaledTerms:
-    """Logits under scalings; all that does not depend on the hidden state is computed once.
+    """Logits under scalings. What does not depend on the hidden state is computed once.
 
     Args:
         layer: the model's prototypes.
-        scalings: as `merged` gives them.
+        scalings: as returned by `merged`.
     """
 
     def __init__(self, layer: PrototypeLayer, scalings: list[Scaling]) -> None:
         self.active, self.weight_KD = layer.active, layer.weight.detach()
         self.unit_KD = F.normalize(self.weight_KD.float(), dim=-1)
-        self.whole_K = torch.ones(len(self.weight_KD), device=self.weight_KD.device)
-        self.parts: list[tuple[Tensor, Tensor]] = []  # tokens [Y] and their factors [K]
+        self.common_factors_K = torch.ones(len(self.weight_KD), device=self.weight_KD.device)
+        self.parts: list[tuple[Tensor, Tensor]] = []  # token ids [Y] and their factors [K]
         for factors, tokens in sorted(scalings, key=lambda scaling: scaling.tokens is not None):
-            factors_K = torch.ones_like(self.whole_K)
+            factors_K = torch.ones_like(self.common_factors_K)
             factors_K[list(factors)] = torch.tensor(list(factors.values()), device=factors_K.device)
             if tokens is None:
-                self.whole_K = factors_K
+                self.common_factors_K = factors_K
             else:
-                self.parts.append((torch.tensor(tokens, device=factors_K.device), self.whole_K * factors_K))
-        self.changes = [self.whole_K - 1, *(factors_K - self.whole_K for _, factors_K in self.parts)]
+                self.parts.append((torch.tensor(tokens, device=factors_K.device), self.common_factors_K * factors_K))
+        self.changes = [self.common_factors_K - 1, *(factors_K - self.common_factors_K for _, factors_K in self.parts)]
         self.scaled_K = torch.stack(self.changes).any(0)
 
     def assign(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """S_t and a_ti [N, k], as `PrototypeLayer` finds them."""
+        """Return S_t and a_ti, both [N, k], as `PrototypeLayer` assigns them (method, section 2)."""
         projections_Nk, indices_Nk = self._nearest(z_ND)
         return indices_Nk, self._activations(z_ND, projections_Nk)
 
@@ -98,26 +99,26 @@ class ScaledTerms:
         return projections_Nk.clamp_min(0) / z_ND.float().norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
     def factors(self, indices_Nk: Tensor, tokens_N: Tensor) -> Tensor:
-        """f_iv [N, k] of prototypes in the logits of tokens."""
-        factors_Nk = self.whole_K[indices_Nk]
+        """Return f_iv [N, k] of the prototypes `indices_Nk` in the logits of the tokens `tokens_N`."""
+        factors_Nk = self.common_factors_K[indices_Nk]
         for tokens_Y, factors_K in self.parts:
-            meant_N = torch.isin(tokens_N, tokens_Y)
-            factors_Nk[meant_N] = factors_K[indices_Nk[meant_N]]
+            scaled_N = torch.isin(tokens_N, tokens_Y)
+            factors_Nk[scaled_N] = factors_K[indices_Nk[scaled_N]]
         return factors_Nk
 
     def logits(self, z: Tensor, head: nn.Linear) -> Tensor:
-        """[..., V]; where no scaled prototype is active they are W z, bit for bit."""
-        moved = self._moved(z)
-        if not moved:
+        """Return logits [..., V] of hidden states z [..., D]: W z, bit for bit, where no scaled prototype is active."""
+        changes = self._changes_of(z)
+        if not changes:
             return head(z)
-        logits = head(z + moved[0])
-        for (tokens_Y, _), more in zip(self.parts, moved[1:], strict=True):
-            logits = logits.index_add(-1, tokens_Y, (more @ head.weight[tokens_Y].T).to(logits.dtype))
+        logits = head(z + changes[0])
+        for (tokens_Y, _), change in zip(self.parts, changes[1:], strict=True):
+            logits = logits.index_add(-1, tokens_Y, (change @ head.weight[tokens_Y].T).to(logits.dtype))
         return logits
 
     @torch.no_grad()  # gradients reach z as if nothing were scaled
-    def _moved(self, z: Tensor) -> list[Tensor]:
-        """What each change of factors adds to z; nothing where no scaled prototype is active, as most often it is."""
+    def _changes_of(self, z: Tensor) -> list[Tensor]:
+        """Return what each change of factors adds to z; an empty list where no scaled prototype is active."""
         z_ND = z.reshape(-1, z.shape[-1])
         projections_Nk, indices_Nk = self._nearest(z_ND)
         if not self.scaled_K[indices_Nk].any():

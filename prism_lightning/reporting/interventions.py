@@ -25,6 +25,7 @@ from prism_lightning.evaluation.results import normal_interval
 from prism_lightning.interventions.intervention import FORMAT
 from prism_lightning.reporting.runs import Run
 from prism_lightning.reporting.tables import Table
+from prism_lightning.run.directory import RunPaths
 
 COMMANDS = {
     "suppress": "python -m prism_lightning suppress --ckpt_path {} --words WORDS --name NAME",
@@ -67,7 +68,7 @@ def read_interventions(runs: list[Run]) -> tuple[dict[str, Found], list[str]]:
     found: dict[str, Found] = {verb: [] for verb in COMMANDS}
     damaged = []
     for run in runs:
-        for path in sorted((run.path / "interventions").glob("*.details.json")):
+        for path in sorted(RunPaths(run.path).interventions.glob("*.details.json")):
             details = read_json(path) or {}
             if details and details.get("format") != FORMAT:
                 continue

@@ -18,6 +18,7 @@ from prism_lightning.common.manifests import Kind, mapping, number, optional, pr
 from prism_lightning.config.compose import flat
 from prism_lightning.evaluation.results import TaskResult, read_result
 from prism_lightning.lightning_modules.dense import DenseLM
+from prism_lightning.run.directory import RECIPE_NAME, RunPaths
 from prism_lightning.sweeps.planning import module_of
 from prism_lightning.sweeps.trials import spoken
 
@@ -102,7 +103,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     missing = [f"--runs {folder}: no such folder" for folder in folders if not folder.is_dir()]
     if missing:
         raise UserError(missing)
-    places = {path.parent.resolve(): path.parent for folder in folders for path in sorted(folder.rglob("recipe.yaml"))}
+    places = {path.parent.resolve(): path.parent for folder in folders for path in sorted(folder.rglob(RECIPE_NAME))}
     runs, left_out = [], []
     for place in places.values():
         try:
@@ -206,12 +207,12 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: `fit` has not finished it, or a file in it is damaged.
     """
-    results = path / "results.jsonl"
-    if not results.is_file() or not (path / "model").is_dir():
+    paths = RunPaths(path)
+    if not paths.results.is_file() or not paths.model.is_dir():
         raise UserError(f"{path} is not finished: run its `fit` again")
-    config = _checked(path / "recipe.yaml", RECIPE, lambda file: yaml.safe_load(file.read_text()))
-    last = _checked(results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
-    fingerprint = _checked(path / "environment.json", {"data_fingerprint": text()}, read_json)["data_fingerprint"]
+    config = _checked(paths.recipe, RECIPE, lambda file: yaml.safe_load(file.read_text()))
+    last = _checked(paths.results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
+    fingerprint = _checked(paths.environment, {"data_fingerprint": text()}, read_json)["data_fingerprint"]
     module = module_of(config, str(path))
     data = config["data"]
     everything = sum(parameter.numel() for parameter in module.parameters())
@@ -220,7 +221,7 @@ def read_run(path: Path) -> Run:
     shared = {name: settings.get(name) for name in DENSE_SETTINGS}
     shared |= {name: data[name] for name in ("batch_size", "block_size")}
     shared |= {f"trainer.{name}": (config.get("trainer") or {}).get(name) for name in TRAINER_SETTINGS}
-    found = [read_result(file.parent, file.stem) for file in sorted((path / "evaluation").glob("*.json"))]
+    found = [read_result(file.parent, file.stem) for file in sorted(paths.evaluation.glob("*.json"))]
     variant = "PRISM" if prototypes else "dense"
     return Run(
         path=path,

@@ -13,6 +13,7 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.evaluation.results import Difference, average, paired_over_seeds
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.reporting.runs import Run, grouped, mean_and_spread, twins
+from prism_lightning.run.directory import RunPaths
 from prism_lightning.sweeps.trials import spoken
 
 Suites = dict[str, dict[str, SuiteTask]]  # tasks by the suite file that names them
@@ -115,7 +116,7 @@ def difference(pairs: list[tuple[Run, Run]], task: str, metric: str) -> Differen
     """PRISM minus dense over the seeds; None where a run lacks the task or they have no documents in common."""
     if any(task not in run.tasks for pair in pairs for run in pair):
         return None
-    folders = [(one.path / "evaluation", other.path / "evaluation") for one, other in pairs]
+    folders = [(RunPaths(one.path).evaluation, RunPaths(other.path).evaluation) for one, other in pairs]
     try:
         return paired_over_seeds(folders, task, metric)
     except (UserError, OSError, KeyError, ValueError):  # or samples that somebody removed or cut off

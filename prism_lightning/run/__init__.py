@@ -1,1 +1,1 @@
-"""A run directory: its lock and its MLflow store."""
+"""A run directory: its paths, lock, checkpoints, exported model, MLflow store and training data."""

@@ -1,4 +1,4 @@
-"""Checkpoints read so that they cannot run code, and compared with their checksums."""
+"""Reading checkpoints without running code in them, and comparing them with their checksums."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prism_lightning.run.model_folder import check_finite
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint file.
+    """Return the contents of a checkpoint file, tensors on the CPU.
 
     Raises:
-        UserError: missing, truncated, damaged, or a pickle that would run code.
+        UserError: a file that is missing, truncated or damaged, or a pickle that would run code.
     """
     if path.is_file():
         check_archive(path)
@@ -41,10 +41,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Compare every record of a file of `torch.save` with its checksum, which torch writes but does not read.
+    """Compare every record of a `torch.save` file with its checksum, which torch writes but does not compare.
+
+    Files that are no zip archives have no checksums; `torch.load` reads or refuses them.
 
     Raises:
-        UserError: a record that differs; files that are no zip archives are left to `torch.load`.
+        UserError: a record differs.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -58,38 +60,44 @@ def check_archive(path: Path) -> None:
 
 
 def open_deepspeed(folder: Path) -> None:
-    """Check every file of a DeepSpeed checkpoint and let weights-only loading read it. Raises as `check_archive`."""
+    """Check every file of a DeepSpeed checkpoint and let weights-only loading read it; raises as `check_archive`."""
     for path in sorted(folder.rglob("*.pt")):
         check_archive(path)
     trust_deepspeed_types()
 
 
 def load_model_weights(model: PrismForCausalLM, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load the `model.` part of a module's weights; a tied head may be absent.
+    """Load the weights of a checkpoint whose names start with `model.`.
+
+    Args:
+        model: gets the weights.
+        state: the weights of a Lightning module; a tied head may be absent.
+        path: of the checkpoint, for error messages.
 
     Raises:
         UserError: names or shapes differ, or values are not finite.
     """
     weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    expected = model.state_dict()
+    expected = {name: value.shape for name, value in model.state_dict().items()}
     for name, source in model.tied_weights().items():
         weights.setdefault(name, weights.get(source, torch.empty(0)))
-    wrong = [
-        f"{name}: {tuple(weights[name].shape) if name in weights else 'absent'} there, {tuple(value.shape)} here"
-        for name, value in expected.items()
-        if name not in weights or weights[name].shape != value.shape
+    differences = [
+        f"{name}: {tuple(weights[name].shape) if name in weights else 'absent'} in the file, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name not in weights or weights[name].shape != shape
     ]
-    wrong += [f"{name}: unknown here" for name in weights if name not in expected]
-    if wrong:
+    differences += [f"{name}: not in this model" for name in weights if name not in expected]
+    if differences:
         raise UserError(
-            f"{path} is of another model ({'; '.join(wrong[:3])}; {len(wrong)} in all): give its own recipe"
+            f"{path} is of another model ({'; '.join(differences[:3])}; {len(differences)} in all): give the recipe"
+            " that it was trained with"
         )
     check_finite(weights, path)
     model.load_state_dict(weights)
 
 
 def trust_deepspeed_types() -> None:
-    """Let weights-only loading rebuild the few plain classes in DeepSpeed's checkpoints; nothing else runs."""
+    """Let weights-only loading construct the few plain classes in DeepSpeed's checkpoints, and no others."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

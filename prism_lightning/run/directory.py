@@ -13,11 +13,13 @@ import yaml
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import write_json, write_whole
 from prism_lightning.common.json_text import as_json
-from prism_lightning.config.compose import flat
 from prism_lightning.run.environment import environment
 from prism_lightning.run.lock import lock_run
 
-# A resumed run may change how it is run, not what is trained.
+RECIPE_NAME = "recipe.yaml"  # by this name `report` finds runs beneath a folder
+CHECKPOINTS = "step-*.ckpt"  # file names of checkpoints: sorted by name they are sorted by step
+
+# Settings that a resumed run may change: they decide how the run is executed, not what is trained.
 FREE_ON_RESUME = (
     "trainer.",
     "run.",
@@ -31,17 +33,132 @@ FREE_ON_RESUME = (
 )
 
 
-@dataclass
-class RunSettings:
-    """Where a run lives and what it leaves behind.
+@dataclass(frozen=True)
+class RunPaths:
+    """Every path of a run directory. Whether a file exists depends on which verbs have run.
 
     Args:
-        dir: the run directory; `fit` continues the run it finds there.
-        tracking_uri: MLflow server or database; by default SQLite in the run directory.
-        experiment: MLflow experiment.
-        checkpoint_interval: optimiser steps between checkpoints.
-        checkpoints_kept: how many of the newest checkpoints to keep.
-        sample_prompt: a text that the trained model continues and explains at the end of `fit`.
+        root: the run directory.
+    """
+
+    root: Path
+
+    @classmethod
+    def of(cls, path: Path) -> RunPaths:
+        """Return the paths of the run directory that `path` is, or that contains the exported model `path`.
+
+        An exported folder outside any run directory is its own root.
+        """
+        folder = exported_folder(path)
+        return cls(folder.parent if folder and cls(folder.parent).model == folder else path)
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, YAML; written by `fit` before training."""
+        return self.root / RECIPE_NAME
+
+    @property
+    def environment(self) -> Path:
+        """Commit, package versions, machine, command and the data's fingerprint, JSON; written beside the recipe."""
+        return self.root / "environment.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file that a running `fit` holds locked."""
+        return self.root / "lock"
+
+    @property
+    def lock_holder(self) -> Path:
+        """The process that took the lock last, JSON; read for the error message of the next `fit`."""
+        return self.root / "lock.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of `fit`'s checkpoints: files, or folders when DeepSpeed trains."""
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The exported model, a Hugging Face folder; written at the end of `fit`."""
+        return self.root / "model"
+
+    @property
+    def results(self) -> Path:
+        """The final evaluation of every `fit`, one JSON object a line."""
+        return self.root / "results.jsonl"
+
+    @property
+    def csv(self) -> Path:
+        """The folder of the CSV logger."""
+        return self.root / "csv"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """The SQLite database of MLflow, used unless `run.tracking_uri` names another store."""
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """The folder in which MLflow would store artifacts."""
+        return self.root / "mlflow_artifacts"
+
+    @property
+    def mlflow_run_id(self) -> Path:
+        """The id of the run in its MLflow store, as text; a resumed `fit` logs to the same MLflow run."""
+        return self.root / "mlflow_run_id"
+
+    @property
+    def predictions(self) -> Path:
+        """The log-probability of every validation token; written by `predict`."""
+        return self.root / "predictions.safetensors"
+
+    @property
+    def index(self) -> Path:
+        """The index over the training tokens; written by `index` unless `index.dir` names another folder."""
+        return self.root / "index"
+
+    @property
+    def prototypes(self) -> Path:
+        """The index of the model's own prototypes; written by `prototypes`, `suppress` and `calibrate`."""
+        return self.root / "prototypes"
+
+    @property
+    def interventions(self) -> Path:
+        """The folder of interventions and their reports; written by `suppress` and `calibrate`."""
+        return self.root / "interventions"
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of evaluation results; those with interventions are in subfolders named after them."""
+        return self.root / "evaluation"
+
+    @property
+    def curvature(self) -> Path:
+        """The numbers of `curvature`, JSON."""
+        return self.root / "curvature.json"
+
+    @property
+    def curvature_plot(self) -> Path:
+        """The plot of `curvature`."""
+        return self.root / "curvature.png"
+
+
+def exported_folder(path: Path) -> Path | None:
+    """Return the exported model at `path` or in the run directory `path`; None where there is none."""
+    return next((folder for folder in (RunPaths(path).model, path) if (folder / "config.json").is_file()), None)
+
+
+@dataclass
+class RunSettings:
+    """The run directory and what is recorded in it.
+
+    Args:
+        dir: run directory; `fit` resumes the run that is in it.
+        tracking_uri: address of the MLflow server or database; by default a SQLite file in the run directory.
+        experiment: name of the MLflow experiment.
+        checkpoint_interval: number of optimiser steps between checkpoints.
+        checkpoints_kept: number of the newest checkpoints to keep.
+        sample_prompt: text that the trained model continues and explains at the end of `fit`.
     """
 
     dir: str = "runs/unnamed"
@@ -53,15 +170,15 @@ class RunSettings:
 
 
 class RunDirectory:
-    """The files of one run: recipe, environment, checkpoints/, model/, results.jsonl, csv/ and mlflow.db."""
+    """One run directory on disk: locks it, records the recipe, finds checkpoints and results.
+
+    Args:
+        settings: the `run` group of the recipe.
+    """
 
     def __init__(self, settings: RunSettings) -> None:
-        self.path = Path(settings.dir)
         self.settings = settings
-        self.checkpoints = self.path / "checkpoints"
-        self.model = self.path / "model"
-        self.results = self.path / "results.jsonl"
-        self.mlflow_run = self.path / "mlflow_run_id"
+        self.paths = RunPaths(Path(settings.dir))
         self.lock: filelock.BaseFileLock | None = None
 
     def record(self, config: dict[str, Any], data_fingerprint: str, first_process: bool = True) -> None:
@@ -69,55 +186,61 @@ class RunDirectory:
 
         Args:
             config: the resolved recipe.
-            data_fingerprint: of the prepared data.
-            first_process: whether this process writes for all of a run's.
+            data_fingerprint: identity of the prepared data.
+            first_process: whether this process writes on behalf of all processes of the run.
 
         Raises:
-            UserError: the directory holds a run of another recipe, or another process has it.
+            UserError: the directory holds a run of another recipe, or another process uses it.
         """
         if first_process:
             self._lock()
-        recipe = self.path / "recipe.yaml"
-        if recipe.is_file() and self.last_checkpoint():
-            changed = _differences(yaml.safe_load(recipe.read_text()) or {}, config)
-            if changed:
-                raise UserError(
-                    f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}):"
-                    " choose another --run.dir or remove it"
-                )
-        if not first_process:
-            return
-        write_whole(recipe, yaml.safe_dump(config, sort_keys=False).encode())
-        write_json(self.path / "environment.json", environment() | {"data_fingerprint": data_fingerprint})
+        self._check_recipe(config)
+        if first_process:
+            write_whole(self.paths.recipe, yaml.safe_dump(config, sort_keys=False).encode())
+            write_json(self.paths.environment, environment() | {"data_fingerprint": data_fingerprint})
 
     def _lock(self) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.paths.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"run.dir {self.path} cannot be made ({error.strerror}): choose another --run.dir"
+                f"run.dir {self.paths.root} cannot be created ({error.strerror}): choose another --run.dir"
             ) from error
-        self.lock = lock_run(self.path)
+        self.lock = lock_run(self.paths)
+
+    def _check_recipe(self, config: dict[str, Any]) -> None:
+        """Raise UserError where a checkpoint of another recipe is in the directory."""
+        if not (self.paths.recipe.is_file() and self.last_checkpoint()):
+            return
+        differences = _differences(yaml.safe_load(self.paths.recipe.read_text()) or {}, config)
+        if differences:
+            raise UserError(
+                f"{self.paths.root} holds a run of another recipe ({'; '.join(differences[:5])}):"
+                " choose another --run.dir or remove it"
+            )
 
     def unlock(self) -> None:
-        """Give the directory free again."""
+        """Release the lock, if this process holds it."""
         if self.lock is not None:
             self.lock.release()
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint: files are renamed into place, a DeepSpeed folder ends with `latest`."""
-        found = [path for path in self.checkpoints.glob("step-*.ckpt") if path.is_file() or (path / "latest").is_file()]
-        return max(found, key=lambda path: path.name, default=None)
+        """Return the newest complete checkpoint; None where there is none.
+
+        Checkpoint files are complete because they are renamed into place. DeepSpeed writes `latest` last.
+        """
+        complete = [path for path in self.paths.checkpoints.glob(CHECKPOINTS) if path.is_file() or is_deepspeed(path)]
+        return max(complete, key=lambda path: path.name, default=None)
 
     def last_results(self) -> dict[str, Any] | None:
-        """The last line of results.jsonl; None where there is none.
+        """Return the last line of results.jsonl; None where there is none.
 
         Raises:
-            UserError: it is not the JSON object that `fit` wrote.
+            UserError: that line is not a JSON object with an integer `step`.
         """
-        if not self.results.is_file():
+        if not self.paths.results.is_file():
             return None
-        lines = self.results.read_text(errors="replace").splitlines()
+        lines = self.paths.results.read_text(errors="replace").splitlines()
         if not lines:
             return None
         try:
@@ -126,19 +249,27 @@ class RunDirectory:
         except (ValueError, KeyError, TypeError):
             step = None
         if not isinstance(step, int):
-            raise UserError(f"the last line of {self.results} is damaged: remove that line and run fit again")
+            raise UserError(f"the last line of {self.paths.results} is damaged: remove that line and run fit again")
         return results
 
     def add_results(self, results: dict[str, Any]) -> None:
-        """Append one line of results; the file is written whole, so that a kill leaves no half line."""
-        before = self.results.read_bytes() if self.results.is_file() else b""
-        write_whole(self.results, before + as_json(results).encode() + b"\n")
+        """Append one line of results. The whole file is replaced, so that a kill leaves no incomplete line."""
+        lines = self.paths.results.read_bytes() if self.paths.results.is_file() else b""
+        write_whole(self.paths.results, lines + as_json(results).encode() + b"\n")
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    old, new = flat(before), flat(now)
+def is_deepspeed(path: Path) -> bool:
+    """Return whether a path is a complete DeepSpeed checkpoint: a folder that contains the file `latest`."""
+    return (path / "latest").is_file()
+
+
+def _differences(recorded: dict[str, Any], requested: dict[str, Any]) -> list[str]:
+    """Return a text for each setting that differs between two recipes and may not change on resuming."""
+    from prism_lightning.config.compose import flat  # omegaconf takes 0.1 s, and `explain` needs the paths alone
+
+    old, new = flat(recorded), flat(requested)
     return [
-        f"{key}: {old.get(key)} there, {new.get(key)} here"
+        f"{key}: recorded {old.get(key)}, requested {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
         if not key.startswith(FREE_ON_RESUME) and old.get(key) != new.get(key)
     ]

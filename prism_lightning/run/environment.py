@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, package versions, machine and command."""
+"""The origin of a result: commit, package versions, machine and command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Commit, package versions, Python, machine and command."""
+    """Return commit, package versions, Python, machine and command, as JSON values."""
     return {
         "commit": _commit(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -37,14 +37,14 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree, with "+changes" where it is not clean; None outside a checkout."""
-    here = Path(__file__).parent
+    """Return the commit of the source tree, with "+changes" if it is not clean; None outside a checkout."""
+    source = Path(__file__).parent
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=True
         ).stdout.strip()
         changes = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "-uno"], cwd=source, capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None

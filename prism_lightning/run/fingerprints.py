@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def model_fingerprint(model: PrismForCausalLM) -> str:
-    """Identity of a model's stored weights, whatever device and type it was loaded to."""
+    """Return 16 hexadecimal digits that identify a model's stored weights, whatever type they were loaded in."""
     if model.stored_fingerprint is not None:
         return model.stored_fingerprint
     digest = hashlib.blake2b(digest_size=8)
@@ -29,13 +29,13 @@ def model_fingerprint(model: PrismForCausalLM) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Identity of a tokenizer's vocabulary: what each id stands for."""
+    """Return 16 hexadecimal digits that identify a tokenizer's vocabulary, the token of every id."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.blake2b(repr(vocabulary).encode(), digest_size=8).hexdigest()
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, store: TokenStore) -> None:
-    """Raises UserError where the model's tokenizer is not the one that made the corpus's ids."""
+    """Raise UserError if the corpus was not tokenized with the model's tokenizer."""
     if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(store.tokenizer):
         raise UserError(
             f"the model's tokenizer is not the one that {store.folder} was prepared with:"
@@ -44,10 +44,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, store: TokenStore) -> No
 
 
 def open_store(manifest: dict[str, Any], folder: Path, verify: bool = True) -> TokenStore:
-    """The training split that an index was built over; with `verify`, its checksums are compared.
+    """Return the training split that an index was built over.
+
+    Args:
+        manifest: of the index.
+        folder: of the index, for error messages.
+        verify: whether to compare the split's checksums.
 
     Raises:
-        UserError: it is gone or damaged, or holds other data now.
+        UserError: the split is missing or damaged, or has been replaced by other data.
     """
     from prism_lightning.data.store import TokenStore  # with pyarrow, which `explain` does without
 
@@ -62,7 +67,7 @@ def open_store(manifest: dict[str, Any], folder: Path, verify: bool = True) -> T
     except DamagedDataError as error:
         raise UserError(
             f"the corpus of index {folder} at {store_folder} is damaged: {error.damage}; run the `index` that built it"
-            " again: it prepares the corpus anew"
+            " again, which prepares the corpus anew"
         ) from error
     if store.manifest["fingerprint"] != manifest["data"]:
         raise UserError(
@@ -78,7 +83,7 @@ def open_store(manifest: dict[str, Any], folder: Path, verify: bool = True) -> T
 
 
 def check_model(manifest: dict[str, Any], model: PrismForCausalLM, folder: Path, model_folder: Path) -> None:
-    """Raises UserError where an index belongs to another model."""
+    """Raise UserError if an index was built for another model."""
     fingerprint = model_fingerprint(model)
     if fingerprint != manifest["model"]:
         raise UserError(

@@ -1,4 +1,4 @@
-"""One `fit` at a time in a run directory."""
+"""The lock that lets only one `fit` at a time use a run directory."""
 
 from __future__ import annotations
 
@@ -6,44 +6,45 @@ import os
 import platform
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json, write_json
 
-WAIT_SECONDS = 5.0
+if TYPE_CHECKING:
+    from prism_lightning.run.directory import RunPaths
+
+WAIT_SECONDS = 5.0  # the loader processes of a killed `fit` need a moment to end and to release its lock
 
 
-def lock_run(folder: Path) -> filelock.BaseFileLock:
-    """Take a run directory for this process; the lock ends with the process, also when it is killed.
+def lock_run(paths: RunPaths) -> filelock.BaseFileLock:
+    """Lock a run directory for this process and return the lock, which ends with the process, also after a kill.
 
-    `lock` is the locked file. `lock.json` beside it says who holds it, for the error of the next one.
+    The lock's holder is recorded in a file beside it, for the error message of the next process.
 
     Raises:
-        UserError: another process has it, or the directory cannot be written.
+        UserError: another process holds the lock after `WAIT_SECONDS`, or the directory cannot be written.
     """
-    # The workers of a killed process need a moment to notice that it is gone.
-    lock = filelock.FileLock(folder / "lock", timeout=WAIT_SECONDS)
-    holder = folder / "lock.json"
+    lock = filelock.FileLock(paths.lock, timeout=WAIT_SECONDS)
     try:
         lock.acquire()
     except OSError as error:
         if isinstance(error, filelock.Timeout):
-            raise _in_use(folder, holder) from error
-        raise UserError(f"{folder} cannot be locked ({error.strerror}): give yourself write access") from error
-    facts = {
+            raise _in_use(paths) from error
+        raise UserError(f"{paths.root} cannot be locked ({error.strerror}): give yourself write access") from error
+    holder = {
         "pid": os.getpid(),
         "host": platform.node(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": sys.argv[1:],
     }
-    write_json(holder, facts)
+    write_json(paths.lock_holder, holder)
     return lock
 
 
-def _in_use(folder: Path, holder: Path) -> UserError:
-    facts = read_json(holder) or {}
-    who = f"process {facts.get('pid', '?')} on {facts.get('host', '?')} since {facts.get('since', '?')}"
-    return UserError(f"{folder} is in use by {who}: wait until it ends, stop it, or choose another --run.dir")
+def _in_use(paths: RunPaths) -> UserError:
+    holder = read_json(paths.lock_holder) or {}
+    process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
+    return UserError(f"{paths.root} is in use by {process}: wait until it ends, stop it, or choose another --run.dir")

@@ -1,4 +1,4 @@
-"""The MLflow store of a run: made aside where it is a SQLite file, and told in one line where it cannot be used."""
+"""The MLflow store of a run: creation of SQLite databases, and one-line error messages of stores that do not work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databrick
 
 
 def check_uri(uri: str) -> None:
-    """Raises UserError where MLflow would not take an address."""
+    """Raise UserError if MLflow would refuse an address."""
     scheme = uri.partition(":")[0].partition("+")[0]
     if ":" not in uri or scheme not in SCHEMES:
         raise UserError(
@@ -32,18 +32,22 @@ def check_uri(uri: str) -> None:
 
 
 def database_path(uri: str) -> Path:
-    """The file of a SQLite address."""
+    """Return the file of a SQLite address."""
     return Path(uri.removeprefix(SQLITE).partition("?")[0])
 
 
 def make_database(path: Path, used_before: bool) -> None:
-    """Make a SQLite database with MLflow's tables, where there is none: aside, then renamed.
+    """Create a SQLite database with MLflow's tables, unless it exists: under another name, then renamed.
 
-    MLflow itself migrates fifty versions of an empty file in place; killed in between, it refuses that file for ever.
-    A lock lets trials of a sweep that share the file wait for each other.
+    MLflow itself migrates an empty file in place through fifty versions. Killed in between, it refuses that file from
+    then on. Trials of a sweep that share the file wait for each other's lock.
+
+    Args:
+        path: the database.
+        used_before: whether an existing file may hold runs. It is then kept; otherwise a damaged one is renamed.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be created.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -51,7 +55,9 @@ def make_database(path: Path, used_before: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"run.tracking_uri: {path.parent} cannot be made ({error.strerror}): choose another") from error
+        raise UserError(
+            f"run.tracking_uri: {path.parent} cannot be created ({error.strerror}): choose another"
+        ) from error
     with filelock.FileLock(path.with_name(path.name + ".lock")):
         if path.is_file() and (used_before or _has_tables(path)):
             return
@@ -62,10 +68,10 @@ def make_database(path: Path, used_before: bool) -> None:
 
 
 def _has_tables(path: Path) -> bool:
-    """Whether MLflow's newest tables are there: a file that a killed process left behind has only some of them.
+    """Return whether a database has MLflow's newest tables; one of a killed process has only some of them.
 
     Raises:
-        sqlite3.OperationalError: the file cannot be read now: it is locked, say.
+        sqlite3.OperationalError: the file cannot be read at present, for example because it is locked.
     """
     from mlflow.store.db.utils import _get_latest_schema_revision
 
@@ -81,9 +87,9 @@ def _has_tables(path: Path) -> bool:
     return versions == [(_get_latest_schema_revision(),)]
 
 
-# What a database says, and what helps: the first that fits.
+# A part of a database's error message, and the fix; the first match counts.
 REMEDIES = {
-    "locked": "another process uses it: run the same command again when that is done",
+    "locked": "another process uses it: run the same command again when that has ended",
     "readonly": "give yourself write access, or set another run.tracking_uri",
     "permission": "give yourself write access, or set another run.tracking_uri",
     "unable to open": "give yourself write access, or set another run.tracking_uri",
@@ -96,16 +102,16 @@ REMEDIES = {
 
 
 def why_unusable(uri: str, error: Exception) -> str:
-    """What a store that does not work says, and what helps, in one line."""
+    """Return one line with the error of a store that does not work, and a fix."""
     if disk_is_full(error):
-        return "the disk is full: free space and run the same command; earlier checkpoints are whole"
+        return "the disk is full: free space and run the same command again; earlier checkpoints are complete"
     cause = " ".join(visible(str(error)).split())
-    remedy = next((text for sign, text in REMEDIES.items() if sign in cause.lower()), None)
+    remedy = next((text for words, text in REMEDIES.items() if words in cause.lower()), None)
     if uri.startswith(SQLITE) and remedy == "it is damaged":
         path = database_path(uri)
         return (
-            f"the MLflow database {path} is damaged ({cause[:160]}): rename it and run the same command, which makes a"
-            " new one; weights and csv metrics are not in it"
+            f"the MLflow database {path} is damaged ({cause[:160]}): rename it and run the same command again, which"
+            " creates a new one; weights and csv metrics are not in it"
         )
     remedy = remedy or "start the server, give another address, or leave the setting out"
     return f"run.tracking_uri {uri} does not work ({cause[:160]}): {remedy}"

@@ -15,13 +15,14 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, partial_folder, write_checksums
 from prism_lightning.data.tokenizer import open_tokenizer
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.run.directory import RunPaths, exported_folder
 from prism_lightning.run.fingerprints import model_fingerprint
 
 transformers_logging.disable_progress_bar()
 
 
 def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write weights and tokenizer, whole or not at all: made aside, then renamed."""
+    """Write weights, configuration and tokenizer to a folder, completely or not at all, and replace an earlier one."""
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
     with partial_folder(folder) as partial:
         model.save_pretrained(partial)
@@ -29,33 +30,23 @@ def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, f
         write_checksums(partial)
 
 
-def exported_folder(path: Path) -> Path | None:
-    """The exported folder at a path, or in the run directory that the path is; None where there is none."""
-    return next((folder for folder in (path / "model", path) if (folder / "config.json").is_file()), None)
-
-
-def run_directory(path: Path) -> Path:
-    """The run directory of a path, also where the exported folder in it is given; another folder is its own."""
-    folder = exported_folder(path)
-    return folder.parent if folder and folder.name == "model" else path
-
-
 def load_exported(
     path: Path, device: str = "cpu", dtype: str = "fp32"
 ) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
-    """Model (in eval mode) and tokenizer of an exported folder, or of the run directory that holds one.
+    """Return the model (in eval mode) and the tokenizer of an exported folder or of a run directory.
 
-    Only safetensors are read: a pickle among the files is never opened. Weights are fp32, however they are stored.
+    Weights are read from safetensors alone and converted to fp32; a pickle among the files is never opened.
 
     Args:
         path: the folder.
         device: auto, cpu, cuda, cuda:N or mps, see `device_named`.
-        dtype: fp32, or bf16 for the decoder, see `PrismForCausalLM.narrow_decoder`.
+        dtype: number type of the decoder: fp32, or bf16, see `PrismForCausalLM.narrow_decoder`.
 
     Raises:
-        UserError: no such folder, device or type, not a model of ours, damaged files, or weights that are not finite.
+        UserError: no such folder, device or type, no model of this package, damaged files, or weights that are not
+            finite.
     """
-    place, decoder_dtype = device_named(device), dtype_named(dtype)
+    torch_device, decoder_dtype = device_named(device), dtype_named(dtype)
     folder = exported_folder(path)
     if folder is None:
         raise UserError(
@@ -73,8 +64,8 @@ def load_exported(
         ) from error
     check_finite(model.state_dict(), folder)
     if decoder_dtype != torch.float32:
-        model.narrow_decoder(decoder_dtype, model_fingerprint(model))  # a second for each GB
-    return model.eval().to(place), tokenizer  # type: ignore[arg-type]
+        model.narrow_decoder(decoder_dtype, model_fingerprint(model))  # takes a second per GB
+    return model.eval().to(torch_device), tokenizer  # type: ignore[arg-type]
 
 
 def _check_files(folder: Path) -> None:
@@ -83,12 +74,13 @@ def _check_files(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}): give yourself read access") from error
     if damaged:
-        again = f"remove {folder} and run the same fit" if folder.name == "model" else "export it again"
-        raise UserError(f"{damaged}: {again}; if the file was changed on purpose, remove {folder / CHECKSUMS}")
+        of_run = folder == RunPaths(folder.parent).model
+        fix = f"remove {folder} and run the same fit" if of_run else "export it again"
+        raise UserError(f"{damaged}: {fix}; if the file was changed on purpose, remove {folder / CHECKSUMS}")
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raises UserError where weights are NaN or infinite: whatever is computed from them would be, too."""
+    """Raise UserError if a weight is NaN or infinite."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: {name} holds values that are not finite: use an earlier checkpoint or train anew")

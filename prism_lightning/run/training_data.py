@@ -1,4 +1,4 @@
-"""The corpus that a run was trained on, from the recipe that the run keeps."""
+"""The corpus that a run was trained on, found by the recipe in the run directory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from jsonargparse import ArgumentError, ArgumentParser
 from prism_lightning.common.errors import UserError
 from prism_lightning.config.compose import compose
 from prism_lightning.data.corpus import Corpus
+from prism_lightning.run.directory import RunPaths
 
 
 def data_of(run: Path) -> Corpus:
-    """The data that a run was trained on, both splits open.
+    """Return the corpus that a run was trained on, with both splits open.
 
     Raises:
-        UserError: the run keeps no recipe, or one whose data cannot be read.
+        UserError: the run directory has no recipe, or the recipe's data cannot be read.
     """
-    recipe = run / "recipe.yaml"
+    recipe = RunPaths(run).recipe
     if not recipe.is_file():
-        raise UserError(f"{run} has no recipe.yaml: give a run directory that `fit` has made")
+        raise UserError(f"{run} has no {recipe.name}: give a run directory of `fit`")
     settings = compose(recipe, [], groups=("data",)).get("data") or {}
     names = {field.name for field in fields(Corpus)}
     parser = ArgumentParser(exit_on_error=False)

@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from prism_lightning.common.files import write_whole
+from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.mlflow_store import SQLITE, check_uri, database_path, make_database
 
 
@@ -42,7 +43,7 @@ def adopt(folder: Path, uri: str, run: Path) -> None:
 
     A store that does not answer is no reason to end a trial: the warning goes to whoever runs the sweep.
     """
-    child = run / "mlflow_run_id"
+    child = RunPaths(run).mlflow_run_id
     if not child.is_file():
         return
     try:

@@ -83,7 +83,7 @@ def unfinished(trial: Trial) -> list[str]:
         step = (run.last_results() or {}).get("step", -1)
     except UserError:  # `fit` says what is wrong with the file
         step = -1
-    left = [] if step >= trial.steps and run.model.is_dir() else ["fit"]
+    left = [] if step >= trial.steps and run.paths.model.is_dir() else ["fit"]
     for suite in trial.suites:
-        left += [task for task in load_suite(suite) if read_result(trial.run / "evaluation", task) is None]
+        left += [task for task in load_suite(suite) if read_result(run.paths.evaluation, task) is None]
     return left

@@ -1,1 +1,1 @@
-"""Training: the Trainer of a recipe, and what follows its last step."""
+"""Training: the Trainer of a recipe, resuming, and the steps after the last optimiser step."""

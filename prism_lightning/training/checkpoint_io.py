@@ -1,4 +1,4 @@
-"""How Lightning writes and reads checkpoint files: whole or not at all, and never running code."""
+"""Lightning's reading and writing of checkpoint files: atomic, and without running code in them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from prism_lightning.run.checkpoints import load_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that neither a kill nor a full disk harms an earlier checkpoint."""
+    """Writes a file beside the target and renames it, so that a kill or a full disk damages no checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save; UserError when the disk does not take it."""
+        """Save a checkpoint.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -26,10 +30,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch wraps a failing write in a RuntimeError
             reason = "the disk is full" if disk_is_full(error) else " ".join(str(error).split())[:120]
             raise UserError(
-                f"checkpoint {path} could not be saved ({reason}): free space and run the same command;"
-                " earlier checkpoints are whole"
+                f"checkpoint {path} could not be saved ({reason}): free space and run the same command"
+                " again; earlier checkpoints are complete"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Load tensors and plain values only; UserError for a damaged file or one that would run code."""
+        """Return a checkpoint's tensors and plain values.
+
+        Raises:
+            UserError: a damaged file, or one that would run code.
+        """
         return load_checkpoint(Path(path))

@@ -14,44 +14,46 @@ from prism_lightning.training.ranks import first_process
 
 
 def run_loggers(run: RunDirectory) -> tuple[CSVLogger, MLFlowLogger]:
-    """CSV first (a database URI as the first logger's directory breaks Lightning), MLflow beside it.
+    """Return the CSV logger and the MLflow logger of a run; a resumed run logs to the same MLflow run.
 
-    A resumed run goes on in the same MLflow run.
+    The CSV logger comes first, because Lightning takes the first logger's address for a folder.
 
     Raises:
         UserError: as `open_logger`.
     """
     own = run.settings.tracking_uri is None
-    uri = run.settings.tracking_uri or f"{SQLITE}{(run.path / 'mlflow.db').absolute()}"
+    run_id = run.paths.mlflow_run_id
+    uri = run.settings.tracking_uri or f"{SQLITE}{run.paths.mlflow_database.absolute()}"
     mlflow_logger = open_logger(
         uri,
-        used_before=not own or run.mlflow_run.is_file(),
+        used_before=not own or run_id.is_file(),
         experiment_name=run.settings.experiment,
-        run_name=run.path.name,
-        run_id=run.mlflow_run.read_text() if run.mlflow_run.is_file() else None,
-        artifact_location=str((run.path / "mlflow_artifacts").absolute()) if uri.startswith("sqlite") else None,
+        run_name=run.paths.root.name,
+        run_id=run_id.read_text() if run_id.is_file() else None,
+        artifact_location=str(run.paths.mlflow_artifacts.absolute()) if uri.startswith("sqlite") else None,
     )
-    return CSVLogger(run.path, name="csv"), mlflow_logger
+    return CSVLogger(run.paths.root, name=run.paths.csv.name), mlflow_logger
 
 
 def log_settings(run: RunDirectory, config: dict[str, Any], mlflow_logger: MLFlowLogger) -> None:
-    """Log a new run's settings, and remember the MLflow run for resuming."""
+    """Log the settings of a new MLflow run, and record the MLflow run in the run directory for resuming."""
     run_id = str(mlflow_logger.run_id) if first_process() else None
-    if run_id and not (run.mlflow_run.is_file() and run.mlflow_run.read_text() == run_id):
+    recorded = run.paths.mlflow_run_id
+    if run_id and not (recorded.is_file() and recorded.read_text() == run_id):
         mlflow_logger.log_hyperparams(config)
-        write_whole(run.mlflow_run, run_id.encode())
+        write_whole(recorded, run_id.encode())
 
 
 def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
-    """A logger whose MLflow run exists.
+    """Return an MLflow logger whose MLflow run exists.
 
     Args:
-        uri: of the store: sqlite:///FILE, a database or a server.
-        used_before: whether the store has runs that must not be lost; otherwise a broken SQLite file is made anew.
-        settings: of `MLFlowLogger`; a `run_id` that the store does not know is replaced by a new run.
+        uri: address of the store: sqlite:///FILE, a database or a server.
+        used_before: whether the store may hold runs; otherwise a damaged SQLite file is replaced.
+        settings: of `MLFlowLogger`; a `run_id` that the store does not have is replaced by a new run.
 
     Raises:
-        UserError: an address that MLflow does not take, a damaged database, a server that does not answer.
+        UserError: an address that MLflow refuses, a damaged database, or a server that does not answer.
     """
     check_uri(uri)
     try:

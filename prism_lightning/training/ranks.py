@@ -1,4 +1,4 @@
-"""Which of a run's processes this is."""
+"""The rank of this process among those of a run."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 def first_process() -> bool:
-    """Whether this process writes what a run needs once: its directory, its MLflow store."""
+    """Return whether this process has rank 0 and so writes the run directory and the MLflow store."""
     return getattr(rank_zero_only, "rank", 0) == 0

@@ -1,4 +1,4 @@
-"""Which devices train, and how they share the model."""
+"""Devices and strategies: checks of the trainer's settings before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from prism_lightning.common.errors import UserError
 
 
 def check_devices(recipe: str, trainer: dict[str, Any]) -> None:
-    """Fail in seconds where the recipe's hardware is not here.
+    """Check that this machine has the GPUs that the recipe needs.
 
     Raises:
-        UserError: a GPU asked for where none is, or more GPUs than there are.
+        UserError: it has none, or fewer.
     """
     accelerator = str(trainer.get("accelerator", "auto"))
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -29,13 +29,13 @@ def check_devices(recipe: str, trainer: dict[str, Any]) -> None:
         )
 
 
-# Settings of the trainer that a run decides by others of its own: their neutral values, and what to set in their place.
+# Settings of the trainer that other settings decide: the values allowed, and the setting to use in their place.
 DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "default_root_dir": ((None,), "everything that a run writes goes to its run directory: set run.dir"),
     "accumulate_grad_batches": ((1, None), "data.batch_size and data.micro_batch_size decide it"),
     "max_epochs": ((-1, None), "a run's length is trainer.max_steps"),
     "min_epochs": ((None,), "a run's length is trainer.max_steps"),
-    "use_distributed_sampler": ((False, None), "the data module shares blocks out over devices itself"),
+    "use_distributed_sampler": ((False, None), "the data module divides blocks among devices itself"),
     "check_val_every_n_epoch": ((None,), "trainer.val_check_interval counts optimiser steps"),
     "reload_dataloaders_every_n_epochs": ((0, None), "the order of blocks depends on the seed and the step alone"),
     "limit_train_batches": ((None, 1.0), "a run's length is trainer.max_steps"),
@@ -49,15 +49,16 @@ DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def check_trainer(recipe: str, trainer: dict[str, Any], fit: bool) -> None:
-    """Refuse settings of the trainer that would be overridden silently; all problems at once.
+    """Check that no setting of the trainer would be ignored silently.
 
     Raises:
-        UserError: such a setting, or for `fit` no number of steps.
+        UserError: all such settings at once, and for `fit` a missing number of steps.
     """
     problems = [
-        f"{recipe}: trainer.{name} is {trainer[name]!r} and has no effect here: {instead}"
-        for name, (neutral, instead) in DECIDED_ELSEWHERE.items()
-        if name in trainer and (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in neutral]
+        f"{recipe}: trainer.{name} is {trainer[name]!r} and has no effect here: {reason}"
+        for name, (allowed_values, reason) in DECIDED_ELSEWHERE.items()
+        if name in trainer
+        and (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in allowed_values]
     ]
     if fit and (trainer.get("max_steps") or -1) < 1:
         problems.append(f"{recipe}: trainer.max_steps must be a positive number: it sets the schedule's length")
@@ -66,7 +67,7 @@ def check_trainer(recipe: str, trainer: dict[str, Any], fit: bool) -> None:
 
 
 def device_count(trainer: dict[str, Any]) -> int:
-    """Devices that the recipe will use over all nodes."""
+    """Return the number of devices that the recipe uses over all nodes."""
     devices, nodes = trainer.get("devices", "auto"), int(trainer.get("num_nodes", 1) or 1)
     if isinstance(devices, list):
         return len(devices) * nodes
@@ -77,7 +78,7 @@ def device_count(trainer: dict[str, Any]) -> int:
 
 
 def settled_strategy(trainer: dict[str, Any]) -> Any:
-    """The recipe's strategy; on a single device DeepSpeed has nothing to share, so plain training takes its place."""
+    """Return the recipe's strategy; "auto" replaces DeepSpeed on one device, where there is nothing to shard."""
     strategy = trainer.get("strategy", "auto")
     name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
     if name.rpartition(".")[2] in ("DeepSpeedStrategy", "deepspeed") and device_count(trainer) == 1:

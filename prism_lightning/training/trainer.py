@@ -1,11 +1,10 @@
-"""The verbs that need Lightning: fit, validate, test, predict. Recipes in, a run directory out."""
+"""The verbs that need Lightning: fit, validate, test and predict. They read a recipe and write a run directory."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,17 +25,30 @@ from prism_lightning.lightning_modules.callbacks.progress import ProgressBar, pr
 from prism_lightning.lightning_modules.callbacks.throughput import Throughput
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.text_data import TextData
-from prism_lightning.run.checkpoints import load_checkpoint, load_model_weights, open_deepspeed
 from prism_lightning.run.directory import RunDirectory, RunSettings
 from prism_lightning.training.checkpoint_io import AtomicCheckpointIO
 from prism_lightning.training.loggers import log_settings, run_loggers
-from prism_lightning.training.post_training import finish, load_weights
+from prism_lightning.training.post_training import finish
 from prism_lightning.training.ranks import first_process
+from prism_lightning.training.resuming import (
+    completed_step,
+    find_checkpoint,
+    load_for_evaluation,
+    load_for_resuming,
+)
 from prism_lightning.training.strategies import check_devices, check_trainer, settled_strategy
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI over a composed recipe, writing a run directory."""
+    """LightningCLI over a composed recipe; constructing it runs the verb.
+
+    Args:
+        verb: fit, validate, test or predict.
+        recipe: the composed recipe.
+        name: the recipe's path, for error messages and results.
+        allow_custom_code: whether the recipe may import any class.
+        print_config: print the composed recipe and end the process in place of running the verb.
+    """
 
     run_directory: RunDirectory
     model: DenseLM
@@ -63,12 +75,16 @@ class TrainingCLI(LightningCLI):
                 self.run_directory.unlock()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run's own settings, and those of the index, which `index` reads from the same recipe."""
+        """Add the groups `run` and `index`; only the verb `index` reads the latter."""
         parser.add_class_arguments(RunSettings, "run")
         parser.add_class_arguments(IndexSettings, "index")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the composed recipe; every problem in it is reported at once."""
+        """Parse the composed recipe.
+
+        Raises:
+            UserError: every problem in it at once.
+        """
         settings = self.recipe.settings
         limit_imports(settings, self.recipe_name, self.allow_custom_code)
         try:
@@ -78,31 +94,35 @@ class TrainingCLI(LightningCLI):
             raise UserError([f"{self.recipe_name}: {self.recipe.hide_environment(p)}" for p in problems]) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: a checkpoint's hyper-parameters never override the recipe."""
+        """Do nothing: LightningCLI would let a checkpoint's hyper-parameters override the recipe."""
 
     def before_instantiate_classes(self) -> None:
-        """With --print_config: print the composed recipe with every default, and end here."""
+        """With --print_config, print the composed recipe with every default and end the process."""
         if self.print_config:
             print(yaml.safe_dump(self.recorded_config, sort_keys=False, allow_unicode=True), end="")
             raise SystemExit(0)
 
     def instantiate_classes(self) -> None:
-        """Check steps and devices, then build data, model and trainer."""
+        """Check the trainer's settings and devices, then build data, model and trainer.
+
+        Raises:
+            UserError: a setting that cannot be used.
+        """
         settings = self.config[self.verb]["trainer"].as_dict()
         check_devices(self.recipe_name, settings)
         check_trainer(self.recipe_name, settings, fit=self.verb == "fit")
         try:
             super().instantiate_classes()
-        except Exception as error:  # the parser wraps what a constructor raises
+        except Exception as error:  # the parser wraps the exceptions of constructors
             raise user_error_in(error) or self._refusal(error) or error from error
 
     def _refusal(self, error: Exception) -> UserError | None:
-        """What Lightning or a package says where a setting does not suit it, as one line of the user's."""
+        """Return a one-line UserError where a setting caused an error in Lightning or a package; otherwise None."""
         text = " ".join(str(error).split())
         if isinstance(error, ModuleNotFoundError):
             return UserError(f"{self.recipe_name}: {text}: install it with pip, or leave the setting out")
         _, problem, rest = text.partition("Problem with given class_path ")
-        if problem:  # the parser's report on every type that was tried
+        if problem:  # the parser lists every type that it tried
             return UserError(f"{self.recipe_name}: {rest.split(' - Expected')[0][:300]}")
         if isinstance(error, MisconfigurationException):
             return UserError(f"{self.recipe_name}: the trainer refuses its settings: {text[:300]}")
@@ -110,61 +130,68 @@ class TrainingCLI(LightningCLI):
 
     @property
     def recorded_config(self) -> dict[str, Any]:
-        """Every setting, defaults included, as it may be written out: nothing from the environment."""
+        """Every setting, defaults included, without values that come from the environment."""
         self._dump_config()
         return self.recipe.without_environment(self.config_dump)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with the run directory's loggers, checkpoints and progress."""
+        """Return the trainer; that of `fit` has the run's own loggers, checkpoints and progress beside the recipe's."""
         settings = self.config_init[self.verb]
         self.run_directory = RunDirectory(settings["run"])
-        kwargs["strategy"] = settled_strategy(self.config[self.verb]["trainer"].as_dict())
-        if isinstance(kwargs["strategy"], dict):
-            kwargs["strategy"] = settings["trainer"]["strategy"]
-        kwargs["plugins"] = [*as_list(settings["trainer"].get("plugins")), AtomicCheckpointIO()]
         kwargs["logger"] = False
         if self.verb == "fit":
-            self._take_run_directory()
-            kwargs["logger"] = self._loggers(settings["trainer"].get("logger"))
-            callbacks = self._callbacks(settings)
+            self.prepare_run()
+            kwargs["logger"] = self.build_loggers(settings["trainer"].get("logger"))
+            callbacks = build_callbacks(self.run_directory, settings["trainer"])
             kwargs["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
             settings["trainer"]["callbacks"] = [*as_list(settings["trainer"].get("callbacks")), *callbacks]
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:
-            raise MisconfigurationException(str(error)) from error
+        return self.build_trainer(settings["trainer"], **kwargs)
 
-    def _take_run_directory(self) -> None:
+    def prepare_run(self) -> None:
         """Prepare the data, then lock the run directory and record the run in it.
 
-        In that order: errors about data come before any directory is made.
+        In this order, so that an error in the data leaves no run directory behind.
+
+        Raises:
+            UserError: the data, the model and the data together, or the run directory cannot be used.
         """
         self.datamodule.prepare_data()
         self.datamodule.setup()
         self.model.check_data(self.datamodule)
         self.run_directory.record(self.recorded_config, self.datamodule.train.manifest["fingerprint"], first_process())
 
-    def _loggers(self, given: Any) -> list[Any] | bool:
-        """The run's own loggers and those of the recipe beside them; none where the recipe says `logger: false`."""
-        if given is False:
+    def build_loggers(self, setting: Any) -> list[Any] | bool:
+        """Return the run's own loggers and those of the recipe; False where the recipe sets `logger: false`.
+
+        Args:
+            setting: `trainer.logger`: a bool, None, one logger or several.
+        """
+        if setting is False:
             return False
         csv_logger, mlflow_logger = run_loggers(self.run_directory)
         log_settings(self.run_directory, self.recorded_config, mlflow_logger)
-        return [csv_logger, mlflow_logger, *([] if given is True else as_list(given))]
+        return [csv_logger, mlflow_logger, *([] if setting is True else as_list(setting))]
 
-    def _callbacks(self, settings: Any) -> list[Callback]:
-        """Throughput, progress and checkpoints, unless the recipe turns one of them off."""
-        run: RunSettings = settings["run"]
-        callbacks: list[Callback] = [Throughput()]
-        if settings["trainer"].get("enable_progress_bar") is not False:
-            callbacks.append(progress_callback())
-        if settings["trainer"].get("enable_checkpointing") is not False:
-            folder = self.run_directory.checkpoints
-            callbacks.append(Checkpoints(folder, run.checkpoint_interval, run.checkpoints_kept))
-        return callbacks
+    def build_trainer(self, settings: Any, **kwargs: Any) -> Trainer:
+        """Return the trainer of the recipe's settings, with the strategy settled and checkpoints written atomically.
+
+        Args:
+            settings: the `trainer` group, its classes instantiated.
+            kwargs: replace settings of the recipe.
+
+        Raises:
+            MisconfigurationException: Lightning refuses the settings.
+        """
+        strategy = settled_strategy(self.config[self.verb]["trainer"].as_dict())
+        kwargs["strategy"] = settings["strategy"] if isinstance(strategy, dict) else strategy
+        kwargs["plugins"] = [*as_list(settings.get("plugins")), AtomicCheckpointIO()]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(str(error)) from error
 
     def before_fit(self) -> None:
-        """Resume where the run directory's newest checkpoint stands; share the batch out over the devices."""
+        """Divide the batch over devices and micro-batches, and convert the validation interval to micro-batches."""
         trainer, data = self.trainer, self.datamodule
         data.trainer = trainer
         trainer.accumulate_grad_batches = data.accumulation
@@ -172,60 +199,71 @@ class TrainingCLI(LightningCLI):
             trainer.val_check_interval *= data.accumulation  # stated in optimiser steps; Lightning counts batches
 
     def fit(self, **kwargs: Any) -> None:
-        """Train, unless the run is complete already."""
-        checkpoint = Path(kwargs["ckpt_path"]) if kwargs.get("ckpt_path") else self.run_directory.last_checkpoint()
-        done = self.run_directory.last_results()
-        self.complete = bool(done and done["step"] >= self.trainer.max_steps and self.run_directory.model.is_dir())
-        if done and self.complete:
+        """Train from the newest checkpoint or from the start, unless the run is complete already."""
+        run = self.run_directory
+        checkpoint = find_checkpoint(run, kwargs.get("ckpt_path"))
+        step = completed_step(run, self.trainer.max_steps)
+        self.complete = step is not None
+        if self.complete:
             rank_zero_print(
-                f"{self.run_directory.path} is complete at step {done['step']}:"
-                " raise --trainer.max_steps or choose another --run.dir"
+                f"{run.paths.root} is complete at step {step}: raise --trainer.max_steps or choose another --run.dir"
             )
             return
         if checkpoint:
-            if (checkpoint / "latest").is_file():
-                open_deepspeed(checkpoint)
-            elif checkpoint.is_dir():
-                raise UserError(f"{checkpoint} is no checkpoint to go on from: give a file under RUN/checkpoints")
-            else:
-                load_model_weights(self.model.model, load_checkpoint(checkpoint)["state_dict"], checkpoint)
+            load_for_resuming(self.model, checkpoint)
             rank_zero_print(f"resuming from {checkpoint}")
         rank_zero_print(self.model.summary(self.datamodule))
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
 
     def after_fit(self) -> None:
-        """Polish, evaluate, export, explain: on one process, from the trained weights."""
+        """Polish, evaluate, export and explain the trained model, on one process."""
         if self.trainer.is_global_zero and not self.complete:
             finish(self.model, self.datamodule, self.trainer, self.run_directory, self.recipe_name)
 
-    def _load_for_evaluation(self, ckpt_path: str | None) -> None:
-        load_weights(self.model, Path(ckpt_path) if ckpt_path else None, self.run_directory)
-
     def validate(self, **kwargs: Any) -> None:
-        """Evaluate on the validation split: the given checkpoint, or what `fit` left in the run directory."""
-        self._load_for_evaluation(kwargs.get("ckpt_path"))
+        """Evaluate a checkpoint, by default the run's trained model, on the validation split."""
+        load_for_evaluation(self.model, self.run_directory, kwargs.get("ckpt_path"))
         self.trainer.validate(self.model, datamodule=self.datamodule)
 
     def test(self, **kwargs: Any) -> None:
-        """Evaluate once more under `test/`."""
-        self._load_for_evaluation(kwargs.get("ckpt_path"))
+        """Evaluate like `validate`; the metrics' names start with `test/`."""
+        load_for_evaluation(self.model, self.run_directory, kwargs.get("ckpt_path"))
         self.trainer.test(self.model, datamodule=self.datamodule)
 
     def predict(self, **kwargs: Any) -> None:
-        """Write the log-probability of every validation token to predictions.safetensors in the run directory."""
+        """Write the log-probability (nats) of every validation token to the run directory.
+
+        The file holds `block_ids` [B] and `log_probabilities` [B, T].
+        """
         from safetensors.torch import save_file
 
-        self._load_for_evaluation(kwargs.get("ckpt_path"))
+        load_for_evaluation(self.model, self.run_directory, kwargs.get("ckpt_path"))
         batches: Any = self.trainer.predict(self.model, datamodule=self.datamodule) or []
-        out = self.run_directory.path / "predictions.safetensors"
+        out = self.run_directory.paths.predictions
         out.parent.mkdir(parents=True, exist_ok=True)
         names = ("block_ids", "log_probabilities")
         save_file({name: torch.cat([batch[name] for batch in batches]) for name in names}, out)
         print(f"wrote {out}")
 
 
+def build_callbacks(run: RunDirectory, settings: Any) -> list[Callback]:
+    """Return the run's own callbacks: throughput, and progress and checkpoints unless the recipe turns them off.
+
+    Args:
+        run: has the folder and the interval of checkpoints.
+        settings: the `trainer` group of the recipe.
+    """
+    callbacks: list[Callback] = [Throughput()]
+    if settings.get("enable_progress_bar") is not False:
+        callbacks.append(progress_callback())
+    if settings.get("enable_checkpointing") is not False:
+        interval, kept = run.settings.checkpoint_interval, run.settings.checkpoints_kept
+        callbacks.append(Checkpoints(run.paths.checkpoints, interval, kept))
+    return callbacks
+
+
 def run(verb: str, arguments: list[str]) -> None:
-    """Run one of the training verbs on a command line of `--config RECIPE` and overrides."""
+    """Run fit, validate, test or predict with the arguments `--config RECIPE` and overrides."""
     quiet()
     flags, arguments = take_flags(arguments, "allow_custom_code", "print_config")
     path, overrides = split_arguments(arguments)
@@ -234,19 +272,19 @@ def run(verb: str, arguments: list[str]) -> None:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A setting that may be absent, one thing or several, as a list."""
+    """Return a setting that is None, one value or several values as a list."""
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 @rank_zero_only
 def rank_zero_print(text: str) -> None:
-    """Print on one process only."""
+    """Print on the first process only."""
     print(text, flush=True)
 
 
 def quiet() -> None:
-    """Silence what a user of these verbs can do nothing about."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # its database errors reach us as exceptions
+    """Silence warnings of libraries that a user of these verbs cannot act on."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # MLflow's database errors are raised as exceptions, too
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)

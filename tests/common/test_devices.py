@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from support.device_cases import ROUNDED, VERBS, answer, copied, differences, headline, trained_run
+from support import device_cases
+from support.device_cases import ROUNDED, VERBS, answer, differences, headline
 from support.pretended_cuda import pretended_cuda
 
 from prism_lightning.common.devices import check_float64, device_named, dtype_named
@@ -14,21 +15,8 @@ from prism_lightning.models import decompose
 from prism_lightning.run.fingerprints import model_fingerprint
 from prism_lightning.run.model_folder import load_exported
 
+trained, runs = device_cases.trained, device_cases.runs  # fixtures
 ORDER = ("index", *VERBS)  # `attribute` asks the index
-
-
-@pytest.fixture(scope="module")
-def trained(corpus, cache, tmp_path_factory):
-    """A run, and the arguments of its fit."""
-    folder = tmp_path_factory.mktemp("devices") / "run"
-    return folder, trained_run(folder, corpus, cache)
-
-
-@pytest.fixture(scope="module")
-def runs(trained, tmp_path_factory):
-    """Copies of the run, one for each place."""
-    folder = tmp_path_factory.mktemp("places")
-    return {name: copied(trained[0], folder / name) for name in ("cpu", "cuda", "bf16")}
 
 
 @pytest.fixture(scope="module")

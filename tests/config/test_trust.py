@@ -1,4 +1,4 @@
-"""A stranger's recipe: it imports classes of a list only, and nothing of the environment is written out."""
+"""Recipes of others: they import listed classes only, and no value of the environment is written to a file."""
 
 import json
 import site
@@ -21,7 +21,7 @@ SECRET = "hunter2-is-secret"
 
 @pytest.fixture(autouse=True)
 def _parser_settings(monkeypatch):
-    """What a test allows the parser to import ends with it."""
+    """Restore the parser's permitted imports after every test."""
     from jsonargparse import _common
 
     monkeypatch.setattr(_common, "parsing_settings", dict(_common.parsing_settings))

@@ -22,8 +22,8 @@ SHORT, EARLIER = "InLoopEvaluation", "prism_lightning.evaluation.in_loop.InLoopE
 
 
 def callback(suite, path=SHORT, **settings):
-    given = ", ".join(f"{key}: {value}" for key, value in {"suite": suite, **settings}.items())
-    return ["--trainer.callbacks", f"[{{class_path: {path}, init_args: {{{given}}}}}]"]
+    init_args = ", ".join(f"{key}: {value}" for key, value in {"suite": suite, **settings}.items())
+    return ["--trainer.callbacks", f"[{{class_path: {path}, init_args: {{{init_args}}}}}]"]
 
 
 def test_it_logs_and_leaves_training_alone(tiny, suite, tmp_path, cli):
@@ -34,11 +34,11 @@ def test_it_logs_and_leaves_training_alone(tiny, suite, tmp_path, cli):
     assert all(torch.equal(plain[name], other[name]) for name in plain)
     (metrics,) = (tmp_path / "evaluated").glob("csv/**/metrics.csv")
     rows = [(row["step"], row["eval/continuation/acc"]) for row in csv.DictReader(metrics.open())]
-    found = {step: float(value) for step, value in rows if value}
-    assert set(found) == {"5", "10", "12"}
+    accuracies = {step: float(value) for step, value in rows if value}
+    assert set(accuracies) == {"5", "10", "12"}
     # At the end it is what the verb finds on the same documents (polishing changes no logit).
     arguments = ["--ckpt_path", tmp_path / "evaluated", "--suite", suite, "--limit", "6"]
-    assert f"{found['12']:.4f}" in cli("evaluate", *arguments, check=0).stdout
+    assert f"{accuracies['12']:.4f}" in cli("evaluate", *arguments, check=0).stdout
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,5 @@ def test_it_logs_and_leaves_training_alone(tiny, suite, tmp_path, cli):
     [({"every_n_steps": 0}, "must be positive"), ({"suite": "evals/contination.yaml"}, "did you mean")],
 )
 def test_wrong_settings_end_before_training(tiny, suite, cli, settings, message, tmp_path):
-    found = cli("fit", *tiny, *callback(**{"suite": suite} | settings), check=2)
-    assert message in found.stderr and not list((tmp_path / "run").glob("checkpoints/*"))
+    result = cli("fit", *tiny, *callback(**{"suite": suite} | settings), check=2)
+    assert message in result.stderr and not list((tmp_path / "run").glob("checkpoints/*"))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup, get_wsd_schedule
 
 from prism_lightning.lightning_modules.optimizer import parameter_groups, schedule_factor
 
@@ -32,3 +33,16 @@ def test_schedules_warm_up_and_end_at_the_final_share(schedule):
     assert max(factors) == pytest.approx(1.0) and factors[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
     assert (factors[79] == 1.0) == (schedule == "wsd")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_schedules_agree_with_transformers_after_the_warm_up(schedule):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    if schedule == "cosine":
+        reference = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 100, 600, min_lr_rate=0.1)
+    else:
+        reference = get_wsd_schedule(optimizer, 100, 120, 600, decay_type="linear", min_lr_ratio=0.1)
+    expected = [reference.lr_lambdas[0](step) for step in range(601)]
+    factors = [schedule_factor(step, schedule, 100, 600, 0.1) for step in range(601)]
+    assert factors[100:] == pytest.approx(expected[100:], abs=1e-15)
+    assert factors[0] == 0.01 and abs(factors[0] - expected[0]) >= 0.01  # why ours are kept

@@ -1,4 +1,4 @@
-"""Settings that would train something else than was meant are refused."""
+"""Settings that would train another model than intended are refused."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from prism_lightning.models.configuration import PrismConfig, backbone_configura
         ({"model_type": "gpt2", "n_layers": 4}, ["n_layers", "did you mean n_layer?"]),
         ({"n_layer": 4}, ["model_type"]),
         ({"model_type": "gpt2", "n_layer": "four"}, ["n_layer"]),
-        ({"model_type": "bert"}, ["bert", "sees what it is to predict"]),
+        ({"model_type": "bert"}, ["bert", "attends to the tokens that it predicts"]),
         ({"model_type": "bloom"}, ["bloom", "max_position_embeddings"]),
     ],
 )

@@ -58,7 +58,7 @@ def test_routing_prototypes_receive_activation_times_delta(make_model, backbone,
     torch.testing.assert_close(model.prototypes.weight.grad, activations.T @ delta, atol=1e-7, rtol=1e-4)
 
 
-def test_commitment_bends_the_backbone(make_model, ids):
+def test_commitment_sends_gradients_to_the_backbone(make_model, ids):
     targets = ids.roll(-1, 1)
     grads = []
     for commitment in (0.0, 1.0):

@@ -71,8 +71,8 @@ def test_gradients_of_all_terms_equal_autograd(z, layer, commitment):
     reconstruction = (z2 - mixture).square().sum(-1).mean() / z.square().sum(-1).mean()
     (2 * reconstruction + 3 * (1 - cosine.max(0).values).mean() + 5 * (1 - cosine.max(1).values).mean()).backward()
     torch.testing.assert_close(layer.weight.grad, weight.grad)
-    got = torch.zeros_like(z) if z1.grad is None else z1.grad
-    torch.testing.assert_close(got, commitment * z2.grad)
+    gradient = torch.zeros_like(z) if z1.grad is None else z1.grad
+    torch.testing.assert_close(gradient, commitment * z2.grad)
 
 
 def test_gradient_scale_scales_the_prototypes_gradient_alone(z, layer):

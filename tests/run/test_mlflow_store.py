@@ -1,4 +1,4 @@
-"""MLflow's store: made aside, mended after a kill, and named in one line where it cannot be used."""
+"""MLflow's store: created atomically, repaired after a kill, and named in one line where it cannot be used."""
 
 import shutil
 import signal
@@ -63,7 +63,7 @@ def test_a_kill_while_the_database_is_made_leaves_no_file_in_its_place(tmp_path)
 
 
 def test_a_half_made_database_of_an_unused_run_is_made_anew(tmp_path):
-    """As older versions left it: some tables, killed in the middle of the migrations."""
+    """Older versions left such a file: some tables, after a kill in the middle of the migrations."""
     path = tmp_path / "mlflow.db"
     connection = sqlite3.connect(path)
     connection.execute("create table guardrails (id integer)")
@@ -83,7 +83,7 @@ def test_a_damaged_database_that_is_in_use_is_named_and_kept(tmp_path, database)
 
 
 def test_a_run_that_the_store_does_not_know_is_followed_by_a_new_one(tmp_path, database):
-    """The advice for a damaged database works: after its removal the run goes on in a new MLflow run."""
+    """The advice for a damaged database works: after its removal the run continues in a new MLflow run."""
     shutil.copy(database, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     logger = open_logger(uri, used_before=True, experiment_name="x", run_id="0" * 32)

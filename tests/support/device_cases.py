@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 
+import pytest
+
 from support.processes import fit
 from support.runs import tiny_arguments
 
@@ -24,6 +26,7 @@ VERBS = {
 # How far the numbers of `headline` may be from those of fp32 with the decoder in bf16. Losses are in nats, those of a
 # text summed; the perplexity that `suppress` has is about 10; the others are shares and accuracies.
 ROUNDED = dict.fromkeys(VERBS, 0.1) | {"attribute": 0.3, "prototypes": 0.05}
+PLACES = ("cpu", "cuda", "fp32", "bf16")  # devices, or the decoder's number type on a GPU
 OTHERWISE = ("seconds", "model_seconds", "environment", "run", "command")  # in answers of calls that are alike
 
 
@@ -40,6 +43,20 @@ def trained_run(folder, corpus, cache):
     longer = ("--trainer.max_steps", "200", "--trainer.val_check_interval", "200", "--model.learning_rate", "5e-3")
     fit([*arguments, *longer])
     return arguments
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, cache, tmp_path_factory):
+    """A run, trained on the CPU, and the arguments of its fit."""
+    folder = tmp_path_factory.mktemp("devices") / "run"
+    return folder, trained_run(folder, corpus, cache)
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory):
+    """Copies of the run, one for each place."""
+    folder = tmp_path_factory.mktemp("places")
+    return {name: copied(trained[0], folder / name) for name in PLACES}
 
 
 def answer(cli, run, arguments, verb, *place):

@@ -1,4 +1,4 @@
-"""Killing and resuming changes nothing; nor does moving between world sizes."""
+"""Killing and resuming, and changing the number of processes, do not change the weights."""
 
 import json
 import random
@@ -49,23 +49,23 @@ def newest_step(folder):
 
 def test_ten_kills_at_random_moments_leave_the_weights_bit_equal(tiny, tmp_path):
     """Dropout, placement, revival, accumulation and polishing are all on in this recipe."""
-    more = ["--trainer.max_steps", str(STEPS), "--run.checkpoint_interval", str(INTERVAL)]
-    more += ["--trainer.val_check_interval", "30"]
+    options = ["--trainer.max_steps", str(STEPS), "--run.checkpoint_interval", str(INTERVAL)]
+    options += ["--trainer.val_check_interval", "30"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    fit(in_run(tiny, whole, *more))
+    fit(in_run(tiny, whole, *options))
     moments = random.Random(0)
-    resumed = sum("resuming from" in killed_fit(in_run(tiny, killed, *more), killed, moments) for _ in range(KILLS))
-    out = fit(in_run(tiny, killed, *more))
+    resumed = sum("resuming from" in killed_fit(in_run(tiny, killed, *options), killed, moments) for _ in range(KILLS))
+    out = fit(in_run(tiny, killed, *options))
     assert "resuming from" in out and resumed >= KILLS // 2
-    expected, got = weights(whole, STEPS), weights(killed, STEPS)
-    assert expected.keys() == got.keys()
-    different = [name for name in expected if not torch.equal(expected[name], got[name])]
+    expected, resumed_weights = weights(whole, STEPS), weights(killed, STEPS)
+    assert expected.keys() == resumed_weights.keys()
+    different = [name for name in expected if not torch.equal(expected[name], resumed_weights[name])]
     assert different == []
     results = [json.loads((folder / "results.jsonl").read_text().splitlines()[-1]) for folder in (whole, killed)]
     assert results[0]["loss"] == results[1]["loss"]
 
 
-def test_the_checkpoint_that_a_run_resumes_from_stays_as_it_is(cli, tiny, tmp_path):
+def test_the_checkpoint_that_a_run_resumes_from_is_not_written_again(cli, tiny, tmp_path):
     """Steps take two micro-batches each: after the first of them the step's number is still the checkpoint's."""
     cli("fit", *tiny, "--trainer.max_steps", "4", check=0)
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004.ckpt"
@@ -89,18 +89,18 @@ def blocks_of(folder):
 def test_world_sizes_one_two_one_see_the_same_blocks(tiny, tmp_path, accumulate):
     """Of two ranks, Lightning starts the second itself; with accumulation both are started as torchrun does."""
     recorder = "{class_path: support.block_recorder.BlockRecorder}"
-    more = ["--trainer.callbacks", recorder, "--allow_custom_code", "--trainer.logger", "false"]
-    more += ["--data.micro_batch_size", "2" if accumulate else "8", "--model.polish_steps", "0"]
-    more += ["--run.checkpoint_interval", "2", "--trainer.val_check_interval", "12", "--run.sample_prompt", "null"]
+    options = ["--trainer.callbacks", recorder, "--allow_custom_code", "--trainer.logger", "false"]
+    options += ["--data.micro_batch_size", "2" if accumulate else "8", "--model.polish_steps", "0"]
+    options += ["--run.checkpoint_interval", "2", "--trainer.val_check_interval", "12", "--run.sample_prompt", "null"]
     one, moving = tmp_path / "one", tmp_path / "moving"
-    fit(in_run(tiny, one, *more), BLOCK_RECORDS=str(one))
+    fit(in_run(tiny, one, *options), BLOCK_RECORDS=str(one))
     for world_size, steps in ((1, 4), (2, 10), (1, 12)):
         devices = ["--trainer.devices", str(world_size), "--trainer.strategy", "ddp" if world_size > 1 else "auto"]
-        asked = [*in_run(tiny, moving, *more), *devices, "--trainer.max_steps", str(steps)]
+        arguments = [*in_run(tiny, moving, *options), *devices, "--trainer.max_steps", str(steps)]
         if accumulate and world_size > 1:
-            out = ranks(world_size, "fit", *asked, BLOCK_RECORDS=str(moving))
+            out = ranks(world_size, "fit", *arguments, BLOCK_RECORDS=str(moving))
         else:
-            out = fit(asked, BLOCK_RECORDS=str(moving))
+            out = fit(arguments, BLOCK_RECORDS=str(moving))
         assert ("resuming from" in out) == (steps > 4)
     assert sorted(path.name for path in moving.glob("blocks_*")) == ["blocks_rank0.jsonl", "blocks_rank1.jsonl"]
     assert blocks_of(moving) == blocks_of(one)

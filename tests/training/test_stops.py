@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint, say so in one true line, and exit as a shell reports them."""
+"""SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint, print one true line and exit with the code that a shell reports."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def stopped_fit(arguments, line, number):
 
 
 def test_signals_save_a_checkpoint_and_the_resumed_weights_are_bit_equal(tiny, tmp_path):
-    """The last signal comes while a validation runs: it neither waits for its end nor spoils the resumed run."""
+    """The last signal comes during a validation: the process stops before its end, and the resumed run is the same."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(in_run(tiny, whole, *LONG))
     moments = [("step 10/", signal.SIGTERM, 143), ("step 30/", signal.SIGUSR1, 138), ("step 40/", signal.SIGINT, 130)]
@@ -34,19 +34,19 @@ def test_signals_save_a_checkpoint_and_the_resumed_weights_are_bit_equal(tiny, t
         assert returned == code and "Traceback" not in errors
         newest = max((stopped / "checkpoints").glob("step-*.ckpt")).stem.removeprefix("step-").lstrip("0")
         assert int(newest) >= int(line.split()[1].rstrip("/"))
-        expected = f"stopped by {number.name}: the checkpoint of step {newest} is saved; the same command resumes there"
-        assert errors.strip().splitlines()[-1] == expected
+        saved = f"stopped by {number.name}: the checkpoint of step {newest} is saved"
+        assert errors.strip().splitlines()[-1] == f"{saved}; run the same command again to resume there"
     assert "resuming from" in fit(in_run(tiny, stopped, *LONG))
     expected, resumed = (load_file(folder / "model" / "model.safetensors") for folder in (whole, stopped))
     assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
 
 
 def test_a_signal_to_the_whole_group_does_not_kill_the_loaders_workers(tiny, tmp_path):
-    """As a terminal's Ctrl-C and a scheduler's SIGTERM come: to the trainer and to its children."""
+    """A terminal's Ctrl-C and a scheduler's SIGTERM go to the trainer and to its children."""
     child = start("fit", *in_run(tiny, tmp_path / "run", *LONG), "--data.num_workers", "1", before=os.setsid)
     child.wait_for("step 10/")
     os.killpg(child.pid, signal.SIGTERM)
-    assert child.wait() == 143 and "is saved; the same command resumes there" in child.stderr
+    assert child.wait() == 143 and "is saved; run the same command again to resume there" in child.stderr
     assert "Traceback" not in child.stderr and list((tmp_path / "run" / "checkpoints").glob("step-*.ckpt"))
 
 
@@ -80,7 +80,8 @@ def test_what_is_ignored_stays_ignored():
 
 def test_the_line_is_true_for_verbs_that_keep_nothing(monkeypatch, capsys):
     assert stop_line("generate", Stopped(signal.SIGTERM)) == "stopped by SIGTERM"
-    assert stop_line("index", Stopped(signal.SIGINT)).endswith("what is finished is kept; the same command goes on")
+    line = stop_line("index", Stopped(signal.SIGINT))
+    assert line.endswith("finished work is kept; run the same command again to resume")
 
     def interrupted(arguments):
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -91,7 +92,7 @@ def test_the_line_is_true_for_verbs_that_keep_nothing(monkeypatch, capsys):
 
 
 def stop_itself(*_):
-    """In place of a function: a scheduler's signal comes while it works."""
+    """Replaces a function: a scheduler's signal comes while it runs."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -54,7 +54,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def plain_weights(corpus, cache, tmp_path_factory):
-    """The same run without DeepSpeed, in one go."""
+    """The weights of the same run without DeepSpeed and without an interruption."""
     folder = tmp_path_factory.mktemp("plain") / "run"
     fit([*tiny_arguments(folder, corpus, cache), *SETTINGS, "--trainer.max_steps", "8"])
     return load_file(folder / "model" / "model.safetensors")
@@ -71,8 +71,8 @@ def test_zero_stages_train_resume_and_consolidate_to_the_plain_result(tiny, tmp_
     out = ranks(world_size, *arguments, "--trainer.max_steps", "8", DS_ACCELERATOR="cpu")
     assert "resuming from" in out
     assert json.loads(out.splitlines()[-1])["step"] == 8
-    got = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    assert got.keys() == plain_weights.keys()
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert weights.keys() == plain_weights.keys()
     for name, value in plain_weights.items():
         # The key biases' true gradient is zero, and Adam makes steps of its rounding noise.
-        assert (got[name] - value).abs().mean() < (1e-4 if "c_attn.bias" in name else 2e-5), name
+        assert (weights[name] - value).abs().mean() < (1e-4 if "c_attn.bias" in name else 2e-5), name

@@ -10,7 +10,7 @@ import yaml
         (("--trainer.default_root_dir", "somewhere"), "set run.dir"),
         (("--trainer.accumulate_grad_batches", "4"), "data.micro_batch_size"),
         (("--trainer.max_epochs", "3"), "trainer.max_steps"),
-        (("--trainer.use_distributed_sampler", "true"), "shares blocks out"),
+        (("--trainer.use_distributed_sampler", "true"), "divides blocks"),
         (("--trainer.fast_dev_run", "true"), "one step"),
         (("--trainer.limit_train_batches", "4"), "trainer.max_steps"),
         (("--trainer.limit_val_batches", "4"), "data.validation_blocks"),

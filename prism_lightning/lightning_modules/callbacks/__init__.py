@@ -1,1 +1,1 @@
-"""Lightning callbacks, one a file."""
+"""Lightning callbacks, each in a file of its own."""

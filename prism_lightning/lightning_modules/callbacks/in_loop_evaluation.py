@@ -1,4 +1,4 @@
-"""Evaluation while training: a callback that scores a fixed part of a suite now and then."""
+"""Evaluation during training: a callback that scores the first documents of a suite at intervals."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from prism_lightning.lightning_modules.dense import DenseLM
 
 
 class InLoopEvaluation(Callback):
-    """Logs `eval/TASK/METRIC` of a suite's first documents every so many optimiser steps, and at the end.
+    """Logs `eval/TASK/METRIC` of a suite's first documents at intervals and at the last step.
 
-    Weights, order and randomness of training stay as they are without it. One process evaluates, the others wait for
-    it at the next step.
+    The training's weights, order of blocks and randomness do not change. One process evaluates; the others wait for it
+    at the next step.
 
     Args:
         suite: YAML file of tasks, see evals/*.yaml.
-        every_n_steps: optimiser steps between evaluations.
-        limit: documents of each task, the first ones.
-        data_dir: folder with TASK/SPLIT.jsonl; by default the hub.
+        every_n_steps: number of optimiser steps between evaluations.
+        limit: number of documents of each task, from its beginning.
+        data_dir: folder with the tasks' data as TASK/SPLIT.jsonl; by default they come from the Hugging Face hub.
+
+    Raises:
+        UserError: an interval or a limit below 1.
     """
 
     def __init__(self, suite: str, every_n_steps: int = 500, limit: int = 100, data_dir: str | None = None) -> None:
@@ -37,35 +40,35 @@ class InLoopEvaluation(Callback):
             )
         self.path, self.every_n_steps, self.limit = Path(suite), every_n_steps, limit
         self.data_dir = Path(data_dir) if data_dir else None
-        self.last = 0
+        self.last_evaluated_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the suite and its data before anything is trained.
+        """Read the suite and its data before training starts.
 
         Raises:
-            UserError: as `build_tasks`; weights that ZeRO stage 3 spreads over processes.
+            UserError: as `build_tasks`, or ZeRO stage 3, which spreads the weights over processes.
         """
         if stage != "fit":
             return
         assert isinstance(pl_module, DenseLM)
         if getattr(trainer.strategy, "zero_stage_3", False):
-            raise UserError("InLoopEvaluation needs whole weights: ZeRO stage 3 spreads them, use stage 1 or 2")
+            raise UserError("InLoopEvaluation needs whole weights, but ZeRO stage 3 shards them: use stage 1 or 2")
         self.suite = load_suite(self.path)
         self.tasks = build_tasks(self.suite, self.data_dir, pl_module.data.validation.texts)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run does not evaluate the step it resumed from again."""
-        self.last = trainer.global_step
+        """Mark the step that the run resumes from as evaluated."""
+        self.last_evaluated_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Evaluate where a step is due; a step of several batches once."""
+        """Evaluate after a step that is due; a step of several micro-batches is evaluated once."""
         step = trainer.global_step
         due = step % self.every_n_steps == 0 or step == trainer.max_steps
-        if due and step > self.last:
-            self.last = step
+        if due and step > self.last_evaluated_step:
+            self.last_evaluated_step = step
             self._evaluate(trainer, pl_module)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Throughput):  # its time is not training's
+                if isinstance(callback, Throughput):  # leave the evaluation out of the training's speed
                     callback.on_validation_start(trainer, pl_module)
 
     @rank_zero_only

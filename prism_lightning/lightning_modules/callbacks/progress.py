@@ -1,4 +1,4 @@
-"""The progress bar, and plain lines where there is no terminal to draw it on."""
+"""The progress bar of a terminal, and progress as plain lines for log files."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from prism_lightning.lightning_modules.callbacks.throughput import ends_logged_s
 
 
 def progress_callback() -> Callback:
-    """A bar with loss, tokens/s and time left on a terminal; otherwise a line per logging interval."""
+    """Return a progress bar where output and errors are terminals; otherwise a callback that prints lines."""
     return ProgressBar(leave=True) if sys.stderr.isatty() and sys.stdout.isatty() else ProgressLines()
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar over the whole run, with our metrics' names shortened."""
+    """Lightning's progress bar over the whole run, with loss and tokens per second."""
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return "training"  # the run is one epoch to Lightning, which would print "Epoch 0/-2"
+        return "training"  # Lightning counts the run as one epoch and would print "Epoch 0/-2"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Loss and tokens per second, in figures that fit beside the bar."""
+        """Return loss (nats) and tokens per second as short texts."""
         metrics = trainer.progress_bar_metrics
-        shown = {"loss": f"{metrics['train/loss']:.3f}"} if "train/loss" in metrics else {}
+        columns = {"loss": f"{metrics['train/loss']:.3f}"} if "train/loss" in metrics else {}
         if "tokens_per_second" in metrics:
-            shown["tokens/s"] = f"{metrics['tokens_per_second']:,.0f}"
-        return shown
+            columns["tokens/s"] = f"{metrics['tokens_per_second']:,.0f}"
+        return columns
 
 
 class ProgressLines(Callback):
-    """For log files: step, loss, tokens/s and time left, a line per logging interval or ten seconds."""
+    """Prints step, loss, tokens per second and the remaining time, at each logging interval or every ten seconds."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
@@ -43,20 +43,21 @@ class ProgressLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print at the logger's steps, and where these are further apart than ten seconds."""
+        """Print a line at the logger's steps, and where ten seconds have passed since the last line."""
         step = trainer.global_step
         if self._start is None:
             self._start = (time.perf_counter(), step)
-        silent = time.perf_counter() - self._printed
-        if not trainer.is_global_zero or not (ends_logged_step(trainer, batch_idx) or silent > LINE_SECONDS):
+        seconds_silent = time.perf_counter() - self._printed
+        if not trainer.is_global_zero or not (ends_logged_step(trainer, batch_idx) or seconds_silent > LINE_SECONDS):
             return
         self._printed = time.perf_counter()
         metrics = trainer.callback_metrics
-        started, first = self._start
-        pace = (time.perf_counter() - started) / max(1, step - first)
-        left = f"{pace * (trainer.max_steps - step):.0f} s left" if step > first else "time left unknown"
+        start_time, start_step = self._start
+        seconds_per_step = (time.perf_counter() - start_time) / max(1, step - start_step)
+        seconds_left = seconds_per_step * (trainer.max_steps - step)
+        remaining = f"{seconds_left:.0f} s left" if step > start_step else "time left unknown"
         rate = f"  {metrics['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in metrics else ""
-        print(f"step {step}/{trainer.max_steps}  loss {metrics['train/loss']:.3f}{rate}  {left}", flush=True)
+        print(f"step {step}/{trainer.max_steps}  loss {metrics['train/loss']:.3f}{rate}  {remaining}", flush=True)
 
     def on_validation_batch_end(
         self,
@@ -67,7 +68,7 @@ class ProgressLines(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Say how far a long validation has come."""
+        """Print the progress of a long validation."""
         if trainer.is_global_zero and time.perf_counter() - self._printed > LINE_SECONDS:
             self._printed = time.perf_counter()
             print(f"step {trainer.global_step}  validating {batch_idx + 1}/{trainer.num_val_batches[0]}", flush=True)

@@ -1,4 +1,4 @@
-"""Tokens per second and model FLOPs utilisation."""
+"""Tokens per second and model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from prism_lightning.models.flops import flops_per_token, peak_flops
 
 
 def ends_logged_step(trainer: Any, batch_idx: int) -> bool:
-    """Whether this batch completes an optimiser step that the loggers take."""
+    """Return whether this batch completes an optimiser step that is logged."""
     stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
     return stepped and trainer.global_step % max(1, trainer.log_every_n_steps) == 0
 
 
 class Throughput(Callback):
-    """Logs `tokens_per_second` (all devices) and, where the peak is known, `mfu`, once per logging interval."""
+    """Logs `tokens_per_second` (all devices) and, where the device's peak is known, `mfu`, per logging interval."""
 
     def __init__(self) -> None:
         self._window_start: float | None = None
         self._tokens = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock with the first batch, so that preparation is not counted."""
+        """Start the clock at the first batch, so that preparation is not counted."""
         if self._window_start is None:
             self._window_start = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the window that a validation falls into: its time is not training's."""
+        """Discard the interval that contains a validation."""
         self._window_start, self._tokens = None, 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count tokens; log at the logger's steps."""
+        """Count the tokens, and log the rate at the logger's steps."""
         self._tokens += batch["input_ids"].numel() * trainer.world_size
         if self._window_start is None or not ends_logged_step(trainer, batch_idx):
             return
@@ -51,7 +51,10 @@ class Throughput(Callback):
 
 
 def mfu(tokens_per_second: float, module: Any, block_size: int, devices: int) -> float | None:
-    """Share of the devices' peak that goes into the decoder's and head's own FLOPs; None off the table and on CPU."""
+    """Return the FLOP/s of decoder and head as a share of the devices' peak; None on CPU and for unknown devices.
+
+    Prototypes are not counted, so that twins compare (docs/method.md, "Reported figures").
+    """
     if module.device.type != "cuda":
         return None
     peak = peak_flops(torch.cuda.get_device_name(module.device))
