@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # no pyplot: no display is needed
+from matplotlib.figure import Figure
 
+from prism_lightning.common.plot_style import DENSE, GOAL_LINE, LEGEND_FONT_SIZE, SERIES, new_figure
 from prism_lightning.reporting.runs import Run, grouped, mean_and_spread, twins
 from prism_lightning.reporting.scaling import Scaling
 from prism_lightning.sweeps.trials import spoken
 
-COLOURS = ("#c03a4b", "#2a6f97", "#e09f3e", "#6a4c93", "#588157")
 MARKERS = "osD^vP*X"
 
 
@@ -57,10 +57,10 @@ def _by_label(runs: list[Run]) -> dict[str, list[list[Run]]]:
 
 
 def _colours(runs: list[Run]) -> dict[str, str]:
-    """A colour for each label: gray for dense, then those of COLOURS."""
+    """Return a colour for each label: the dense one, then those of SERIES."""
     labels = list(dict.fromkeys(run.label for run in runs))
     others = [label for label in labels if label != "dense"]
-    return {"dense": "#555555"} | {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(others)}
+    return {"dense": DENSE} | {label: SERIES[number % len(SERIES)] for number, label in enumerate(others)}
 
 
 def _sizes(axes: Axes, runs: list[Run]) -> None:
@@ -72,7 +72,7 @@ def _sizes(axes: Axes, runs: list[Run]) -> None:
 
 
 def _losses(runs: list[Run], scaling: Scaling) -> Figure:
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     colours = _colours(runs)
     sizes = np.geomspace(min(r.parameters for r in runs) / 1.3, max(r.parameters for r in runs) * 1.3, 60)
@@ -88,14 +88,14 @@ def _losses(runs: list[Run], scaling: Scaling) -> Figure:
                 axes.plot(sizes, curve, color=colours[variant], linewidth=1, alpha=0.6)
     _sizes(axes, runs)
     axes.set_ylabel("validation loss, nats per token")
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=LEGEND_FONT_SIZE, ncols=2)
     return figure
 
 
 def _accuracies(runs: list[Run], tasks: list[str]) -> Figure:
     columns = min(4, len(tasks))
     lines = -(-len(tasks) // columns)
-    figure = Figure(figsize=(3.6 * columns + 0.6, 3.2 * lines + 0.4), layout="constrained")
+    figure = new_figure(3.6 * columns + 0.6, 3.2 * lines + 0.4)
     panels = figure.subplots(lines, columns, squeeze=False)
     colours = _colours(runs)
     for axes, task in zip(panels.flat, tasks, strict=False):
@@ -105,17 +105,17 @@ def _accuracies(runs: list[Run], tasks: list[str]) -> Figure:
             style = {"color": colours[variant], "marker": "o", "label": variant}
             _curve(axes, groups, lambda run, task=task: 100 * run.tasks[task].value, **style)
         chance = have_it[0].tasks[task].chance
-        axes.axhline(100 * (chance or 0), color="gray", linewidth=1, linestyle=":")
+        axes.axhline(100 * (chance or 0), color=GOAL_LINE, linewidth=1, linestyle=":")
         _sizes(axes, have_it)
         axes.set(title=task, ylabel="accuracy, %")
     for axes in list(panels.flat)[len(tasks) :]:
         axes.remove()
-    panels[0, 0].legend(fontsize=8)
+    panels[0, 0].legend(fontsize=LEGEND_FONT_SIZE)
     return figure
 
 
 def _gaps(runs: list[Run]) -> Figure:
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = new_figure(9, 3.8)
     left, right = figure.subplots(1, 2)
     curves: dict[tuple[str, int], list[list[tuple[Run, Run]]]] = {}
     for (_, tokens, _, label), pairs in twins(runs).items():
@@ -125,14 +125,15 @@ def _gaps(runs: list[Run]) -> Figure:
         gaps = [[100 * (one.results["loss"] / other.results["loss"] - 1) for one, other in pairs] for pairs in found]
         spread = [np.std(one, ddof=1) if len(one) > 1 else 0.0 for one in gaps]
         style = {"marker": MARKERS[number % len(MARKERS)], "label": f"{label}, {spoken(tokens)} tokens", "capsize": 2}
+        style["color"] = SERIES[number % len(SERIES)]
         left.errorbar(sizes, [np.mean(one) for one in gaps], yerr=spread, **style)  # type: ignore[arg-type]
         shares = [[one.results.get("unexplained_variance") for one, _ in pairs] for pairs in found]
         unexplained = [100 * np.mean([np.nan if share is None else share for share in group]) for group in shares]
         right.errorbar(sizes, unexplained, **style)  # type: ignore[arg-type]
-    left.axhline(0, color="gray", linewidth=1, linestyle=":")
+    left.axhline(0, color=GOAL_LINE, linewidth=1, linestyle=":")
     for axes in (left, right):
         _sizes(axes, runs)
     left.set_ylabel("PRISM's loss over dense, %")
     right.set(ylabel="unexplained variance, %", ylim=(0, None))
-    left.legend(fontsize=8)
+    left.legend(fontsize=LEGEND_FONT_SIZE)
     return figure
