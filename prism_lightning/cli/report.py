@@ -37,7 +37,7 @@ def report(arguments: list[str]) -> None:
     from prism_lightning.reporting.attribution import attribution_tables, read_benchmarks
     from prism_lightning.reporting.figures import draw
     from prism_lightning.reporting.interventions import intervention_tables, read_interventions
-    from prism_lightning.reporting.page import Report, write
+    from prism_lightning.reporting.page import Report, write_report
     from prism_lightning.reporting.paper import paper_table
     from prism_lightning.reporting.runs import find_runs
     from prism_lightning.reporting.scaling import scaling_of, scaling_table
@@ -67,5 +67,5 @@ def report(arguments: list[str]) -> None:
     content = Report(
         "Prototype language models and their dense twins", head, tables, list(draw(runs, scaling, options.out))
     )
-    for path in write(content, options.out):
+    for path in write_report(content, options.out):
         print(f"wrote {path}")
