@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from prism_lightning.common.counts import format_count
 from prism_lightning.common.plot_style import DENSE, GOAL_LINE, LEGEND_FONT_SIZE, SERIES, new_figure
 from prism_lightning.reporting.runs import Run, grouped, mean_and_spread, twins
 from prism_lightning.reporting.scaling import Scaling
-from prism_lightning.sweeps.trials import spoken
 
 MARKERS = "osD^vP*X"
 
@@ -67,7 +67,7 @@ def _sizes(axes: Axes, runs: list[Run]) -> None:
     """Sizes along a logarithmic axis, each by its name."""
     sizes = sorted({run.parameters for run in runs})
     axes.set(xscale="log", xlabel="parameters of decoder, embeddings and head")
-    axes.set_xticks(sizes, [spoken(size) for size in sizes])
+    axes.set_xticks(sizes, [format_count(size) for size in sizes])
     axes.minorticks_off()
 
 
@@ -81,7 +81,7 @@ def _losses(runs: list[Run], scaling: Scaling) -> Figure:
             law = scaling.laws.get(variant)
             style = {"color": colours[variant], "marker": MARKERS[number % len(MARKERS)]}
             line = "none" if law else "-"
-            label = f"{variant}, {spoken(tokens)} tokens"
+            label = f"{variant}, {format_count(tokens)} tokens"
             _curve(axes, groups, lambda run: run.results["loss"], linestyle=line, label=label, **style)
             if law:
                 curve = [law.loss(size, tokens) for size in sizes]
@@ -124,7 +124,11 @@ def _gaps(runs: list[Run]) -> Figure:
         sizes = [pairs[0][0].parameters for pairs in found]
         gaps = [[100 * (one.results["loss"] / other.results["loss"] - 1) for one, other in pairs] for pairs in found]
         spread = [np.std(one, ddof=1) if len(one) > 1 else 0.0 for one in gaps]
-        style = {"marker": MARKERS[number % len(MARKERS)], "label": f"{label}, {spoken(tokens)} tokens", "capsize": 2}
+        style = {
+            "marker": MARKERS[number % len(MARKERS)],
+            "label": f"{label}, {format_count(tokens)} tokens",
+            "capsize": 2,
+        }
         style["color"] = SERIES[number % len(SERIES)]
         left.errorbar(sizes, [np.mean(one) for one in gaps], yerr=spread, **style)  # type: ignore[arg-type]
         shares = [[one.results.get("unexplained_variance") for one, _ in pairs] for pairs in found]

@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
+from prism_lightning.common.counts import format_count
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json
 from prism_lightning.common.manifests import Kind, mapping, number, optional, problem_in, text, whole
 from prism_lightning.config.compose import flat
 from prism_lightning.evaluation.results import TaskResult, read_result
 from prism_lightning.lightning_modules.dense import DenseLM
-from prism_lightning.sweeps.planning import module_of
-from prism_lightning.sweeps.trials import spoken
+from prism_lightning.sweeps.planning import module_without_weights
 
 DENSE_SETTINGS = [name for name in inspect.signature(DenseLM).parameters]
 TRAINER_SETTINGS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # that change what is learnt
@@ -84,12 +84,12 @@ class Run:
     @property
     def size(self) -> str:
         """Parameters of decoder, embeddings and head as people say them."""
-        return spoken(self.parameters)
+        return format_count(self.parameters)
 
     @property
     def whole_size(self) -> str:
         """All parameters as people say them."""
-        return spoken(self.all_parameters)
+        return format_count(self.all_parameters)
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -143,7 +143,7 @@ def set_apart(runs: list[Run]) -> list[Run]:
     runs = found if len({run.data for run in runs}) > 1 else runs
     alike: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        alike.setdefault((run.size, run.whole_size, spoken(run.tokens), run.label), []).append(run)
+        alike.setdefault((run.size, run.whole_size, format_count(run.tokens), run.label), []).append(run)
     labels = {id(run): label for group in alike.values() for run, label in zip(group, _told_apart(group), strict=True)}
     return [replace(run, label=labels[id(run)]) for run in runs]
 
@@ -212,7 +212,7 @@ def read_run(path: Path) -> Run:
     config = _checked(path / "recipe.yaml", RECIPE, lambda file: yaml.safe_load(file.read_text()))
     last = _checked(results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
     fingerprint = _checked(path / "environment.json", {"data_fingerprint": text()}, read_json)["data_fingerprint"]
-    module = module_of(config, str(path))
+    module = module_without_weights(config, str(path))
     data = config["data"]
     everything = sum(parameter.numel() for parameter in module.parameters())
     prototypes = module.model.config.num_prototypes

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from prism_lightning.common.counts import format_count
 from prism_lightning.common.errors import UserError
 from prism_lightning.evaluation.results import Difference, average, paired_over_seeds
 from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.reporting.runs import Run, grouped, mean_and_spread, twins
-from prism_lightning.sweeps.trials import spoken
 
 Suites = dict[str, dict[str, SuiteTask]]  # tasks by the suite file that names them
 
@@ -63,7 +63,7 @@ SIZES = "Parameters: of decoder, embeddings and head, which twins share, and wit
 
 
 def _place(run: Run) -> list[str]:
-    return [run.size, run.whole_size, spoken(run.tokens), run.label]
+    return [run.size, run.whole_size, format_count(run.tokens), run.label]
 
 
 def _accuracy(runs: list[Run], task: str) -> str:

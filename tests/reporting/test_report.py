@@ -14,7 +14,7 @@ from prism_lightning.evaluation.suites import SuiteTask
 from prism_lightning.reporting.attribution import speed_up
 from prism_lightning.reporting.runs import find_runs, twins
 from prism_lightning.reporting.tables import accuracy_table, difference, loss_table, run_tables
-from prism_lightning.sweeps.planning import module_of
+from prism_lightning.sweeps.planning import module_without_weights
 
 SUITES = {"evals/x.yaml": {"guess": SuiteTask("acc", 0.25), "lm": SuiteTask("bits_per_byte")}}
 
@@ -109,7 +109,7 @@ def test_both_counts_of_parameters_are_shown(ladder):
     runs, _ = find_runs([ladder])
     for run in runs:
         recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
-        module = module_of(recipe, "recipe")
+        module = module_without_weights(recipe, "recipe")
         assert run.all_parameters == sum(parameter.numel() for parameter in module.parameters())
         prototypes = 64 * module.model.config.hidden_size if run.variant == "PRISM" else 0
         assert run.all_parameters - run.parameters == prototypes
