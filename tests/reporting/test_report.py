@@ -11,9 +11,9 @@ from support.report_runs import make_run
 from support.runs import ROOT
 
 from prism_lightning.evaluation.suites import SuiteTask
-from prism_lightning.reporting.attribution import speed_up
-from prism_lightning.reporting.runs import find_runs, twins
-from prism_lightning.reporting.tables import accuracy_table, difference, loss_table, run_tables
+from prism_lightning.reporting.attribution import format_speed_ups
+from prism_lightning.reporting.runs import find_runs, twin_pairs
+from prism_lightning.reporting.tables import accuracy_table, loss_table, paired_difference, run_tables
 from prism_lightning.sweeps.planning import module_without_weights
 
 SUITES = {"evals/x.yaml": {"guess": SuiteTask("acc", 0.25), "lm": SuiteTask("bits_per_byte")}}
@@ -34,10 +34,10 @@ def ladder(tmp_path):
 def test_twins_have_one_size_and_are_paired_by_seed(ladder):
     runs, left_out = find_runs([ladder])
     assert len(runs) == 8 and not left_out
-    pairs = twins(runs)
-    assert [len(found) for found in pairs.values()] == [2, 2]
-    for found in pairs.values():
-        for prism, dense in found:
+    pairs = twin_pairs(runs)
+    assert [len(seeds) for seeds in pairs.values()] == [2, 2]
+    for seeds in pairs.values():
+        for prism, dense in seeds:
             assert (prism.variant, dense.variant) == ("PRISM", "dense")
             assert prism.seed == dense.seed and prism.parameters == dense.parameters
     assert runs[0].tokens == 10 * 4 * 32
@@ -57,8 +57,8 @@ def test_ablations_are_not_seeds(ladder):
     }  # fmt: skip
     assert len([line for line in left_out if "copy repeats" in line]) == 1
     assert any("other: guess was evaluated on 2 documents, elsewhere on 40" in line for line in left_out)
-    pairs = twins(runs)
-    assert sorted(len(found) for found in pairs.values()) == [1, 2, 2]
+    pairs = twin_pairs(runs)
+    assert sorted(len(seeds) for seeds in pairs.values()) == [1, 2, 2]
 
 
 def rows_that_read_the_same(runs, columns=4):
@@ -114,7 +114,7 @@ def test_both_counts_of_parameters_are_shown(ladder):
         prototypes = 64 * module.model.config.hidden_size if run.variant == "PRISM" else 0
         assert run.all_parameters - run.parameters == prototypes
     for table in run_tables(runs, SUITES):
-        assert table.columns[:4] == ["decoder + head", "with prototypes", "tokens", "model"]
+        assert table.columns[:4] == ["parameters", "with prototypes", "tokens", "model"]
         assert all(len(row) == len(table.columns) for row in table.rows)
     for row in loss_table(runs, SUITES).rows:
         assert (row[0] == row[1]) == (row[3] == "dense")
@@ -154,7 +154,7 @@ def test_cells_are_means_over_seeds(ladder):
     assert row[8] == f"{100 * np.mean(gaps):+.2f} % ± {100 * np.std(gaps, ddof=1):.2f}"
 
 
-def test_what_is_missing_is_empty_and_has_its_command(ladder):
+def test_missing_results_are_empty_cells_with_a_command(ladder):
     runs, _ = find_runs([ladder])
     table = accuracy_table(runs, SUITES)
     wide = [row for row in table.rows if row[0] == runs[-1].size]
@@ -168,28 +168,34 @@ def test_what_is_missing_is_empty_and_has_its_command(ladder):
 
 def test_differences_average_an_items_seeds_first(ladder):
     runs, _ = find_runs([ladder])
-    pairs = next(iter(twins(runs).values()))
+    pairs = next(iter(twin_pairs(runs).values()))
 
     def answers(run):
         lines = (run.path / "evaluation/guess.samples.jsonl").read_text().splitlines()
         return np.array([json.loads(line)["acc"] for line in lines])
 
     by_item = np.mean([answers(prism) - answers(dense) for prism, dense in pairs], axis=0)
-    found = difference(pairs, "guess", "acc")
-    assert found.value == pytest.approx(by_item.mean())
-    assert found.error == pytest.approx(by_item.std(ddof=1) / np.sqrt(40))
+    result = paired_difference(pairs, "guess", "acc")
+    assert result.value == pytest.approx(by_item.mean())
+    assert result.error == pytest.approx(by_item.std(ddof=1) / np.sqrt(40))
 
 
 def test_the_verb_writes_markdown_and_one_page(cli, ladder, tmp_path):
     make_run(ladder, "half", "PrismLM").joinpath("results.jsonl").unlink()
     suite = tmp_path / "x.yaml"
     suite.write_text("tasks:\n  guess: {metric: acc, chance: 0.25, kind: continuation}\n")
-    found = cli("report", "--runs", ladder, "--out", tmp_path / "out", "--suites", suite, check=0)
-    assert "half is not finished" in found.stderr
+    result = cli("report", "--runs", ladder, "--out", tmp_path / "out", "--suites", suite, check=0)
+    assert "half is not finished" in result.stderr
     text = (tmp_path / "out/report.md").read_text()
-    for title in ("Beside the paper", "Accuracy", "PRISM minus dense", "Language modeling", "Training throughput"):
+    for title in (
+        "Comparison with the paper",
+        "Accuracy, zero-shot",
+        "Accuracy difference, PRISM minus dense",
+        "Language modeling",
+        "Training throughput",
+    ):
         assert f"## {title}" in text
-    assert "90.0 %" in text and "No law for dense: 2 sizes and 1 token counts" in text
+    assert "90.0 %" in text and "No law for dense: there are 2 sizes and 1 token counts" in text
     page = (tmp_path / "out/report.html").read_text()
     assert "<script" not in page and "c0ffee&lt;b&gt;" in page and "c0ffee<b>" not in page
     assert not re.search(r"(src|href)=.http", page)
@@ -205,8 +211,8 @@ def test_bad_folders_are_named(cli, tmp_path, what):
         folder.mkdir()
     if what == "damaged":
         make_run(folder, "one", "DenseLM").joinpath("recipe.yaml").write_text("model: [")
-    found = cli("report", "--runs", folder, "--out", tmp_path / "out", check=2)
-    assert "error: " in found.stderr and "runs" in found.stderr and "Traceback" not in found.stderr
+    result = cli("report", "--runs", folder, "--out", tmp_path / "out", check=2)
+    assert "error: " in result.stderr and "runs" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -235,18 +241,18 @@ def test_a_file_that_is_no_benchmark_is_named(cli, ladder, tmp_path):
     assert "b.json cannot be read: No such file" in cli(*arguments, check=2).stderr
 
 
-def test_speed_ups_of_every_benchmark_file_are_told():
+def test_speed_ups_of_every_benchmark_file_are_reported():
     def content(prototypes, ekfac):
         answers = {"prototypes": {"token 1": prototypes}, "EK-FAC": {"token 1": ekfac, "token 64": [9.0]}}
-        rows = [{"method": name, "size": 1280, "answers": found} for name, found in answers.items()]
+        rows = [{"method": name, "size": 1280, "answers": times} for name, times in answers.items()]
         smaller = [{"method": row["method"], "size": 20, "answers": {"token 1": [1.0]}} for row in rows]
         return {"results": {"cost": smaller + rows}}
 
     several = [content([0.01, 0.02, 0.9], [40.0]), {"results": {"quality": {}}}, content([0.01], [30.0])]
-    assert speed_up(several) == "2,000 at q = 1 (1,280 sequences) / 3,000 at q = 1 (1,280 sequences)"
-    assert speed_up([{"results": {"quality": {}}}]) is None
+    assert format_speed_ups(several) == "2,000 at q = 1 (1,280 sequences) / 3,000 at q = 1 (1,280 sequences)"
+    assert format_speed_ups([{"results": {"quality": {}}}]) is None
 
 
 def test_reported_figures_have_a_source():
     facts = yaml.safe_load((ROOT / "prism_lightning/reporting/paper.yaml").read_text())
-    assert facts["source"] and all(set(one) == {"key", "what", "reported"} for one in facts["reported"])
+    assert facts["source"] and all(set(figure) == {"key", "quantity", "reported"} for figure in facts["reported"])
