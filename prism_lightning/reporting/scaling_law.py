@@ -123,12 +123,13 @@ def check_identifiable(log_size_n: np.ndarray, log_tokens_n: np.ndarray, min_pai
     sizes, tokens = len({x for x, _ in pairs}), len({d for _, d in pairs})
     if sizes < MIN_VALUES or tokens < MIN_VALUES:
         raise UnidentifiableLawError(
-            f"there are {sizes} sizes and {tokens} token counts: {MIN_VALUES} of each are needed to separate"
+            f"number of sizes {sizes}, of token counts {tokens}: at least {MIN_VALUES} of each are needed to separate"
             " A / N^alpha and B / D^beta from E"
         )
     if len(pairs) < min_pairs:
         raise UnidentifiableLawError(
-            f"there are {len(pairs)} pairs of a size and a token count: {min_pairs} are needed for five parameters"
+            f"number of pairs of a size and a token count {len(pairs)}: at least {min_pairs} are needed for five"
+            " parameters"
         )
     correlation = abs(np.corrcoef(np.array(pairs).T)[0, 1])
     condition = (1 + correlation) / max(1 - correlation, 1e-12)

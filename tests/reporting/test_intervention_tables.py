@@ -1,4 +1,4 @@
-"""Tables of suppression and controllers from details whose numbers are known."""
+"""Tables of suppression and controllers from details files with known numbers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Reports of runs whose numbers are known: tables, differences, what is missing, and text that must be escaped."""
+"""Reports of runs with known numbers: tables, differences, missing results, and text that must be escaped."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_twins_have_one_size_and_are_paired_by_seed(ladder):
 
 
 def test_ablations_are_not_seeds(ladder):
-    """Runs that differ in K are lines of their own, labelled; copies and limited evaluations are left out."""
+    """Runs with another K have rows of their own; copies and smaller evaluations are left out."""
     run = make_run(ladder, "more", "PrismLM", 0, loss=3.0)
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["model"]["init_args"]["num_prototypes"] = 128
@@ -61,13 +61,13 @@ def test_ablations_are_not_seeds(ladder):
     assert sorted(len(seeds) for seeds in pairs.values()) == [1, 2, 2]
 
 
-def rows_that_read_the_same(runs, columns=4):
-    """Pairs of rows of one table that name the same model, whatever their numbers."""
-    doubled = []
+def rows_with_one_name(runs, columns=4):
+    """Return the tables and names of rows that name the same model."""
+    repeated = []
     for table in run_tables(runs, SUITES):
-        places = [tuple(row[:columns]) for row in table.rows]
-        doubled += [(table.title, place) for place in set(places) if places.count(place) > 1]
-    return doubled
+        names = [tuple(row[:columns]) for row in table.rows]
+        repeated += [(table.title, name) for name in set(names) if names.count(name) > 1]
+    return repeated
 
 
 def test_rows_name_the_data_where_runs_differ_in_it(tmp_path):
@@ -75,7 +75,7 @@ def test_rows_name_the_data_where_runs_differ_in_it(tmp_path):
         for seed in (0, 1):
             make_run(tmp_path, f"{name}{seed}", "PrismLM", seed, data=data, path=path)
     runs, left_out = find_runs([tmp_path])
-    assert not left_out and not rows_that_read_the_same(runs)
+    assert not left_out and not rows_with_one_name(runs)
     labels = {run.label for run in runs}
     assert labels == {"PRISM, data standard library", "PRISM, data stories/*.txt"}
     assert [row[4] for row in loss_table(runs, SUITES).rows] == ["2", "2"]  # seeds of each
@@ -93,7 +93,7 @@ def test_rows_name_the_settings_or_the_run_where_nothing_else_tells_them_apart(t
     make_run(tmp_path, "fast", "DenseLM", learning_rate=1e-3)
     make_run(tmp_path, "wide", "DenseLM", width=64)
     runs, _ = find_runs([tmp_path])
-    assert not rows_that_read_the_same(runs)
+    assert not rows_with_one_name(runs)
     labels = {run.path.name: run.label for run in runs}
     assert labels == {"slow": "dense, learning_rate 0.0001", "fast": "dense, learning_rate 0.001", "wide": "dense"}
     # Four settings differ and a label names three, which do not tell these two apart: their names do.
@@ -102,7 +102,7 @@ def test_rows_name_the_settings_or_the_run_where_nothing_else_tells_them_apart(t
     make_run(tmp_path / "many", "b", "DenseLM", warmup_steps=4, **alike)
     make_run(tmp_path / "many", "c", "DenseLM")
     runs, _ = find_runs([tmp_path / "many"])
-    assert {run.label for run in runs} == {"dense, a", "dense, b", "dense, c"} and not rows_that_read_the_same(runs)
+    assert {run.label for run in runs} == {"dense, a", "dense, b", "dense, c"} and not rows_with_one_name(runs)
 
 
 def test_both_counts_of_parameters_are_shown(ladder):
@@ -195,7 +195,7 @@ def test_the_verb_writes_markdown_and_one_page(cli, ladder, tmp_path):
         "Training throughput",
     ):
         assert f"## {title}" in text
-    assert "90.0 %" in text and "No law for dense: there are 2 sizes and 1 token counts" in text
+    assert "90.0 %" in text and "No law for dense: number of sizes 2, of token counts 1" in text
     page = (tmp_path / "out/report.html").read_text()
     assert "<script" not in page and "c0ffee&lt;b&gt;" in page and "c0ffee<b>" not in page
     assert not re.search(r"(src|href)=.http", page)
@@ -204,12 +204,12 @@ def test_the_verb_writes_markdown_and_one_page(cli, ladder, tmp_path):
         assert figure.read_text() in page
 
 
-@pytest.mark.parametrize("what", ["missing", "empty", "damaged"])
-def test_bad_folders_are_named(cli, tmp_path, what):
+@pytest.mark.parametrize("case", ["missing", "empty", "damaged"])
+def test_bad_folders_are_named(cli, tmp_path, case):
     folder = tmp_path / "runs"
-    if what == "empty":
+    if case == "empty":
         folder.mkdir()
-    if what == "damaged":
+    if case == "damaged":
         make_run(folder, "one", "DenseLM").joinpath("recipe.yaml").write_text("model: [")
     result = cli("report", "--runs", folder, "--out", tmp_path / "out", check=2)
     assert "error: " in result.stderr and "runs" in result.stderr and "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""The fit against laws that made the losses, its gradient against differences, and what it refuses."""
+"""The fitted law against the one that generated the losses, the gradient, and runs that are refused."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_a_fit_recovers_the_law():
     assert law.error < 1e-4
 
 
-def test_with_noise_the_interval_holds_the_truth_and_widens_far_out():
+def test_the_interval_covers_the_truth_and_widens_with_extrapolation():
     law = fit_law(*runs(noise=0.003), draws=25)
     far, near = law.loss_draws(1.6e9, 5e10), law.loss_draws(2e8, 2e9)
     truth = np.exp(log_loss(TRUE, np.log([1.6e9]), np.log([5e10])))[0]
@@ -37,7 +37,7 @@ def test_with_noise_the_interval_holds_the_truth_and_widens_far_out():
     assert low < value < high
 
 
-def test_what_lacks_a_floor_is_not_believed_far_out():
+def test_a_law_without_floor_is_not_extrapolated():
     assert fit_law(*runs(noise=0.003), draws=25).has_floor
     n, d = np.array([(n, d) for n in (1e5, 3e5, 1e6) for d in (4e5, 8e5, 1.6e6) for _ in range(2)]).T
     law = fit_law(n, d, 30 * d**-0.17 + 90 * n**-0.4, draws=5)
@@ -69,12 +69,15 @@ def test_an_outlier_moves_little():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"sizes": (1e7, 1e8)}, "2 sizes and 3 token counts"),
-        ({"tokens": (1e9,)}, "4 sizes and 1 token counts"),
-        ({"sizes": (1e7, 1e8, 1e9), "tokens": (1e9, 2e9, 4e9), "seeds": 1, "drop": 1}, "8 pairs of a size and a token"),
+        ({"sizes": (1e7, 1e8)}, "number of sizes 2, of token counts 3"),
+        ({"tokens": (1e9,)}, "number of sizes 4, of token counts 1"),
+        (
+            {"sizes": (1e7, 1e8, 1e9), "tokens": (1e9, 2e9, 4e9), "seeds": 1, "drop": 1},
+            "pairs of a size and a token count 8",
+        ),
     ],
 )
-def test_too_little_is_refused(settings, reason):
+def test_too_few_runs_are_refused(settings, reason):
     with pytest.raises(UnidentifiableLawError, match=reason):
         fit_law(*runs(**settings))
 

@@ -1,4 +1,4 @@
-"""Running trials: states, retries, interruption, jobs, MLflow's parent and children."""
+"""Running trials: status, retries, interruption, cluster jobs, MLflow's parent and children."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def sweep_file(tmp_path, corpus, cache):
 
 
 def test_a_sweep_runs_resumes_and_reports(cli, sweep_file, monkeypatch, tmp_path):
-    """One trial is run, the other is found failed, retried by the same command, and both end in a report."""
+    """One trial is new and one has failed before; the same command runs both, and a report shows both."""
     arguments = ["--config", sweep_file]
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     first, second = load_trials(sweep_file, [])
@@ -57,9 +57,9 @@ def test_a_sweep_runs_resumes_and_reports(cli, sweep_file, monkeypatch, tmp_path
     assert "Prototypes" in result and "continuation" in result
     assert (tmp_path / "report/report.html").is_file()
     _check_children(tmp_path / "out", [first, second])
-    # Other documents are another evaluation, which the same trials then get.
+    # Another --limit means another evaluation, so the trial is not finished.
     assert trial_status(first, list(first.commands(["--limit", "2"]))).state == "waiting"
-    # A result that is gone is made again, and nothing else.
+    # If a result is deleted, only that task remains to be evaluated.
     (first.run / "evaluation/continuation.json").unlink()
     assert unfinished_steps(first) == ["continuation"]
     assert trial_status(first).note == "next step: continuation"
@@ -76,7 +76,7 @@ def _check_children(folder, trials):
     assert all("train/loss" in run.data.metrics for run in children)
 
 
-def test_what_fails_is_tried_again_and_named(tmp_path):
+def test_a_failed_trial_is_retried_and_named(tmp_path):
     attempts = []
     jobs = [make_job(tmp_path, "bad", ["nonsense"]), make_job(tmp_path, "good", ["--version"])]
     with pytest.raises(UserError, match="bad failed: error: unknown verb 'nonsense'") as caught:
@@ -93,7 +93,7 @@ def test_a_bad_recipe_is_found_before_anything_runs(cli, sweep_file):
     assert not (sweep_file.parent / "out").exists()
 
 
-def test_a_running_trial_is_left_alone_until_it_is_silent(sweep_file):
+def test_a_running_trial_waits_again_after_the_timeout(sweep_file):
     trial = load_trials(sweep_file, [])[0]
     path = record_path(trial)
     write_record(path, state="running")
@@ -134,12 +134,12 @@ def test_jobs_go_through_submitit(tmp_path):
         submit_jobs(jobs, TrialRunner(tmp_path, None), "slurm", {"timeout_min": 5})
 
 
-def test_nodes_do_not_share_a_file_database(cli, sweep_file):
+def test_cluster_jobs_refuse_an_sqlite_database(cli, sweep_file):
     result = cli("sweep", "run", "--config", sweep_file, "--slurm", "timeout_min=5", check=2)
     assert "cannot share one SQLite file" in result.stderr and not (sweep_file.parent / "out").exists()
 
 
-def test_a_trial_that_another_process_has_is_skipped(tmp_path):
+def test_a_trial_of_another_process_is_skipped(tmp_path):
     job = make_job(tmp_path, "good", ["--version"])
     with lock_file(job.record.with_suffix(".lock")) as lock:
         assert lock is not None and TrialRunner(tmp_path, None)(job) == RUN_BY_ANOTHER_PROCESS

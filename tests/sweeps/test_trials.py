@@ -1,4 +1,4 @@
-"""Sweep files: what they spell out, what they cost, and what is wrong with them."""
+"""Sweep files: their trials, the cost of trials, and messages about mistakes."""
 
 import shlex
 
@@ -66,14 +66,14 @@ def test_every_sweep_of_the_repository_composes(path):
 
 
 def test_flops_are_those_that_torch_counts(small):
-    """Forward operations of a model, counted by torch, against a third of the formula."""
+    """Compare the forward FLOPs that torch counts with a third of the formula's."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     trial = next(t for t in load_trials(small, []) if t.name == "wide_dense_20k_seed0")
     module = module_without_weights(trial.config, "x").to_empty(device="cpu")
     ids_BT = torch.zeros(1, 128, dtype=torch.long)
-    # Torch counts nothing for the fused attention of a CPU.
+    # Torch does not count the fused attention of a CPU.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         module.model(ids_BT, use_cache=False)
     assert counter.get_total_flops() / 128 == pytest.approx(training_flops_per_token(module, 128) / 3, rel=0.02)
@@ -113,11 +113,11 @@ def test_a_missing_file_is_named(tmp_path):
         load_sweep(ROOT / "recipes/sweeps/laddr.yaml")
 
 
-def test_values_reach_the_recipe_as_they_were_written(small):
+def test_values_reach_the_recipe_unchanged(small):
     for value in ("Once: a", "123", "a, b"):
         text = small.read_text().replace("data.vocab_size: 512", f"run.sample_prompt: {value!r}")
-        small.with_name("said.yaml").write_text(text)
-        trial = load_trials(small.with_name("said.yaml"), [])[0]
+        small.with_name("with_value.yaml").write_text(text)
+        trial = load_trials(small.with_name("with_value.yaml"), [])[0]
         assert trial.config["run"]["sample_prompt"] == value
 
 
