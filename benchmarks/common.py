@@ -1,4 +1,4 @@
-"""What every benchmark shares: repeats, spread, a table and a JSON file that says where it came from."""
+"""The spread of repeats, and the output of a benchmark: a table and a JSON file with its provenance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prism_lightning.run.environment import environment
 
 @dataclass
 class Spread:
-    """Median, smallest and largest of some repeats."""
+    """Median, lowest and highest value of several repeats."""
 
     median: float
     low: float
@@ -26,16 +26,23 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Of the given repeats."""
+        """Return the spread of the given repeats."""
         return cls(statistics.median(values), min(values), max(values))
 
     def show(self, digits: int = 0) -> str:
-        """Median (low to high)."""
+        """Return the spread as "median (low to high)"."""
         return f"{self.median:,.{digits}f} ({self.low:,.{digits}f} to {self.high:,.{digits}f})"
 
 
 def finish(name: str, title: str, columns: list[str], rows: list[list[str]], results: Any, out: Path) -> None:
-    """Print the table and write `out`/`name`.json."""
+    """Print a table and write a benchmark's JSON file.
+
+    Args:
+        name: Name of the file, without its suffix.
+        title, columns, rows: Content of the table.
+        results: Value of the key "results", of JSON types and dataclasses' dictionaries.
+        out: Folder of the file; it is created if it does not exist.
+    """
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
@@ -53,7 +60,7 @@ def finish(name: str, title: str, columns: list[str], rows: list[list[str]], res
 
 
 def processor() -> str:
-    """Name of the device that computed."""
+    """Return the name of the GPU, or of the processor if torch can use no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []

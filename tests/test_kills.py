@@ -192,9 +192,9 @@ def test_sweep_killed(whole, corpus, tmp_path):
     }
     (tmp_path / "sweep.yaml").write_text(json.dumps(sweep | {"settings": settings | {"run.sample_prompt": None}}))
     kills = [
-        ("prism_lightning.sweeps.running:Runner._command", 1, "before"),
-        ("prism_lightning.sweeps.running:Runner._command", 1, "after"),
-        ("prism_lightning.sweeps.running:Runner._commands", 1, "after"),
+        ("prism_lightning.sweeps.running:TrialRunner._run_command", 1, "before"),
+        ("prism_lightning.sweeps.running:TrialRunner._run_command", 1, "after"),
+        ("prism_lightning.sweeps.running:TrialRunner._run_commands", 1, "after"),
     ]
     survives(["sweep", "run", "--config", tmp_path / "sweep.yaml", "--limit", "4", "--jobs", "2"], kills)
     (run_folder,) = [path.parent for path in (tmp_path / "runs").glob("*/model")]

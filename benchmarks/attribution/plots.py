@@ -7,26 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.attribution.config import Settings
+from prism_lightning.common.plot_style import (
+    GOAL_LINE,
+    LABEL_FONT_SIZE,
+    LEGEND_FONT_SIZE,
+    PROTOTYPES,
+    PROTOTYPES_ALTERNATIVE,
+    RANDOM_CONTROL,
+    RIVALS,
+    SERIES,
+    UNCHANGED_MODEL,
+    new_figure,
+)
 
 FAMILIES = {  # colour of a method by its kind
-    "prototypes": "#d1495b",
-    "target_match": "#c9a0a0",
-    "target_kernel": "#8c2f39",
-    "ekfac": "#30638e",
-    "head": "#edae49",
-    "trak": "#6a4c93",
-    "gradient_index": "#00798c",
-    "cosine": "#777777",
-    "bm25": "#444444",
-    "random": "#bbbbbb",
+    "prototypes": PROTOTYPES,
+    "target_match": PROTOTYPES_ALTERNATIVE,
+    "random": RANDOM_CONTROL,
+    **dict(zip(("ekfac", "head", "target_kernel", "trak", "gradient_index", "cosine", "bm25"), RIVALS, strict=True)),
 }
 STYLES = (":", "--", "-.", (0, (5, 5)))  # of what reads all records
 NAME_GAP = 0.045  # between names beside a plot, of its height
@@ -42,12 +45,10 @@ def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[P
         yield _queries(run, cost, stem), "Time against the number of queries"
 
 
-def _save(figure: Any, stem: Path, name: str) -> Path:
+def _save(figure: Figure, stem: Path, name: str) -> Path:
     path = stem.with_name(f"{stem.name}_{name}.png")
-    figure.tight_layout()
     figure.savefig(path, dpi=130, bbox_inches="tight")
     figure.savefig(path.with_suffix(".svg"), bbox_inches="tight")
-    plt.close(figure)
     return path
 
 
@@ -64,9 +65,15 @@ def _name(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
     for number in range(len(names) - 2, -1, -1):
         places[number] = min(places[number], places[number + 1] - NAME_GAP)
     for name, place in zip(names, places, strict=True):
-        line = {"arrowstyle": "-", "color": "silver", "linewidth": 0.5, "relpos": (0, 0.5)}
+        line = {"arrowstyle": "-", "color": GOAL_LINE, "linewidth": 0.5, "relpos": (0, 0.5)}
         axes.annotate(
-            name, points[name], (1.03, place), textcoords="axes fraction", fontsize=7, va="center", arrowprops=line
+            name,
+            points[name],
+            (1.03, place),
+            textcoords="axes fraction",
+            fontsize=LABEL_FONT_SIZE,
+            va="center",
+            arrowprops=line,
         )
 
 
@@ -84,7 +91,8 @@ def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], as
 def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
     assert run.quality is not None
     sizes, spaces = run.corpus.sizes, run.quality.grids
-    figure, panels = plt.subplots(2, len(sizes), figsize=(4.2 * len(sizes), 8), squeeze=False, sharex="row")
+    figure = new_figure(4.2 * len(sizes) + 3, 8)  # 3 inches for the legend
+    panels = figure.subplots(2, len(sizes), squeeze=False, sharex="row")
     lines = [(space, active) for space, grid in spaces.items() for active in grid["active"]]
     lists, whole = _beside(run, quality)
     for asked, row_of_panels in zip(("sequence", "token"), panels, strict=True):
@@ -93,25 +101,35 @@ def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
             for number, (space, active) in enumerate(lines):
                 rows = [r for r in grid if r["method"].startswith(space) and r["method"].endswith(f"k {active}")]
                 shares, values = [100 * r["share_read"][asked] for r in rows], [r[asked].value for r in rows]
-                axes.plot(shares, values, marker="osD^v"[number % 5], label=f"{space}, fitted, k {active}")
+                axes.plot(
+                    shares,
+                    values,
+                    marker="osD^v"[number % 5],
+                    color=SERIES[number % len(SERIES)],
+                    label=f"{space}, fitted, k {active}",
+                )
             for row in (row for row in grid if "own" in row["method"]):
                 marker = {"logits": "P", "hidden": "X"}[row["method"].split(",")[0]]
-                face = "black" if "polished" in row["method"] else "white"
+                face = UNCHANGED_MODEL if "polished" in row["method"] else "white"
                 place = (100 * row["share_read"][asked], row[asked].value)
-                axes.plot(*place, marker, color="black", markerfacecolor=face, label=row["method"])
+                axes.plot(*place, marker, color=UNCHANGED_MODEL, markerfacecolor=face, label=row["method"])
             for name, marker in zip(lists, "*hpd", strict=False):
                 axes.plot(
-                    100 * table[name]["share_read"][asked], table[name][asked].value, marker, color="gray", label=name
+                    100 * table[name]["share_read"][asked],
+                    table[name][asked].value,
+                    marker,
+                    color=GOAL_LINE,
+                    label=name,
                 )
             for name, style in zip(whole, STYLES, strict=False):
-                axes.axhline(table[name][asked].value, color="gray", linewidth=1, linestyle=style, label=name)
+                axes.axhline(table[name][asked].value, color=GOAL_LINE, linewidth=1, linestyle=style, label=name)
             axes.set(xscale="log", title=f"{size} sequences")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if asked == "sequence" else (1,)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(f"list entries that a {asked} query reads,\n% of the training tokens")
         row_of_panels[0].set_ylabel(f"LDS, {asked} queries")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=LEGEND_FONT_SIZE)
     return _save(figure, stem, "locality")
 
 
@@ -144,7 +162,8 @@ def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] |
         "bytes on disk per training token (none: 0.5)": bytes_per_token,
     }
     wanted = {label: values for label, values in wanted.items() if values}
-    figure, panels = plt.subplots(1, len(wanted), figsize=(6.5 * len(wanted), 5), squeeze=False)
+    figure = new_figure(6.5 * len(wanted), 5)
+    panels = figure.subplots(1, len(wanted), squeeze=False)
     for axes, (label, values) in zip(panels[0], wanted.items(), strict=True):
         shown = [row for row in rows if row["method"] in values]
         best = {}
@@ -152,7 +171,7 @@ def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] |
             family = [row for row in shown if row["method"].split(",")[0] == name]
             best[name] = _family(axes, values, family, "sequence")
         front = _front([(values[row["method"]], row["sequence"].value) for row in shown])
-        axes.step(*zip(*front, strict=True), where="post", color="lightgray", zorder=0)
+        axes.step(*zip(*front, strict=True), where="post", color=GOAL_LINE, zorder=0)
         axes.set(xscale="log", xlabel=label, ylabel="LDS")
         _name(axes, best)
     figure.suptitle(f"{size} sequences")
@@ -171,7 +190,8 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
     assert run.cost is not None
     size = max(row["size"] for row in cost)
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+    figure = new_figure(12, 4.8)
+    panels = figure.subplots(1, 2, sharey=True)
     last: list[dict[str, tuple[float, float]]] = [{}, {}]
     for axes, kind, names in zip(panels, ("token", "sequence"), last, strict=True):
         for row in (row for row in cost if row["size"] == size):

@@ -1,1 +1,1 @@
-"""Benchmarks of evaluation."""
+"""Benchmarks of the speed of evaluation."""

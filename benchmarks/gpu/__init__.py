@@ -1,1 +1,1 @@
-"""Benchmarks on one GPU."""
+"""Benchmark of training, index, queries and generation on one GPU."""

@@ -1,1 +1,1 @@
-"""Benchmarks of interventions."""
+"""Benchmarks of the speed of generation with interventions."""

@@ -1,1 +1,1 @@
-"""Benchmarks of training."""
+"""Benchmarks of training: throughput, and memory of the prototype layer."""

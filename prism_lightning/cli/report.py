@@ -1,4 +1,4 @@
-"""The verb report: tables and figures of finished runs, beside what the paper reports."""
+"""The verb report: tables and figures of finished runs, compared with what the paper reports."""
 
 from __future__ import annotations
 
@@ -14,42 +14,32 @@ EXAMPLES = """examples:
   report --runs runs/ladder_cpu --out report
   report --runs runs/prism_1b runs/dense_1b --benchmarks benchmarks/attribution/results/*.json --out report
 
-Run directories are found beneath the folders given. Every cell comes from a run; below a table with empty cells stands
-the command that fills them. Writes report.md, report.html (one page, no scripts, nothing fetched) and the figures."""
+Run directories are searched for in the given folders and below. Every number comes from a run or a benchmark file. If
+results are missing, their table lists the commands that produce them. The report consists of report.md, report.html (a
+single page without scripts or external resources) and the figures."""
 
 
 def report(arguments: list[str]) -> None:
     """Write a report of finished runs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m prism_lightning report",
-        description="Collect finished runs into the paper's tables and figures.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--runs", nargs="+", type=Path, required=True, help="run directories, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--suites", nargs="+", type=Path, help="suites whose tasks are shown (default: evals/*.yaml)")
-    parser.add_argument("--benchmarks", nargs="+", type=Path, default=[], help="JSON files of benchmarks.attribution")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
 
     from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.evaluation.suites import load_suite
     from prism_lightning.reporting.attribution import attribution_tables, read_benchmarks
-    from prism_lightning.reporting.figures import draw
+    from prism_lightning.reporting.figures import draw_figures
     from prism_lightning.reporting.interventions import intervention_tables, read_interventions
-    from prism_lightning.reporting.page import Report, write
+    from prism_lightning.reporting.page import Report, write_report
     from prism_lightning.reporting.paper import paper_table
     from prism_lightning.reporting.runs import find_runs
-    from prism_lightning.reporting.scaling import scaling_of, scaling_table
+    from prism_lightning.reporting.scaling import fit_scaling_laws, scaling_table
     from prism_lightning.reporting.tables import run_table, run_tables
 
     files = options.suites or [Path(name) for name in sorted(glob.glob("evals/*.yaml"))]
     suites = {str(path): load_suite(path) for path in files}
     benchmarks = read_benchmarks(options.benchmarks)
     runs, left_out = find_runs(options.runs)
-    progress = PhaseProgress()
-    with progress:
-        scaling = scaling_of(runs, progress)
+    with PhaseProgress() as progress:
+        scaling = fit_scaling_laws(runs, progress)
     interventions, damaged = read_interventions(runs)
     left_out += damaged
     for line in left_out:
@@ -60,12 +50,27 @@ def report(arguments: list[str]) -> None:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {options.out} cannot be made ({error.strerror}): choose another") from error
+        raise UserError(f"--out {options.out} cannot be created ({error.strerror}): choose another") from error
     head = f"{len(runs)} runs, {datetime.date.today().isoformat()}."
     if left_out:
         head += f" Left out: {'; '.join(left_out)}."
-    content = Report(
-        "Prototype language models and their dense twins", head, tables, list(draw(runs, scaling, options.out))
-    )
-    for path in write(content, options.out):
+    figures = list(draw_figures(runs, scaling, options.out))
+    content = Report("Prototype language models and their dense twins", head, tables, figures)
+    for path in write_report(content, options.out):
         print(f"wrote {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m prism_lightning report",
+        description="Collect finished runs into the paper's tables and figures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", nargs="+", type=Path, required=True, help="Run directories, or folders with them.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the report; it is created if necessary.")
+    parser.add_argument("--suites", nargs="+", type=Path, help="Suites whose tasks are shown (default: evals/*.yaml).")
+    parser.add_argument(
+        "--benchmarks", nargs="+", type=Path, default=[], help="JSON files written by benchmarks.attribution."
+    )
+    return parser

@@ -1,18 +1,16 @@
-"""The verb sweep: plan, run, status, results of a grid of runs."""
+"""The verb sweep: plan, run, inspect and collect a grid of runs."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prism_lightning.common.errors import UserError
 
 if TYPE_CHECKING:
-    from prism_lightning.sweeps.running import Work
-    from prism_lightning.sweeps.trials import Trial
+    from prism_lightning.sweeps.trials import SweepTrial
 
 EXAMPLES = """examples:
   sweep plan    --config recipes/sweeps/ladder_cpu.yaml
@@ -21,193 +19,175 @@ EXAMPLES = """examples:
   sweep status  --config recipes/sweeps/ladder_cpu.yaml
   sweep results --config recipes/sweeps/ladder_cpu.yaml --out report
 
-Settings such as --data.path are given to every trial's fit, over the sweep file's own. Trials that are finished are
-skipped, others go on where they stopped: the same command again is how to retry, after a crash too."""
+Settings such as --data.path apply to the `fit` of every trial and replace those of the sweep file. Repeat `sweep run`
+to retry after a failure or a crash: it skips finished trials and resumes the others."""
 
 
 def sweep(arguments: list[str]) -> None:
-    """One of plan, run, status and results."""
+    """Run one of the actions plan, run, status and results."""
+    parser = _parser()
+    options, settings = parser.parse_known_args(arguments)
+    if options.jobs < 1 or options.retries < 0:
+        parser.error("--jobs must be at least 1 and --retries at least 0")
+
+    from prism_lightning.config.compose import split_arguments
+    from prism_lightning.sweeps.trials import load_trials
+
+    _, overrides = split_arguments(["--config", str(options.config), *settings])
+    trials = load_trials(options.config, overrides)
+    actions = {"plan": _plan, "run": _run, "status": _status, "results": _results}
+    actions[options.action](trials, options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m prism_lightning sweep",
-        description="A grid of runs: each trial is a fit and an evaluate that one could type.",
+        description="Plan, run and collect a grid of runs. Each trial is one `fit` and one `evaluate` command.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("what", choices=("plan", "run", "status", "results"))
-    parser.add_argument("--config", type=Path, required=True, help="sweep file, see recipes/sweeps/*.yaml")
-    parser.add_argument("--device", default="cpu-2-cores", help="plan: whose speed hours are stated for")
-    parser.add_argument("--commands", action="store_true", help="plan: print every command instead of the table")
-    parser.add_argument("--data_dir", help="run: folder with TASK/SPLIT.jsonl for evaluations (default: the hub)")
-    parser.add_argument("--limit", type=int, help="run: documents of each task at most")
-    parser.add_argument("--jobs", type=int, default=1, help="run: trials at a time on this machine (default 1)")
-    parser.add_argument("--retries", type=int, default=1, help="run: how often a trial that fails is tried again")
-    parser.add_argument(
+    parser.add_argument("action", choices=("plan", "run", "status", "results"), help="Action to take.")
+    parser.add_argument("--config", type=Path, required=True, help="Sweep file, for example recipes/sweeps/*.yaml.")
+    plan = parser.add_argument_group("plan")
+    plan.add_argument("--device", default="cpu-2-cores", help="Device of the estimated hours (default cpu-2-cores).")
+    plan.add_argument("--commands", action="store_true", help="Print every trial's commands instead of the table.")
+    run = parser.add_argument_group("run")
+    run.add_argument("--data_dir", help="Folder with TASK/SPLIT.jsonl for evaluations (default: the Hugging Face hub).")
+    run.add_argument("--limit", type=int, help="Largest number of documents of each task (default: all).")
+    run.add_argument("--jobs", type=int, default=1, help="Number of trials that run at the same time (default 1).")
+    run.add_argument("--retries", type=int, default=1, help="Further attempts for a trial that fails (default 1).")
+    run.add_argument(
         "--slurm",
         nargs="+",
         metavar="NAME=VALUE",
-        help="run: as SLURM jobs, and return at once; parameters as submitit names them, timeout_min among them",
+        help="Submit the trials as SLURM jobs and return at once. The values are parameters of submitit's executor;"
+        " timeout_min, the time limit in minutes, is required.",
     )
-    parser.add_argument("--out", type=Path, help="results: write a report there too")
-    options, rest = parser.parse_known_args(arguments)
-    if options.jobs < 1 or options.retries < 0:
-        parser.error("--jobs must be a positive number and --retries none below 0")
-
-    from prism_lightning.config.compose import split_arguments
-    from prism_lightning.sweeps.trials import trials_of
-
-    _, overrides = split_arguments(["--config", str(options.config), *rest])
-    trials = trials_of(options.config, overrides)
-    {"plan": _plan, "run": _run, "status": _status, "results": _results}[options.what](trials, options)
+    results = parser.add_argument_group("results")
+    results.add_argument("--out", type=Path, help="Folder for a report (default: tables are only printed).")
+    return parser
 
 
-def _evaluation(options: argparse.Namespace) -> list[str]:
+def _evaluate_options(options: argparse.Namespace) -> list[str]:
     arguments = ["--data_dir", options.data_dir] if options.data_dir else []
     return arguments + (["--limit", str(options.limit)] if options.limit else [])
 
 
-def _plan(trials: list[Trial], options: argparse.Namespace) -> None:
+def _plan(trials: list[SweepTrial], options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from prism_lightning.common.console import console
-    from prism_lightning.sweeps.planning import cost, device_speed
-    from prism_lightning.sweeps.trials import spoken, typed
+    from prism_lightning.common.counts import format_count
+    from prism_lightning.sweeps.planning import device_speed, trial_cost
+    from prism_lightning.sweeps.trials import shell_command
 
     if options.commands:
         for trial in trials:
-            for command in trial.commands(_evaluation(options)):
-                print(typed(command))
+            for command in trial.commands(_evaluate_options(options)):
+                print(shell_command(command))
         return
     speed = device_speed(options.device)
-    costs = [cost(trial, speed) for trial in trials]
+    costs = [trial_cost(trial, speed) for trial in trials]
     table = Table(show_edge=False)
     for column in ("trial", "parameters", "tokens", "steps", "FLOPs", "hours"):
         table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
-    for trial, one in zip(trials, costs, strict=True):
-        facts = (spoken(one.parameters), spoken(one.tokens), f"{trial.steps:,}", f"{one.flops:.2e}", f"{one.hours:.3f}")
-        table.add_row(trial.name, *facts)
+    for trial, cost in zip(trials, costs, strict=True):
+        counts = (format_count(cost.parameters), format_count(cost.tokens), f"{trial.steps:,}")
+        table.add_row(trial.name, *counts, f"{cost.flops:.2e}", f"{cost.hours:.3f}")
     table.add_section()
-    tokens, flops, hours = (sum(getattr(one, name) for one in costs) for name in ("tokens", "flops", "hours"))
-    table.add_row(f"{len(trials)} trials", "", spoken(tokens), "", f"{flops:.2e}", f"{hours:.3f}")
+    tokens, flops, hours = (sum(getattr(cost, name) for cost in costs) for name in ("tokens", "flops", "hours"))
+    table.add_row(f"{len(trials)} trials", "", format_count(tokens), "", f"{flops:.2e}", f"{hours:.3f}")
     console.print(table)
     console.print(
-        f"Hours: of training on {options.device}, one trial after another; evaluation and start-up come on top."
+        f"Hours are training time on {options.device}, one trial after another, without evaluation and start-up."
     )
 
 
-def _run(trials: list[Trial], options: argparse.Namespace) -> None:
-    from prism_lightning.common.progress import PhaseProgress
+def _run(trials: list[SweepTrial], options: argparse.Namespace) -> None:
     from prism_lightning.evaluation.suites import load_suites
-    from prism_lightning.sweeps.parents import parent_run
-    from prism_lightning.sweeps.planning import cost, device_speed
-    from prism_lightning.sweeps.running import Runner, run_here, submit, work_of
-    from prism_lightning.sweeps.states import standing
+    from prism_lightning.sweeps.mlflow_parent import parent_run
+    from prism_lightning.sweeps.planning import device_speed, trial_cost
+    from prism_lightning.sweeps.progress import TrialProgressPrinter
+    from prism_lightning.sweeps.running import TrialRunner, make_job, run_locally, submit_jobs
 
     load_suites(list(trials[0].suites))
-    parameters = _parameters(options.slurm or [])
+    parameters = _slurm_parameters(options.slurm or [])
     uri = trials[0].config["run"]["tracking_uri"]
     if options.slurm and str(uri).startswith("sqlite"):
         raise UserError(
             "--slurm: nodes cannot share one SQLite file: give --run.tracking_uri http://SERVER, or null for a"
             " database in each run directory"
         )
-    flops = {trial.name: cost(trial, device_speed(options.device)).flops for trial in trials}  # finds every bad recipe
-    states = {trial.name: standing(trial, list(trial.commands(_evaluation(options)))).state for trial in trials}
-    for state in ("finished", "submitted"):
-        names = [name for name, found in states.items() if found == state]
-        if names:
-            print(f"{state}, skipped: {', '.join(names)}", flush=True)
-    due = [trial for trial in trials if states[trial.name] not in ("finished", "submitted")]
+    # The cost of every trial is computed first, because that finds every invalid recipe.
+    flops = {trial.name: trial_cost(trial, device_speed(options.device)).flops for trial in trials}
+    due = _due_trials(trials, options)
     if not due:
         return
     folder = due[0].run.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the sweep's dir {folder} cannot be made ({error.strerror}): choose another") from error
+        raise UserError(f"the sweep's dir {folder} cannot be created ({error.strerror}): choose another") from error
     if uri:
         parent_run(folder, uri)
     threads = 0 if options.slurm else max(1, (os.cpu_count() or 1) // options.jobs)
-    works = [work_of(trial, _evaluation(options), threads) for trial in due]
-    runner = Runner(folder, uri)
+    jobs = [make_job(trial, _evaluate_options(options), threads) for trial in due]
+    runner = TrialRunner(folder, uri)
     if options.slurm:
-        ids = submit(works, runner, "slurm", parameters)
-        print(f"submitted {len(ids)} jobs: {' '.join(ids)}; `sweep status` tells how they do")
+        ids = submit_jobs(jobs, runner, "slurm", parameters)
+        print(f"submitted {len(ids)} jobs: {' '.join(ids)}; `sweep status` shows their progress")
         return
-    telling = _Telling({t.name: flops[t.name] for t in due})
-    with PhaseProgress() as progress:
-        progress("trials", 0, len(works))
-
-        def report(work: Work, code: int) -> None:
-            telling(work, code)
-            progress("trials", telling.ended, len(works))
-
-        run_here(works, runner, options.jobs, options.retries, report)
+    with TrialProgressPrinter({trial.name: flops[trial.name] for trial in due}) as progress:
+        run_locally(jobs, runner, options.jobs, options.retries, progress.trial_ended)
 
 
-def _parameters(pairs: list[str]) -> dict[str, Any]:
+def _due_trials(trials: list[SweepTrial], options: argparse.Namespace) -> list[SweepTrial]:
+    """Return the trials that are neither finished nor submitted, and print which are skipped."""
+    from prism_lightning.sweeps.trial_status import trial_status
+
+    commands = {trial.name: list(trial.commands(_evaluate_options(options))) for trial in trials}
+    states = {trial.name: trial_status(trial, commands[trial.name]).state for trial in trials}
+    skipped = ("finished", "submitted")
+    for state in skipped:
+        names = [name for name, trial_state in states.items() if trial_state == state]
+        if names:
+            print(f"{state}, skipped: {', '.join(names)}", flush=True)
+    return [trial for trial in trials if states[trial.name] not in skipped]
+
+
+def _slurm_parameters(pairs: list[str]) -> dict[str, Any]:
     import yaml
 
-    found = {}
+    parameters = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--slurm {pair}: write NAME=VALUE")
         try:
-            found[key] = yaml.safe_load(value)
+            parameters[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UserError(f"--slurm {pair}: {value!r} is no value") from error
-    return found
+            raise UserError(f"--slurm {pair}: {value!r} is not a YAML value: quote it") from error
+    return parameters
 
 
-class _Telling:
-    """A line for each trial that ends, with the time that the rest will take at the pace so far."""
-
-    def __init__(self, flops: dict[str, float]) -> None:
-        self.left, self.started = flops, time.time()
-        self.total = sum(flops.values())
-        self.count, self.ended = len(flops), 0
-        print(f"{self.count} trials, {self.total:.2e} FLOPs", flush=True)
-
-    def __call__(self, work: Work, code: int) -> None:
-        """Tell of a trial."""
-        from prism_lightning.sweeps.running import ELSEWHERE
-
-        passed = time.time() - self.started
-        if code == ELSEWHERE:
-            print(f"{work.name} is being run by another process, skipped", flush=True)
-            return
-        if code:
-            print(f"{work.name} failed ({code}): {work.log}", flush=True)
-            return
-        self.ended += 1
-        self.left.pop(work.name)
-        remaining = sum(self.left.values())
-        # Half by FLOPs, half by trials: of a small model's minutes start-up and evaluation are most, of a large one's
-        # training is. By FLOPs alone a ladder of 75 minutes was said to take 700.
-        by_flops, by_trials = remaining / max(self.total - remaining, 1), len(self.left) / self.ended
-        more = passed * (by_flops + by_trials) / 2
-        rest = f", about {more / 60:.0f} min left" if remaining else ""
-        print(f"[{self.ended}/{self.count}] {work.name} finished after {passed / 60:.1f} min{rest}", flush=True)
-
-
-def _status(trials: list[Trial], options: argparse.Namespace) -> None:
+def _status(trials: list[SweepTrial], options: argparse.Namespace) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from prism_lightning.common.console import console
-    from prism_lightning.sweeps.states import standing
+    from prism_lightning.sweeps.trial_status import trial_status
 
-    found = {trial.name: standing(trial) for trial in trials}
-    table = Table("trial", "state", "", show_edge=False)
-    for name, one in found.items():
-        table.add_row(name, one.state, Text(one.note))
+    statuses = {trial.name: trial_status(trial) for trial in trials}
+    table = Table("trial", "state", "note", show_edge=False)
+    for name, status in statuses.items():
+        table.add_row(name, status.state, Text(status.note))
     console.print(table)
-    states = [one.state for one in found.values()]
+    states = [status.state for status in statuses.values()]
     console.print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
 
 
-def _results(trials: list[Trial], options: argparse.Namespace) -> None:
+def _results(trials: list[SweepTrial], options: argparse.Namespace) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -220,13 +200,13 @@ def _results(trials: list[Trial], options: argparse.Namespace) -> None:
     folder = trials[0].run.parent
     suites = sorted({suite for trial in trials for suite in trial.suites})
     runs, left_out = find_runs([folder])
-    for shown in run_tables(runs, {str(path): load_suite(path) for path in suites}):
-        table = Table(*shown.columns, title=shown.title, title_justify="left", show_edge=False)
-        for row in shown.rows:
+    for content in run_tables(runs, {str(path): load_suite(path) for path in suites}):
+        table = Table(*content.columns, title=content.title, title_justify="left", show_edge=False)
+        for row in content.rows:
             table.add_row(*map(Text, row))
         console.print(table)
     for line in left_out:
         console.print(f"left out: {line}", markup=False)
     if options.out:
-        chosen = ["--suites", *map(str, suites)] if suites else []
-        report(["--runs", str(folder), "--out", str(options.out), *chosen])
+        suite_options = ["--suites", *map(str, suites)] if suites else []
+        report(["--runs", str(folder), "--out", str(options.out), *suite_options])

@@ -17,6 +17,14 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import integrity_error, map_file, read_json
 from prism_lightning.common.json_text import as_json
 from prism_lightning.common.manifests import problem_in, whole
+from prism_lightning.common.plot_style import (
+    DENSE,
+    LABEL_FONT_SIZE,
+    LEGEND_FONT_SIZE,
+    PROTOTYPES,
+    RANDOM_CONTROL,
+    new_figure,
+)
 from prism_lightning.data.store import TokenStore
 from prism_lightning.inspection.localisation import Localisation, compare
 from prism_lightning.models import PrismForCausalLM
@@ -129,24 +137,28 @@ def write_report(rows: list[tuple[str, Localisation]], folder: Path, facts: dict
 
 
 def _plot(rows: list[tuple[str, Localisation]], path: Path) -> None:
-    from matplotlib.figure import Figure  # no pyplot: no display is needed
-
-    figure = Figure(figsize=(9, 1.4 + 0.34 * len(rows)), layout="constrained")
+    figure = new_figure(9, 1.4 + 0.34 * len(rows))
     axes = figure.subplots()
-    colours = {"dense": "tab:gray", "random": "tab:orange"}
+    colours = {"dense": DENSE, "random": RANDOM_CONTROL}
     for number, (_, row) in enumerate(rows):
-        colour = colours.get(row.name.split()[0].rstrip(","), "tab:blue")
+        colour = colours.get(row.name.split()[0].rstrip(","), PROTOTYPES)
         axes.barh(number - 0.19, row.gauss_newton_share, 0.36, color=colour)
         axes.barh(number + 0.19, row.activation_share, 0.36, color=colour, alpha=0.4)
-        axes.text(row.gauss_newton_share + 0.01, number - 0.19, f"{row.gauss_newton_share:.2f}", va="center", size=7)
+        axes.text(
+            row.gauss_newton_share + 0.01,
+            number - 0.19,
+            f"{row.gauss_newton_share:.2f}",
+            va="center",
+            size=LABEL_FONT_SIZE,
+        )
     runs = {run for run, _ in rows}
     labels = [f"{run}: {row.name}" if len(runs) > 1 else row.name for run, row in rows]
-    axes.set_yticks(range(len(rows)), labels, size=8)
+    axes.set_yticks(range(len(rows)), labels, size=LEGEND_FONT_SIZE)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.05)
     axes.set_xlabel("share of squared norm on the diagonal blocks\nsolid: Gauss-Newton matrix, light: activation Gram")
-    legend = {"prototypes": "tab:blue", "random prototypes": "tab:orange", "dense head": "tab:gray"}
+    legend = {"prototypes": PROTOTYPES, "random prototypes": RANDOM_CONTROL, "dense head": DENSE}
     for label, colour in legend.items():
         axes.barh(0, 0, color=colour, label=label)
-    figure.legend(loc="outside upper right", fontsize=8, ncols=3)
+    figure.legend(loc="outside upper right", fontsize=LEGEND_FONT_SIZE, ncols=3)
     figure.savefig(path, dpi=150)

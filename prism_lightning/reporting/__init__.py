@@ -1,1 +1,1 @@
-"""What finished runs found, collected: the paper's tables and figures, each cell with the run that produced it."""
+"""Reports: collect finished runs into the paper's tables and figures."""

@@ -1,4 +1,4 @@
-"""Attribution's cost and agreement with retraining, from the files that the attribution benchmark writes."""
+"""Tables of attribution from the files of `benchmarks.attribution`: agreement with retraining, and cost."""
 
 from __future__ import annotations
 
@@ -11,89 +11,96 @@ from prism_lightning.common.errors import UserError, visible
 from prism_lightning.reporting.tables import Table
 
 COMMAND = "python -m benchmarks.attribution --config benchmarks/attribution/{}.yaml"
+QUERY_COUNTS = (1, 64)  # numbers of queries answered together, of which a report shows the time
+QUALITY_TITLE = "Attribution: agreement with retraining"
+COST_TITLE = "Attribution: cost"
 
 
 def read_benchmarks(paths: list[Path]) -> list[dict[str, Any]]:
-    """What benchmark runs wrote.
+    """Return the contents of benchmark files, each with its path under the key "path".
 
     Raises:
-        UserError: a file that is not there or is no such result.
+        UserError: a file cannot be read or does not hold such results.
     """
-    found = []
+    benchmarks = []
     for path in paths:
         try:
             content = json.loads(path.read_text()) | {"path": path}
             content["settings"]["name"]
-            attribution_tables([content])  # all that a report reads of it
-            speed_up([content])
+            attribution_tables([content])  # these two calls read everything that a report uses
+            format_speed_ups([content])
         except OSError as error:
             raise UserError(f"--benchmarks {path} cannot be read: {error.strerror}") from error
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             reason = f"{type(error).__name__}: {visible(str(error))[:80]}"
             raise UserError(f"--benchmarks {path} is no result of benchmarks.attribution ({reason})") from error
-        found.append(content)
-    return found
+        benchmarks.append(content)
+    return benchmarks
 
 
 def attribution_tables(benchmarks: list[dict[str, Any]]) -> list[Table]:
-    """Agreement with retraining, and cost, of each method at the largest corpus of each file."""
-    quality = [one for one in benchmarks if "quality" in one["results"]]
-    cost = [one for one in benchmarks if "cost" in one["results"]]
-    tables = [_quality(one) for one in quality] + [_cost(one) for one in cost]
+    """Return a table of agreement with retraining and a table of cost for each file that has such results."""
+    quality = [_quality_table(benchmark) for benchmark in benchmarks if "quality" in benchmark["results"]]
+    cost = [_cost_table(benchmark) for benchmark in benchmarks if "cost" in benchmark["results"]]
     if not quality:
-        tables.append(Table("Attribution, agreement with retraining", [], [], missing=[COMMAND.format("tinystories")]))
+        quality.append(Table(QUALITY_TITLE, [], [], missing=[COMMAND.format("tinystories")]))
     if not cost:
-        tables.append(Table("Attribution, cost", [], [], missing=[COMMAND.format("quickstart")]))
-    return tables
+        cost.append(Table(COST_TITLE, [], [], missing=[COMMAND.format("quickstart")]))
+    return quality + cost
 
 
-def _origin(one: dict[str, Any]) -> str:
-    return f"{one['path'].name}, commit {str(one['environment']['commit'])[:10]}, {one['processor']}."
+def _source(benchmark: dict[str, Any]) -> str:
+    """Return the sentence that names a benchmark's file, commit and processor."""
+    commit = str(benchmark["environment"]["commit"])[:10]
+    return f"Source: {benchmark['path'].name}, commit {commit}, {benchmark['processor']}."
 
 
-def _quality(one: dict[str, Any]) -> Table:
-    tables = one["results"]["quality"]["tables"]
-    size = str(one["settings"]["retraining"]["variant_size"])
+def _quality_table(benchmark: dict[str, Any]) -> Table:
+    size = str(benchmark["settings"]["retraining"]["variant_size"])
     rows = []
-    for row in tables[size]:
-        cells = []
-        for asked in ("sequence", "token"):
-            found = row[asked]
-            cells.append(f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})")
+    for row in benchmark["results"]["quality"]["tables"][size]:
+        scores = (row["sequence"], row["token"])
+        cells = [f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})" for score in scores]
         rows.append([row["method"], f"{row['bytes_per_token']:.0f}", *cells])
-    note = f"Linear datamodelling score over random halves of {int(size):,} sequences. {_origin(one)}"
-    return Table(
-        "Attribution, agreement with retraining", ["method", "bytes per token", "sequences", "tokens"], rows, note
+    note = (
+        "Linear datamodelling score with its 95 % interval: rank correlation of predicted losses with those of models"
+        f" retrained on random halves of {int(size):,} sequences. {_source(benchmark)}"
     )
+    return Table(QUALITY_TITLE, ["method", "bytes per token", "sequence queries", "token queries"], rows, note)
 
 
-def _cost(one: dict[str, Any]) -> Table:
-    rows, results = [], one["results"]["cost"]
-    size, counts = max(row["size"] for row in results), (1, 64)
+def _cost_table(benchmark: dict[str, Any]) -> Table:
+    rows, results = [], benchmark["results"]["cost"]
+    size = max(row["size"] for row in results)
     for row in (row for row in results if row["size"] == size):
         cells = [f"{statistics.median(build['seconds'] for build in row['builds']):,.0f}"]
         for kind in ("token", "sequence"):
-            for count in counts:
+            for count in QUERY_COUNTS:
                 times = row["answers"].get(f"{kind} {count}")
                 cells.append(f"{1000 * statistics.median(times):,.1f}" if times else "")
         rows.append([row["method"], *cells, f"{row['bytes_per_token']:.0f}"])
-    columns = ["method", "build, s", *(f"{k} queries, q = {c}, ms" for k in ("token", "sequence") for c in counts)]
-    note = f"{size:,} sequences; from raw tokens to the top 100, all q together. {_origin(one)}"
-    return Table("Attribution, cost", [*columns, "bytes per token"], rows, note)
+    queries = [f"{kind} queries, q = {count}, ms" for kind in ("token", "sequence") for count in QUERY_COUNTS]
+    note = (
+        f"Corpus of {size:,} sequences. Times of q queries answered together are medians, from raw tokens to the top"
+        f" 100 sequences. {_source(benchmark)}"
+    )
+    return Table(COST_TITLE, ["method", "build, s", *queries, "bytes per token"], rows, note)
 
 
-def speed_up(benchmarks: list[dict[str, Any]]) -> str | None:
-    """How many times faster than EK-FAC token queries are, by q, at the largest corpus; of every file, not the best."""
-    return " / ".join(found for one in benchmarks if (found := _speed_up(one))) or None
+def format_speed_ups(benchmarks: list[dict[str, Any]]) -> str | None:
+    """Return the speed-up of token queries over EK-FAC of every file, or None if no file has one."""
+    return " / ".join(speed_up for benchmark in benchmarks if (speed_up := _speed_up(benchmark))) or None
 
 
-def _speed_up(one: dict[str, Any]) -> str | None:
-    rows = {(row["method"], row["size"]): row["answers"] for row in one["results"].get("cost", [])}
+def _speed_up(benchmark: dict[str, Any]) -> str | None:
+    """Return the speed-up at the largest corpus, by the number of queries."""
+    rows = {(row["method"], row["size"]): row["answers"] for row in benchmark["results"].get("cost", [])}
     size = max((size for _, size in rows), default=0)
-    ours, theirs = rows.get(("prototypes", size), {}), rows.get(("EK-FAC", size), {})
-    parts = []
-    for count in (1, 64):
+    prototypes, ekfac = rows.get(("prototypes", size), {}), rows.get(("EK-FAC", size), {})
+    ratios = []
+    for count in QUERY_COUNTS:
         key = f"token {count}"
-        if ours.get(key) and theirs.get(key):
-            parts.append(f"{statistics.median(theirs[key]) / statistics.median(ours[key]):,.0f} at q = {count}")
-    return f"{'; '.join(parts)} ({size:,} sequences)" if parts else None
+        if prototypes.get(key) and ekfac.get(key):
+            ratio = statistics.median(ekfac[key]) / statistics.median(prototypes[key])
+            ratios.append(f"{ratio:,.0f} at q = {count}")
+    return f"{'; '.join(ratios)} ({size:,} sequences)" if ratios else None

@@ -1,4 +1,4 @@
-"""Suppression and controllers, from what `suppress` and `calibrate` left in the run directories."""
+"""Tables of suppression and controllers, from the files that `suppress` and `calibrate` leave in run directories."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from prism_lightning.common.files import read_json
 from prism_lightning.common.manifests import (
@@ -31,8 +31,33 @@ COMMANDS = {
     "suppress": "python -m prism_lightning suppress --ckpt_path {} --words WORDS --name NAME",
     "calibrate": "python -m prism_lightning calibrate --ckpt_path {} --suite evals/continuation.yaml --name NAME",
 }
-Found = list[tuple[Run, str, dict[str, Any]]]  # a run, the intervention's name, its details
+SUPPRESSION_COLUMNS = [
+    "run",
+    "name",
+    "behaviour",
+    "prototypes",
+    "rate, unchanged",
+    "rate, suppressed",
+    "fall",
+    "perplexity rise",
+    "fall, word bias",
+    "perplexity rise, word bias",
+    "fall, random prototypes",
+]
+CONTROLLER_COLUMNS = [
+    "run",
+    "name",
+    "task",
+    "items",
+    "prototypes",
+    "unchanged",
+    "controllers",
+    "temperature and bias",
+    "logistic regression on z",
+    "permuted labels",
+]
 
+# Types of the entries of details files; problem_in checks them.
 MEASURED = mapping(
     {
         "name": text(),
@@ -63,9 +88,20 @@ DETAILS: dict[str, dict[str, Kind]] = {
 }
 
 
-def read_interventions(runs: list[Run]) -> tuple[dict[str, Found], list[str]]:
-    """What interventions did, by verb, and a line for each file that is damaged; other versions' are passed over."""
-    found: dict[str, Found] = {verb: [] for verb in COMMANDS}
+class InterventionResult(NamedTuple):
+    """One intervention of a run, with the content of its details file."""
+
+    run: Run
+    name: str
+    details: dict[str, Any]
+
+
+def read_interventions(runs: list[Run]) -> tuple[dict[str, list[InterventionResult]], list[str]]:
+    """Return the interventions of runs by verb, and a message for each damaged file.
+
+    Files of another format version are skipped without a message.
+    """
+    interventions: dict[str, list[InterventionResult]] = {verb: [] for verb in COMMANDS}
     damaged = []
     for run in runs:
         for path in sorted(RunPaths(run.path).interventions.glob("*.details.json")):
@@ -74,74 +110,59 @@ def read_interventions(runs: list[Run]) -> tuple[dict[str, Found], list[str]]:
                 continue
             problem = _problem(details)
             if problem:
-                damaged.append(f"{path} is damaged ({problem}): make the intervention anew")
+                damaged.append(f"{path} is damaged ({problem}): create the intervention again")
             else:
-                found[details["verb"]].append((run, path.name.removesuffix(".details.json"), details))
-    return found, damaged
+                name = path.name.removesuffix(".details.json")
+                interventions[details["verb"]].append(InterventionResult(run, name, details))
+    return interventions, damaged
 
 
 def _problem(details: dict[str, Any]) -> str | None:
-    """What is wrong with an intervention's details; None where a report can show them."""
+    """Return what is wrong with an intervention's details; None if a report can show them."""
     verb = details.get("verb")
     if not details or not isinstance(verb, str) or verb not in DETAILS:
         return "it holds no details of suppress or calibrate"
     problem = problem_in(details, DETAILS[verb])
     if problem is None and verb == "suppress" and details["kept"] >= len(details["attempts"]):
-        return "it keeps an attempt that it does not have"
+        return "the attempt that it keeps does not exist"
     if problem is None and verb == "calibrate" and any(len(gains) < 4 for gains in details["gains"].values()):
-        return "a task of it lacks gains"
+        return "a task has fewer than four gains"
     return problem
 
 
-def intervention_tables(runs: list[Run], found: dict[str, Found]) -> list[Table]:
-    """One of suppressed behaviours, one of controllers; where there are prototypes at all."""
-    prism = [run for run in runs if run.prototypes]
-    if not prism:
+def intervention_tables(runs: list[Run], interventions: dict[str, list[InterventionResult]]) -> list[Table]:
+    """Return the tables of suppression and of controllers; none if no run has prototypes."""
+    prism_runs = [run for run in runs if run.prototypes]
+    if not prism_runs:
         return []
-    largest = max(prism, key=lambda run: (run.parameters, run.tokens))
+    largest = max(prism_runs, key=lambda run: (run.parameters, run.tokens))
     missing = {
-        verb: [] if found[verb] else [command.format(shlex.quote(str(largest.path)))]
+        verb: [] if interventions[verb] else [command.format(shlex.quote(str(largest.path)))]
         for verb, command in COMMANDS.items()
     }
-    suppressed = [_suppressed(run, name, details) for run, name, details in found["suppress"]]
-    controlled = [row for run, name, details in found["calibrate"] for row in _controlled(run, name, details)]
+    suppression_note = (
+        "In percent with 95 % intervals, on prompts that were not used for any choice. Rate: share of continuations"
+        " that show the behaviour. Fall: relative decrease of the rate. Perplexity rise: on texts without the"
+        " behaviour. Word bias: a bias on the behaviour's words instead of prototypes. Random prototypes: mean over"
+        " random choices of equally used prototypes."
+    )
+    controller_note = (
+        "Accuracy in percent on items that were not used for fitting (unchanged model), and paired gains in points with"
+        " 95 % intervals (other columns). Permuted labels: mean gain and range."
+    )
     return [
         Table(
-            "Suppression",
-            [
-                "run",
-                "name",
-                "behaviour",
-                "prototypes",
-                "rate",
-                "suppressed",
-                "falls by",
-                "perplexity elsewhere",
-                "biased words fall by",
-                "perplexity elsewhere",
-                "random prototypes fall by",
-            ],
-            suppressed,
-            "On fresh prompts, in percent, with 95 % intervals. Perplexity elsewhere: its rise on texts without the"
-            " behaviour. Random: mean over draws of equal usage.",
+            "Suppression of behaviours",
+            SUPPRESSION_COLUMNS,
+            [_suppression_row(result) for result in interventions["suppress"]],
+            suppression_note,
             missing["suppress"],
         ),
         Table(
-            "Controllers",
-            [
-                "run",
-                "name",
-                "task",
-                "items",
-                "prototypes",
-                "as it is",
-                "controllers",
-                "temperature and bias",
-                "logistic regression on z",
-                "permuted labels",
-            ],
-            controlled,
-            "Accuracy on items that nothing was fitted to, in percent, and paired gains in points with 95 % intervals.",
+            "Multiple-choice accuracy with controllers",
+            CONTROLLER_COLUMNS,
+            [row for result in interventions["calibrate"] for row in _controller_rows(result)],
+            controller_note,
             missing["calibrate"],
         ),
     ]
@@ -150,61 +171,61 @@ def intervention_tables(runs: list[Run], found: dict[str, Found]) -> list[Table]
 def _percent(value: float | None, interval: Sequence[float] | None = None, sign: str = "") -> str:
     if value is None:  # it could not be computed
         return ""
-    shown = f"{100 * value:{sign}.1f}"
-    return shown + (f" ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})" if interval else "")
+    cell = f"{100 * value:{sign}.1f}"
+    return cell + (f" ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})" if interval else "")
 
 
 def _gain(gain: dict[str, Any]) -> str:
-    error = gain.get("error")  # one item has none
+    error = gain.get("error")  # None if there is only one item
     return _percent(gain["gain"], None if error is None else normal_interval(gain["gain"], error), "+")
 
 
-def _suppressed(run: Run, name: str, details: dict[str, Any]) -> list[str]:
+def _suppression_row(result: InterventionResult) -> list[str]:
+    details = result.details
     plain, biased, draws = details["plain"], details["biased"], details["draws"]
-    ours = details["attempts"][details["kept"]]["fresh"]
+    suppressed = details["attempts"][details["kept"]]["fresh"]
     return [
-        str(run.path),
-        name,
+        str(result.run.path),
+        result.name,
         details["behaviour"],
-        f"{ours['prototypes']} {ours['name']}",
+        f"{suppressed['prototypes']} {suppressed['name']}",
         _percent(plain["counts"]["rate"], plain["counts"]["interval"]),
-        _percent(ours["counts"]["rate"], ours["counts"]["interval"]),
-        _percent(ours["fall"], ours.get("fall_interval")),
-        _percent(ours.get("rise"), ours.get("rise_interval"), "+"),
+        _percent(suppressed["counts"]["rate"], suppressed["counts"]["interval"]),
+        _percent(suppressed["fall"], suppressed.get("fall_interval")),
+        _percent(suppressed.get("rise"), suppressed.get("rise_interval"), "+"),
         _percent(biased["fall"], biased.get("fall_interval")),
         _percent(biased.get("rise"), biased.get("rise_interval"), "+"),
         _percent(fmean(draw["fall"] for draw in draws), sign="+") if draws else "",
     ]
 
 
-def _controlled(run: Run, name: str, details: dict[str, Any]) -> list[list[str]]:
+def _controller_rows(result: InterventionResult) -> list[list[str]]:
+    details = result.details
+    permuted = ""
+    if details["permuted"]:
+        lowest, mean, highest = (_percent(statistic(details["permuted"]), sign="+") for statistic in (min, fmean, max))
+        permuted = f"{mean} ({lowest} to {highest})"
     rows = []
-    for task, gains in details["gains"].items():
-        plain, *others = gains
-        cells = [_gain(one) for one in others]
-        permuted = details["permuted"] if task == list(details["gains"])[-1] else []
+    for task, (plain, *others) in details["gains"].items():
         rows.append(
             [
-                str(run.path),
-                name,
+                str(result.run.path),
+                result.name,
                 task,
                 f"{plain['items']:,}",
                 str(len(details["controllers"]["theta"])),
                 _percent(plain["accuracy"]),
-                *cells,
-                f"{_percent(fmean(permuted), sign='+')} ({_percent(min(permuted), sign='+')} to"
-                f" {_percent(max(permuted), sign='+')})"
-                if permuted
-                else "",
+                *(_gain(gain) for gain in others),
+                permuted if task == list(details["gains"])[-1] else "",  # labels of all tasks are permuted together
             ]
         )
     return rows
 
 
-def best_gain(found: dict[str, Found]) -> str | None:
-    """Of controllers, over all runs and tasks that were tried."""
+def format_best_gain(interventions: dict[str, list[InterventionResult]]) -> str | None:
+    """Return the largest gain of controllers over all runs and tasks, and how many there are."""
     gains = [
-        (g, task) for _, _, d in found["calibrate"] for task, all_gains in d["gains"].items() for g in all_gains[1:2]
+        (gains[1], task) for result in interventions["calibrate"] for task, gains in result.details["gains"].items()
     ]
     if not gains:
         return None
@@ -212,19 +233,20 @@ def best_gain(found: dict[str, Found]) -> str | None:
     return f"{_gain(best)} on {task}; the largest of {len(gains)}"
 
 
-def _risen(measured: dict[str, Any]) -> float:
+def _perplexity_rise(measured: dict[str, Any]) -> float:
     rise = measured.get("rise")
     return math.inf if rise is None else rise
 
 
-def met_goals(found: dict[str, Found]) -> str | None:
-    """How many behaviours fell as far as was asked, at no more than that cost."""
-    if not found["suppress"]:
+def format_met_goals(interventions: dict[str, list[InterventionResult]]) -> str | None:
+    """Return how many behaviours fell as far as their goal, at no more than the goal's rise of perplexity."""
+    details = [result.details for result in interventions["suppress"]]
+    if not details:
         return None
-    goals = [(d["plan"]["goal"], d["attempts"][d["kept"]]["fresh"]) for _, _, d in found["suppress"]]
-    met = sum(ours["fall"] >= goal["fall"] and _risen(ours) <= goal["rise"] for goal, ours in goals)
-    goal = goals[0][0]
+    outcomes = [(entry["plan"]["goal"], entry["attempts"][entry["kept"]]["fresh"]) for entry in details]
+    met = sum(fresh["fall"] >= goal["fall"] and _perplexity_rise(fresh) <= goal["rise"] for goal, fresh in outcomes)
+    goal = outcomes[0][0]
     return (
-        f"{met} of {len(goals)} behaviours fell by {100 * goal['fall']:.0f} % or more with at most"
-        f" {100 * goal['rise']:.0f} % more perplexity elsewhere"
+        f"{met} of {len(outcomes)} behaviours fell by {100 * goal['fall']:.0f} % or more, while perplexity on other"
+        f" texts rose by at most {100 * goal['rise']:.0f} %"
     )

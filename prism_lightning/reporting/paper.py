@@ -1,4 +1,4 @@
-"""What the paper reports beside what the runs found. Reported figures stand in paper.yaml with their source."""
+"""Compare the paper's figures with measurements of the runs. paper.yaml holds the former with their source."""
 
 from __future__ import annotations
 
@@ -10,53 +10,70 @@ import numpy as np
 import yaml
 
 from prism_lightning.evaluation.results import average
-from prism_lightning.reporting.attribution import COMMAND, speed_up
-from prism_lightning.reporting.interventions import Found, best_gain, met_goals
-from prism_lightning.reporting.runs import Run, twins
-from prism_lightning.reporting.tables import Suites, Table, accuracies, difference, points, speed_ratio
+from prism_lightning.reporting.attribution import COMMAND, format_speed_ups
+from prism_lightning.reporting.interventions import InterventionResult, format_best_gain, format_met_goals
+from prism_lightning.reporting.runs import Run, twin_pairs
+from prism_lightning.reporting.tables import (
+    Suites,
+    Table,
+    accuracy_tasks,
+    format_points,
+    paired_difference,
+    speed_ratio,
+)
 
 REPORTED = Path(__file__).with_name("paper.yaml")
 
 
 def paper_table(
-    runs: list[Run], suites: Suites, benchmarks: list[dict[str, Any]], interventions: dict[str, Found]
+    runs: list[Run],
+    suites: Suites,
+    benchmarks: list[dict[str, Any]],
+    interventions: dict[str, list[InterventionResult]],
 ) -> Table:
-    """One row for each figure that the paper reports."""
+    """Return a table with one row for each figure that the paper reports."""
     facts = yaml.safe_load(REPORTED.read_text())
-    ours: dict[str, Callable[[], str | None]] = {
+    measurements: dict[str, Callable[[], str | None]] = {
         "downstream": lambda: _downstream(runs, suites),
         "throughput": lambda: _throughput(runs),
-        "attribution": lambda: speed_up(benchmarks),
-        "controllers": lambda: best_gain(interventions),
-        "suppression": lambda: met_goals(interventions),
+        "attribution": lambda: format_speed_ups(benchmarks),
+        "controllers": lambda: format_best_gain(interventions),
+        "suppression": lambda: format_met_goals(interventions),
     }
-    missing = {"attribution": COMMAND.format("quickstart")}
-    rows, commands = [], []
-    for one in facts["reported"]:
-        found = ours[one["key"]]()
-        rows.append([one["what"], one["reported"], found or "not measured"])
-        if not found and one["key"] in missing:
-            commands.append(missing[one["key"]])
-    note = f"Reported: {facts['source']}. Ours: the largest models here, on other data and machines than the paper's."
-    return Table("Beside the paper", ["what", "reported", "measured here"], rows, note, commands)
+    command_by_key = {"attribution": COMMAND.format("quickstart")}
+    rows, missing = [], []
+    for figure in facts["reported"]:
+        measured = measurements[figure["key"]]()
+        rows.append([figure["quantity"], figure["reported"], measured or "not measured"])
+        if not measured and figure["key"] in command_by_key:
+            missing.append(command_by_key[figure["key"]])
+    note = (
+        f"The paper's figures are from {facts['source']}. Ours are of the largest models in this report. The paper used"
+        " other data and machines."
+    )
+    return Table("Comparison with the paper", ["quantity", "paper", "measured here"], rows, note, missing)
 
 
-def _largest(runs: list[Run]) -> list[tuple[Run, Run]]:
-    pairs = twins(runs)
-    return max(pairs.values(), key=lambda found: (found[0][0].parameters, found[0][0].tokens), default=[])
+def _largest_pairs(runs: list[Run]) -> list[tuple[Run, Run]]:
+    """Return the twin pairs of the largest model, one for each seed."""
+    pairs = twin_pairs(runs).values()
+    return max(pairs, key=lambda seeds: (seeds[0][0].parameters, seeds[0][0].tokens), default=[])
 
 
 def _downstream(runs: list[Run], suites: Suites) -> str | None:
-    """Average over the accuracies of the suites that the largest twins were both evaluated on."""
-    pairs = _largest(runs)
-    tasks = accuracies(suites)
-    found = [d for name, task in tasks.items() if pairs and (d := difference(pairs, name, task.metric)) is not None]
-    if not found:
+    """Return the average difference in accuracy over the tasks that both of the largest twins were evaluated on."""
+    pairs = _largest_pairs(runs)
+    if not pairs:
         return None
-    return f"{points(average(found))} at {pairs[0][0].size} on {', '.join(one.task for one in found)}"
+    differences = [paired_difference(pairs, name, task.metric) for name, task in accuracy_tasks(suites).items()]
+    measured = [difference for difference in differences if difference is not None]
+    if not measured:
+        return None
+    tasks = ", ".join(difference.task for difference in measured)
+    return f"{format_points(average(measured))} at {pairs[0][0].size} on {tasks}"
 
 
 def _throughput(runs: list[Run]) -> str | None:
-    pairs = _largest(runs)
+    pairs = _largest_pairs(runs)
     ratios = [ratio for pair in pairs if (ratio := speed_ratio(pair)) is not None]
     return f"{100 * np.mean(ratios):.1f} % at {pairs[0][0].size}" if ratios else None

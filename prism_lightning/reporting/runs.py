@@ -1,4 +1,7 @@
-"""Finished runs as a report needs them."""
+"""Read finished runs for a report, label them, and group them by seed and into twins.
+
+Twins are a PRISM run and a dense run that differ only in the prototypes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from prism_lightning.common.counts import format_count
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json
 from prism_lightning.common.manifests import Kind, mapping, number, optional, problem_in, text, whole
@@ -19,13 +23,12 @@ from prism_lightning.config.compose import flat
 from prism_lightning.evaluation.results import TaskResult, read_result
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.run.directory import RECIPE_NAME, RunPaths
-from prism_lightning.sweeps.planning import module_of
-from prism_lightning.sweeps.trials import spoken
+from prism_lightning.sweeps.planning import module_without_weights
 
-DENSE_SETTINGS = [name for name in inspect.signature(DenseLM).parameters]
-TRAINER_SETTINGS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # that change what is learnt
-NAMED_SETTINGS = 3  # of those that set runs apart, in a label
-# Of a line of results.jsonl; a number that was not finite is null there.
+DENSE_SETTINGS = list(inspect.signature(DenseLM).parameters)
+TRAINER_SETTINGS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # those that change the weights
+MAX_LABEL_SETTINGS = 3  # in a label, of the settings in which runs differ
+# Types of the entries of a line of results.jsonl; a number that was not finite is null there.
 RESULTS: dict[str, Kind] = {
     "step": whole(1),
     "loss": number(),
@@ -44,6 +47,7 @@ RECIPE = {
     "model": mapping({"init_args": mapping({})}),
     "trainer": optional(mapping({})),
 }
+GroupKey = tuple[str, int, str, str]  # training, tokens, data and label of a run
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,20 @@ class Run:
     """A finished run.
 
     Attributes:
-        path: its directory.
+        path: Run directory.
         variant: "dense" or "PRISM".
-        label: the variant, and what sets it apart from others of the report: "PRISM, commitment 0".
-        training: what a run shares with its twin: decoder, optimiser, batch.
-        settings: of the model.
-        parameters: of the dense decoder with head and embeddings, prototypes left out: the N of a scaling law.
-        all_parameters: those of prototypes too, as `fit` counts them.
-        prototypes: K; 0 for a dense run.
-        tokens: of training.
-        seed: of weights and order.
-        data: fingerprint of what it was trained and validated on.
-        data_name: the files or data set, for people.
-        results: the last line of results.jsonl.
-        tasks: evaluated tasks by name.
+        label: Variant, and the settings in which it differs from other runs: "PRISM, commitment 0".
+        training: Settings that a run shares with its twin as JSON: decoder, optimiser, batch.
+        settings: Settings of the model.
+        parameters: Parameters of decoder, embeddings and head: the N of a scaling law.
+        all_parameters: Parameters including those of the prototypes.
+        prototypes: Number of prototypes; 0 for a dense run.
+        tokens: Number of training tokens.
+        seed: Seed of weights and data order.
+        data: Fingerprint of the prepared training and validation data.
+        data_name: Files or data set, for people.
+        results: Last line of results.jsonl.
+        tasks: Results of evaluated tasks by name.
     """
 
     path: Path
@@ -84,165 +88,179 @@ class Run:
 
     @property
     def size(self) -> str:
-        """Parameters of decoder, embeddings and head as people say them."""
-        return spoken(self.parameters)
+        """Number of parameters without prototypes in short form."""
+        return format_count(self.parameters)
 
     @property
-    def whole_size(self) -> str:
-        """All parameters as people say them."""
-        return spoken(self.all_parameters)
+    def size_with_prototypes(self) -> str:
+        """Number of all parameters in short form."""
+        return format_count(self.all_parameters)
+
+    @property
+    def group_key(self) -> GroupKey:
+        """Key that runs share which differ only in their seed."""
+        return self.training, self.tokens, self.data, self.label
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Finished runs in or beneath some folders, small ones first, and a line for all that is left out.
+    """Return the finished runs in some folders and below, sorted by size, and a message for everything left out.
 
     Raises:
-        UserError: a folder that is not there, or none with a finished run.
+        UserError: a folder does not exist, or no folder has a finished run.
     """
     folders = list(folders)
     missing = [f"--runs {folder}: no such folder" for folder in folders if not folder.is_dir()]
     if missing:
         raise UserError(missing)
-    places = {path.parent.resolve(): path.parent for folder in folders for path in sorted(folder.rglob(RECIPE_NAME))}
+    recipes = [path for folder in folders for path in sorted(folder.rglob(RECIPE_NAME))]
+    run_folders = {path.parent.resolve(): path.parent for path in recipes}
     runs, left_out = [], []
-    for place in places.values():
+    for run_folder in run_folders.values():
         try:
-            runs.append(read_run(place))
+            runs.append(read_run(run_folder))
         except UserError as error:
             left_out += error.problems
     if not runs:
         raise UserError(left_out or [f"--runs {' '.join(map(str, folders))}: no run that `fit` has finished"])
-    runs, doubled = without_doubles(sorted(labelled(runs), key=_order))
-    runs = set_apart(runs)
-    runs, fewer = on_the_same_documents(runs)
-    return runs, left_out + doubled + fewer
+    runs, repeated = drop_repeated_runs(sorted(label_runs(runs), key=_sort_key))
+    runs, smaller = keep_largest_evaluations(make_labels_unique(runs))
+    return runs, left_out + repeated + smaller
 
 
-def _order(run: Run) -> tuple[Any, ...]:
+def _sort_key(run: Run) -> tuple[Any, ...]:
     return run.parameters, run.tokens, run.variant != "dense", run.label, run.seed
 
 
-def labelled(runs: list[Run]) -> list[Run]:
-    """Runs with labels that name each setting in which some twins of one dense run differ."""
+def label_runs(runs: list[Run]) -> list[Run]:
+    """Return runs with labels that name each setting in which runs of one variant and training differ."""
     varying: set[str] = set()
     for run in runs:
         others = [other.settings for other in runs if other.variant == run.variant and other.training == run.training]
         varying |= {key for key in run.settings if any(other.get(key) != run.settings[key] for other in others)}
-    found = []
+    labelled = []
     for run in runs:
-        shown = [f"{key} {run.settings[key]}" for key in sorted(varying) if key in run.settings]
-        found.append(replace(run, label=", ".join([run.variant, *shown])))
-    return found
+        differences = [f"{key} {run.settings[key]}" for key in sorted(varying) if key in run.settings]
+        labelled.append(replace(run, label=", ".join([run.variant, *differences])))
+    return labelled
 
 
-def set_apart(runs: list[Run]) -> list[Run]:
-    """Runs with labels that name what else they differ in, so that no two rows of a report read the same.
+def make_labels_unique(runs: list[Run]) -> list[Run]:
+    """Return runs with longer labels where needed, so that no two rows of a table name the same model.
 
-    The data, where the report has several; settings that twins share, where those of one size and token count differ.
+    The labels name the data if the report has several, and the settings in which runs of equal size and token count
+    differ.
     """
-    found = [replace(run, label=f"{run.label}, data {_data_label(run, runs)}") for run in runs]
-    runs = found if len({run.data for run in runs}) > 1 else runs
-    alike: dict[tuple[str, ...], list[Run]] = {}
+    if len({run.data for run in runs}) > 1:
+        runs = [replace(run, label=f"{run.label}, data {_data_label(run, runs)}") for run in runs]
+    groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        alike.setdefault((run.size, run.whole_size, spoken(run.tokens), run.label), []).append(run)
-    labels = {id(run): label for group in alike.values() for run, label in zip(group, _told_apart(group), strict=True)}
+        row_name = (run.size, run.size_with_prototypes, format_count(run.tokens), run.label)
+        groups.setdefault(row_name, []).append(run)
+    labels = {id(run): label for group in groups.values() for run, label in zip(group, _labels(group), strict=True)}
     return [replace(run, label=labels[id(run)]) for run in runs]
 
 
 def _data_label(run: Run, runs: list[Run]) -> str:
-    """The data's name, and its fingerprint where other data of the report have the same name."""
+    """Return the data's name, with its fingerprint if other data have the same name."""
     shared = any(other.data_name == run.data_name and other.data != run.data for other in runs)
     return f"{run.data_name} ({run.data[:8]})" if shared else run.data_name
 
 
-def _told_apart(group: list[Run]) -> list[str]:
-    """Labels of runs that one row would show, with the settings in which they differ, or else their names."""
-    if len({place(run) for run in group}) == 1:  # they differ in their seed alone
+def _labels(group: list[Run]) -> list[str]:
+    """Return different labels for runs that a table could not tell apart: by settings, or else by directory names."""
+    first_runs = {run.group_key: run for run in reversed(group)}
+    if len(first_runs) == 1:  # they differ only in their seed
         return [run.label for run in group]
-    settings = [flat(json.loads(run.training)) | {"tokens": run.tokens} for run in group]
-    keys = sorted({key for one in settings for key in one})
-    varying = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    settings_of_runs = [flat(json.loads(run.training)) | {"tokens": run.tokens} for run in group]
+    keys = sorted({key for settings in settings_of_runs for key in settings})
+    varying = [key for key in keys if len({json.dumps(settings.get(key)) for settings in settings_of_runs}) > 1]
     labels = [
-        ", ".join([run.label, *(f"{key} {one.get(key)}" for key in varying[:NAMED_SETTINGS])])
-        for run, one in zip(group, settings, strict=True)
+        ", ".join([run.label, *(f"{key} {settings.get(key)}" for key in varying[:MAX_LABEL_SETTINGS])])
+        for run, settings in zip(group, settings_of_runs, strict=True)
     ]
-    if len(set(labels)) == len({place(run) for run in group}):
+    if len(set(labels)) == len(first_runs):
         return labels
-    first = {place(run): run for run in reversed(group)}
-    return [f"{run.label}, {first[place(run)].path.name}" for run in group]
+    return [f"{run.label}, {first_runs[run.group_key].path.name}" for run in group]
 
 
-def without_doubles(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """The first of the runs that differ in nothing, not even the seed, and a line for each other."""
-    kept: dict[tuple[Any, ...], Run] = {}
-    lines = []
+def drop_repeated_runs(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Return the first of the runs that agree in all settings and the seed, and a message for each other one."""
+    first_runs: dict[tuple[Any, ...], Run] = {}
+    messages = []
     for run in runs:
-        first = kept.setdefault((*place(run), run.seed), run)
+        first = first_runs.setdefault((*run.group_key, run.seed), run)
         if first is not run:
-            lines.append(f"{run.path} repeats {first.path}: the same settings and seed")
-    return list(kept.values()), lines
+            messages.append(f"{run.path} repeats {first.path}: the same settings and seed")
+    return list(first_runs.values()), messages
 
 
-def on_the_same_documents(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Runs with the tasks that were evaluated on the most documents, so that means are of the same ones."""
-    most: dict[str, int] = {}
+def keep_largest_evaluations(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Return runs with only the evaluations on the largest number of documents of each task, and messages.
+
+    Means over runs are then over the same documents.
+    """
+    most_documents: dict[str, int] = {}
     for run in runs:
         for name, task in run.tasks.items():
-            most[name] = max(most.get(name, 0), task.documents)
-    kept, lines = [], []
+            most_documents[name] = max(most_documents.get(name, 0), task.documents)
+    complete, messages = [], []
     for run in runs:
-        tasks = {name: task for name, task in run.tasks.items() if task.documents == most[name]}
-        lines += [
-            f"{run.path}: {name} was evaluated on {task.documents} documents, elsewhere on {most[name]}"
+        tasks = {name: task for name, task in run.tasks.items() if task.documents == most_documents[name]}
+        messages += [
+            f"{run.path}: {name} was evaluated on {task.documents} documents, elsewhere on {most_documents[name]}"
             for name, task in run.tasks.items()
             if name not in tasks
         ]
-        kept.append(replace(run, tasks=tasks))
-    return kept, lines
+        complete.append(replace(run, tasks=tasks))
+    return complete, messages
 
 
 def read_run(path: Path) -> Run:
-    """A finished run.
+    """Return the finished run in a run directory.
 
     Raises:
-        UserError: `fit` has not finished it, or a file in it is damaged.
+        UserError: `fit` has not finished the run, or one of its files is damaged.
     """
     paths = RunPaths(path)
     if not paths.results.is_file() or not paths.model.is_dir():
         raise UserError(f"{path} is not finished: run its `fit` again")
-    config = _checked(paths.recipe, RECIPE, lambda file: yaml.safe_load(file.read_text()))
-    last = _checked(paths.results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
-    fingerprint = _checked(paths.environment, {"data_fingerprint": text()}, read_json)["data_fingerprint"]
-    module = module_of(config, str(path))
+    config = _read_checked(paths.recipe, RECIPE, lambda file: yaml.safe_load(file.read_text()))
+    last = _read_checked(paths.results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
+    environment = _read_checked(paths.environment, {"data_fingerprint": text()}, read_json)
+    module = module_without_weights(config, str(path))
     data = config["data"]
-    everything = sum(parameter.numel() for parameter in module.parameters())
+    all_parameters = sum(parameter.numel() for parameter in module.parameters())
     prototypes = module.model.config.num_prototypes
-    settings = dict(config["model"]["init_args"])
-    shared = {name: settings.get(name) for name in DENSE_SETTINGS}
-    shared |= {name: data[name] for name in ("batch_size", "block_size")}
-    shared |= {f"trainer.{name}": (config.get("trainer") or {}).get(name) for name in TRAINER_SETTINGS}
-    found = [read_result(file.parent, file.stem) for file in sorted(paths.evaluation.glob("*.json"))]
+    tasks = [read_result(file.parent, file.stem) for file in sorted(paths.evaluation.glob("*.json"))]
     variant = "PRISM" if prototypes else "dense"
     return Run(
         path=path,
         variant=variant,
         label=variant,
-        training=json.dumps(shared, sort_keys=True),
-        settings=settings,
-        parameters=everything - prototypes * module.model.config.hidden_size,
-        all_parameters=everything,
+        training=_training_settings(config),
+        settings=dict(config["model"]["init_args"]),
+        parameters=all_parameters - prototypes * module.model.config.hidden_size,
+        all_parameters=all_parameters,
         prototypes=prototypes,
         tokens=last["step"] * data["batch_size"] * data["block_size"],
         seed=config["seed_everything"],
-        data=fingerprint,
+        data=environment["data_fingerprint"],
         data_name=_data_name(data),
         results=last,
-        tasks={result.task: result for result in found if result is not None and result.metric in result.metrics},
+        tasks={task.task: task for task in tasks if task is not None and task.metric in task.metrics},
     )
 
 
-def _checked(path: Path, fields: dict[str, Kind], read: Callable[[Path], Any]) -> dict[str, Any]:
-    """A file of a run, every entry of its type; raises UserError where it is not."""
+def _training_settings(config: dict[str, Any]) -> str:
+    """Return the settings that a run shares with its twin, as JSON."""
+    settings = {name: config["model"]["init_args"].get(name) for name in DENSE_SETTINGS}
+    settings |= {name: config["data"][name] for name in ("batch_size", "block_size")}
+    settings |= {f"trainer.{name}": (config.get("trainer") or {}).get(name) for name in TRAINER_SETTINGS}
+    return json.dumps(settings, sort_keys=True)
+
+
+def _read_checked(path: Path, fields: dict[str, Kind], read: Callable[[Path], Any]) -> dict[str, Any]:
+    """Return the content of a run's file; raise UserError if it cannot be read or an entry has a wrong type."""
     try:
         content = read(path)
         problem = problem_in(content, fields)
@@ -254,7 +272,7 @@ def _checked(path: Path, fields: dict[str, Kind], read: Callable[[Path], Any]) -
 
 
 def _data_name(data: dict[str, Any]) -> str:
-    """The files or the data set that a run was trained on."""
+    """Return the files or the data set that a run was trained on."""
     if data.get("path"):
         paths = data["path"] if isinstance(data["path"], list) else [data["path"]]
         return " ".join(map(str, paths[:2])) + (" ..." if len(paths) > 2 else "")
@@ -262,37 +280,32 @@ def _data_name(data: dict[str, Any]) -> str:
     return " ".join(names) or "standard library"
 
 
-Place = tuple[str, int, str, str]  # training, tokens, data, label
-
-
-def place(run: Run) -> Place:
-    """What runs share that differ in their seed alone."""
-    return run.training, run.tokens, run.data, run.label
-
-
-def grouped(runs: Iterable[Run]) -> dict[Place, list[Run]]:
-    """Runs that differ in their seed alone."""
-    groups: dict[Place, list[Run]] = {}
+def group_seeds(runs: Iterable[Run]) -> dict[GroupKey, list[Run]]:
+    """Return groups of runs that differ only in their seed."""
+    groups: dict[GroupKey, list[Run]] = {}
     for run in runs:
-        groups.setdefault(place(run), []).append(run)
+        groups.setdefault(run.group_key, []).append(run)
     return groups
 
 
-def twins(runs: Iterable[Run]) -> dict[Place, list[tuple[Run, Run]]]:
-    """Pairs of a PRISM run and the dense one that shares all but prototypes with it, seed too, by PRISM's place."""
+def twin_pairs(runs: Iterable[Run]) -> dict[GroupKey, list[tuple[Run, Run]]]:
+    """Return pairs of a PRISM run and its dense twin with the same seed, by the PRISM run's group key."""
     runs = list(runs)
     dense = {(run.training, run.tokens, run.data, run.seed): run for run in runs if run.variant == "dense"}
-    pairs: dict[Place, list[tuple[Run, Run]]] = {}
+    pairs: dict[GroupKey, list[tuple[Run, Run]]] = {}
     for run in runs:
         twin = dense.get((run.training, run.tokens, run.data, run.seed))
         if run.variant == "PRISM" and twin is not None:
-            pairs.setdefault(place(run), []).append((run, twin))
+            pairs.setdefault(run.group_key, []).append((run, twin))
     return pairs
 
 
 def mean_and_spread(runs: Iterable[Run], value: Callable[[Run], float | None]) -> tuple[float, float | None] | None:
-    """Mean over seeds, and their standard deviation where there are several; None where no run has the value."""
-    values = [found for run in runs if (found := value(run)) is not None]
+    """Return the mean of a value over seeds and its standard deviation.
+
+    The deviation is None for a single run; the result is None if no run has the value.
+    """
+    values = [result for run in runs if (result := value(run)) is not None]
     if not values:
         return None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

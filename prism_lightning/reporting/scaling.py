@@ -1,4 +1,4 @@
-"""The scaling law of each variant, as a table, and the gap it foresees at the paper's largest size."""
+"""The scaling law of each model variant as a table, extrapolated to the paper's largest model."""
 
 from __future__ import annotations
 
@@ -9,84 +9,93 @@ from functools import partial
 import numpy as np
 
 from prism_lightning.reporting.runs import Run
-from prism_lightning.reporting.scaling_law import ScalingLaw, TooFewRunsError, fit
+from prism_lightning.reporting.scaling_law import ScalingLaw, UnidentifiableLawError, fit_law
 from prism_lightning.reporting.tables import Table
 
-FAR_SIZE, FAR_TOKENS = 1.6e9, 5e10  # the paper's largest model and its training tokens
+PAPER_SIZE, PAPER_TOKENS = 1.6e9, 5e10  # parameters and training tokens of the paper's largest model
 
 
 @dataclass
 class Scaling:
-    """What the runs say about scale.
+    """Scaling laws of the runs.
 
     Attributes:
-        laws: by label of the runs.
-        refused: by label, why there is none.
+        laws: Fitted laws by the label of the runs.
+        refusals: Reason why there is no law, by label.
     """
 
     laws: dict[str, ScalingLaw]
-    refused: dict[str, str]
+    refusals: dict[str, str]
 
 
-def scaling_of(runs: list[Run], report: Callable[[str, int, int], None]) -> Scaling:
-    """Fit the law of each label that there are runs of, all on the same data."""
-    found = Scaling({}, {})
-    for variant in dict.fromkeys(run.label for run in runs):
-        mine = [run for run in runs if run.label == variant]
-        if len({run.data for run in mine}) > 1:
-            found.refused[variant] = "the runs were validated on different data"
+def fit_scaling_laws(runs: list[Run], report: Callable[[str, int, int], None]) -> Scaling:
+    """Fit a law to the runs of each label.
+
+    Args:
+        runs: Finished runs.
+        report: Function that is called with the name of a fit, its finished bootstrap draws and their number.
+    """
+    scaling = Scaling({}, {})
+    for label in dict.fromkeys(run.label for run in runs):
+        group = [run for run in runs if run.label == label]
+        if len({run.data for run in group}) > 1:
+            scaling.refusals[label] = "the runs were validated on different data"
             continue
-        sizes, tokens, losses = np.array([(run.parameters, run.tokens, run.results["loss"]) for run in mine]).T
+        sizes, tokens, losses = np.array([(run.parameters, run.tokens, run.results["loss"]) for run in group]).T
         try:
-            found.laws[variant] = fit(sizes, tokens, losses, report=partial(report, f"scaling law, {variant}"))
-        except TooFewRunsError as error:
-            found.refused[variant] = str(error)
-    return found
+            scaling.laws[label] = fit_law(sizes, tokens, losses, report=partial(report, f"scaling law, {label}"))
+        except UnidentifiableLawError as error:
+            scaling.refusals[label] = str(error)
+    return scaling
 
 
 def scaling_table(scaling: Scaling) -> Table:
-    """E, A, alpha, B and beta with intervals, and the extrapolated loss and gap."""
+    """Return the parameters of each law with intervals, and the loss extrapolated to the paper's largest model."""
     rows = []
-    for variant, law in scaling.laws.items():
-        cells = [f"{value:.3g} ({low:.3g} to {high:.3g})" for value, low, high in law.facts().values()]
+    for label, law in scaling.laws.items():
+        cells = [f"{value:.3g} ({low:.3g} to {high:.3g})" for value, low, high in law.estimates().values()]
         if not law.has_floor:
-            cells[0] = "not told from 0"
-        far = _interval(law.loss(FAR_SIZE, FAR_TOKENS), _far(law)) if law.has_floor else ""
-        rows.append([variant, *cells, f"{law.error:.4f}", far])
+            cells[0] = "indistinguishable from 0"
+        extrapolated = ""
+        if law.has_floor:
+            loss, draws = law.loss(PAPER_SIZE, PAPER_TOKENS), law.loss_draws(PAPER_SIZE, PAPER_TOKENS)
+            extrapolated = _with_interval(loss, draws)
+        rows.append([label, *cells, f"{law.error:.4f}", extrapolated])
+    columns = ["model", "E", "A", "alpha", "B", "beta", "error of log L", "loss at 1.6B, 50B tokens"]
+    return Table("Scaling law", columns, rows, _note(scaling))
+
+
+def _note(scaling: Scaling) -> str:
     note = (
-        "L(N, D) = E + A / N^alpha + B / D^beta in nats; N counts decoder, embeddings and head. Intervals: 95 %, from"
+        "L(N, D) = E + A / N^alpha + B / D^beta in nats per token. N is the number of parameters of decoder, embeddings"
+        " and head, D the number of training tokens. The 95 % intervals are from bootstrap draws of the runs. They do"
+        " not cover the error of extrapolating the law."
     )
-    note += " bootstrap draws of the runs, which know nothing of whether the law holds so far out."
-    for variant, reason in scaling.refused.items():
-        note += f" No law for {variant}: {reason}."
-    floorless = [variant for variant, law in scaling.laws.items() if not law.has_floor]
-    if floorless:
+    for label, reason in scaling.refusals.items():
+        note += f" No law for {label}: {reason}."
+    without_floor = [label for label, law in scaling.laws.items() if not law.has_floor]
+    if without_floor:
         note += (
-            f" The runs do not tell E of {' and '.join(floorless)} from 0, so nothing is said of 1.6B, where E is most"
-            " of the loss: larger models and more tokens are needed."
+            f" The runs cannot distinguish E of {' and '.join(without_floor)} from 0. At 1.6B parameters E is most of"
+            " the loss, so the table shows no loss there. Larger models and more tokens are needed."
         )
-    gap = far_gap(scaling)
+    gap = extrapolated_gap(scaling)
     if gap is not None:
         note += f" PRISM minus dense at 1.6B parameters and 50B tokens: {gap} nats."
-    columns = ["model", "E", "A", "alpha", "B", "beta", "error of log L", "loss at 1.6B, 50B tokens"]
-    return Table("Scaling law", columns, rows, note)
+    return note
 
 
-def _far(law: ScalingLaw) -> np.ndarray:
-    return law.draws(FAR_SIZE, FAR_TOKENS)
-
-
-def far_gap(scaling: Scaling) -> str | None:
-    """PRISM's extrapolated loss minus the dense model's, with its interval; None where a law does not reach so far."""
+def extrapolated_gap(scaling: Scaling) -> str | None:
+    """Return PRISM's extrapolated loss minus the dense model's with its interval; None if a law cannot give one."""
     if set(scaling.laws) != {"dense", "PRISM"}:
         return None
     dense, prism = scaling.laws["dense"], scaling.laws["PRISM"]
     if not (dense.has_floor and prism.has_floor):
         return None
-    value = prism.loss(FAR_SIZE, FAR_TOKENS) - dense.loss(FAR_SIZE, FAR_TOKENS)
-    return _interval(value, _far(prism) - _far(dense), "+.3f")
+    at = (PAPER_SIZE, PAPER_TOKENS)
+    return _with_interval(prism.loss(*at) - dense.loss(*at), prism.loss_draws(*at) - dense.loss_draws(*at), "+.3f")
 
 
-def _interval(value: float, draws: np.ndarray, form: str = ".3f") -> str:
+def _with_interval(value: float, draws: np.ndarray, form: str = ".3f") -> str:
     low, high = np.quantile(draws, [0.025, 0.975])
     return f"{value:{form}} ({low:{form}} to {high:{form}})"

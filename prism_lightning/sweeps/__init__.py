@@ -1,1 +1,4 @@
-"""Sweeps: grids of runs, planned, run and collected. Every trial is a `fit` and some `evaluate` that one could type."""
+"""Sweeps: grids of runs that are planned, run and collected.
+
+A trial is one run of a sweep: a `fit` command and possibly an `evaluate` command.
+"""

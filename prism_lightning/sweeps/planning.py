@@ -1,4 +1,4 @@
-"""What a trial will take: parameters, tokens, floating-point operations, hours on a named device."""
+"""Estimate the cost of a trial: parameters, tokens, floating-point operations (FLOPs), and hours on a device."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from prism_lightning.common.errors import UserError, nearest
 from prism_lightning.config.validate import MODEL_PATHS, problems_in
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.models.flops import PEAK_FLOPS, flops_per_token
-from prism_lightning.sweeps.trials import Trial
+from prism_lightning.sweeps.trials import SweepTrial
 
-CPU, CPU_FLOPS = "cpu-2-cores", 1.1e11  # the quickstart's 12,123 tokens/s of 9.2 M operations each (docs/LOG.md)
-REACHED = 0.4  # share of an accelerator's peak that training is assumed to reach
+CPU = "cpu-2-cores"
+CPU_FLOPS = 1.1e11  # per second: the quickstart's 12,123 tokens/s of 9.2 M operations each (docs/LOG.md)
+ASSUMED_UTILISATION = 0.4  # share of an accelerator's peak that training is assumed to reach
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a trial takes.
+class TrialCost:
+    """Estimated cost of a trial.
 
     Attributes:
-        parameters: in all.
-        tokens: of training.
-        flops: of training, forward and backward.
-        hours: on the device of the plan.
+        parameters: Number of parameters, prototypes included.
+        tokens: Number of training tokens.
+        flops: FLOPs of training, forward and backward.
+        hours: Training time on the device of the plan.
     """
 
     parameters: int
@@ -36,45 +37,49 @@ class Cost:
 
 
 def device_speed(name: str) -> float:
-    """Floating-point operations a second that training is expected to reach on "H200", "8xH100" or "cpu-2-cores".
+    """Return the FLOPs per second that training is expected to reach on "H200", "8xH100" or "cpu-2-cores".
 
     Raises:
-        UserError: a device whose peak is not known.
+        UserError: the device's peak is not known.
     """
     count, _, device = name.rpartition("x") if re.match(r"\d+x", name) else ("1", "", name)
-    speeds = {known.lower(): peak * REACHED for known, peak in PEAK_FLOPS.items()} | {CPU: CPU_FLOPS}
+    speeds = {known.lower(): peak * ASSUMED_UTILISATION for known, peak in PEAK_FLOPS.items()} | {CPU: CPU_FLOPS}
     if device.lower() not in speeds:
         raise UserError(f"device {name!r} is not known: {nearest(device, [CPU, *PEAK_FLOPS])}")
     return int(count) * speeds[device.lower()]
 
 
-def module_of(config: dict[str, Any], where: str) -> DenseLM:
-    """A recipe's module without weights.
+def module_without_weights(config: dict[str, Any], source: str) -> DenseLM:
+    """Return the Lightning module of a composed recipe, with weights on the meta device (they take no memory).
+
+    Args:
+        config: Composed recipe.
+        source: Name of the trial or directory that the recipe belongs to, for error messages.
 
     Raises:
-        UserError: every problem of the recipe, or a decoder that cannot be built from it.
+        UserError: all problems of the recipe, or the reason why the model cannot be built from it.
     """
     problems = problems_in(config)
     if problems:
-        raise UserError([f"{where}: {problem}" for problem in problems])
+        raise UserError([f"{source}: {problem}" for problem in problems])
     try:
         with torch.device("meta"):
             module: DenseLM = MODEL_PATHS[config["model"]["class_path"]](**config["model"]["init_args"])
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{where}: the model cannot be built: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{source}: the model cannot be built: {' '.join(str(error).split())[:200]}") from error
     return module
 
 
-def cost(trial: Trial, speed: float) -> Cost:
-    """A trial's cost at a speed in operations a second."""
-    module = module_of(trial.config, trial.name)
+def trial_cost(trial: SweepTrial, speed: float) -> TrialCost:
+    """Return a trial's cost on a device that computes `speed` FLOPs per second."""
+    module = module_without_weights(trial.config, trial.name)
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    flops = training_flops(module, trial.block_size) * trial.tokens
-    return Cost(parameters, trial.tokens, flops, flops / speed / 3600)
+    flops = training_flops_per_token(module, trial.block_size) * trial.tokens
+    return TrialCost(parameters, trial.tokens, flops, flops / speed / 3600)
 
 
-def training_flops(module: DenseLM, block_size: int) -> float:
-    """Operations of training per token: decoder and head, and the search over K prototypes, forward only."""
+def training_flops_per_token(module: DenseLM, block_size: int) -> float:
+    """Return the FLOPs of training per token: decoder and head, and the forward search over the K prototypes."""
     config = module.model.config
     search = 2 * config.num_prototypes * config.hidden_size
     return flops_per_token(module.model.matrix_parameters, config.get_text_config(), block_size) + search

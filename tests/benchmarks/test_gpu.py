@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks.gpu.__main__ import FULL, GPUS, SMOKE, TRAINED, RandomStore, Trainee, configuration, main, training
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.stages import FULL, GPUS, SMOKE, TRAINED, RandomStore, Trainee, configuration, measure_training
 from prism_lightning.models.flops import flops_per_token
 
 
@@ -16,7 +17,7 @@ def results(tmp_path_factory):
     return json.loads(path.read_text())
 
 
-def test_every_stage_is_measured_and_told(results, capsys):
+def test_every_stage_is_measured(results, capsys):
     stages = results["results"]["stages"]
     kinds = ("index", "queries", "generation")
     assert list(stages) == [f"training {n}" for n in TRAINED] + [f"{k} {d}" for d in ("fp32", "bf16") for k in kinds]
@@ -28,9 +29,10 @@ def test_every_stage_is_measured_and_told(results, capsys):
         assert stage["dense_mfu"] is None  # the CPU is not in the table of peaks
     for dtype in ("fp32", "bf16"):
         assert stages[f"index {dtype}"]["build_tokens_per_second"]["low"] > 0
-        asked = stages[f"queries {dtype}"]
+        queries = stages[f"queries {dtype}"]
         assert (
-            asked["tokens"] == SMOKE.index_tokens and asked["sequence"]["entries_p50"] > asked["token"]["entries_p50"]
+            queries["tokens"] == SMOKE.index_tokens
+            and queries["sequence"]["entries_p50"] > queries["token"]["entries_p50"]
         )
         assert list(stages[f"generation {dtype}"]) == [*map(str, SMOKE.batches), "stage_seconds"]
 
@@ -46,20 +48,20 @@ def test_the_models_are_those_of_the_recipes():
 
 
 def test_utilisation_is_the_rate_times_flops_over_the_peak(monkeypatch):
-    monkeypatch.setattr("benchmarks.gpu.__main__.peak_flops", lambda name: 1e9)
+    monkeypatch.setattr("benchmarks.gpu.stages.peak_flops", lambda name: 1e9)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "it")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
     on_cpu = lambda config, tokens, _, accumulation: Trainee(config, tokens, "cpu", accumulation)  # noqa: E731
-    monkeypatch.setattr("benchmarks.gpu.__main__.Trainee", on_cpu)
-    found = training(TRAINED["130M"], SMOKE, "cuda")
+    monkeypatch.setattr("benchmarks.gpu.stages.Trainee", on_cpu)
+    result = measure_training(TRAINED["130M"], SMOKE, "cuda")
     config, _ = configuration(TRAINED["130M"], SMOKE.overrides)
     matrices = 12 * 32 * 32 + 300 * 32 + 2 * 2 * 32 + 3 * 32 + 32 + 4 * 32 + 32 + 2 * 32  # of one layer, head, norms
-    assert found["flops_per_token"] == flops_per_token(matrices, config.get_text_config(), 32)
-    assert found["prism_mfu"]["median"] == pytest.approx(found["prism"]["median"] * found["flops_per_token"] / 1e9)
+    assert result["flops_per_token"] == flops_per_token(matrices, config.get_text_config(), 32)
+    assert result["prism_mfu"]["median"] == pytest.approx(result["prism"]["median"] * result["flops_per_token"] / 1e9)
 
 
 def test_both_twins_are_one_decoder():
-    """Without its prototypes a step leaves them as they are."""
+    """A step without the prototypes leaves their weights unchanged."""
     config, _ = configuration(TRAINED["130M"], SMOKE.overrides)
     trainee = Trainee(config, (2, 32), "cpu", 2)
     layer = trainee.model.prototypes
@@ -73,7 +75,7 @@ def test_both_twins_are_one_decoder():
 
 
 def test_micro_batches_are_averaged(monkeypatch):
-    """Two of the same tokens have the gradient that one has."""
+    """Two micro-batches of the same tokens have the same gradient as one."""
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
     config, _ = configuration(TRAINED["130M"], SMOKE.overrides)
     gradients = []
@@ -82,8 +84,8 @@ def test_micro_batches_are_averaged(monkeypatch):
         monkeypatch.setattr(trainee.optimizer, "zero_grad", lambda: None)
         trainee.step()
         gradients.append([parameter.grad for parameter in trainee.model.parameters()])
-    for one, two in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, two)
+    for once, twice in zip(*gradients, strict=True):
+        torch.testing.assert_close(once, twice)
 
 
 def test_tokens_are_used_unevenly(tmp_path):

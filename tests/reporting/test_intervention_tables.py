@@ -1,4 +1,4 @@
-"""Tables of suppression and controllers from details whose numbers are known."""
+"""Tables of suppression and controllers from details files with known numbers."""
 
 import json
 
@@ -7,7 +7,12 @@ from support.report_runs import make_run
 from support.runs import ROOT
 
 from prism_lightning.interventions.intervention import FORMAT
-from prism_lightning.reporting.interventions import best_gain, intervention_tables, met_goals, read_interventions
+from prism_lightning.reporting.interventions import (
+    format_best_gain,
+    format_met_goals,
+    intervention_tables,
+    read_interventions,
+)
 from prism_lightning.reporting.runs import find_runs
 
 
@@ -29,7 +34,7 @@ def suppressed(fall, rise):
     return facts | {"verb": "suppress", "behaviour": "sad", "plan": {"goal": {"fall": 0.8, "rise": 0.02}}}
 
 
-def test_rows_are_what_was_found(tmp_path):
+def test_rows_hold_the_numbers_of_the_files(tmp_path):
     run = make_run(tmp_path, "prism", "PrismLM")
     write(run, "calm", suppressed(0.9, 0.01))
     write(run, "costly", suppressed(0.9, 0.05))
@@ -50,9 +55,9 @@ def test_rows_are_what_was_found(tmp_path):
     (run / "interventions" / "broken.details.json").write_text("{")
     write(run, "of_another_version", {"format": FORMAT + 1, "verb": "suppress"})
     runs, _ = find_runs([tmp_path])
-    found, damaged = read_interventions(runs)
+    interventions, damaged = read_interventions(runs)
     assert len(damaged) == 1 and "broken.details.json is damaged" in damaged[0]
-    suppression, controllers = intervention_tables(runs, found)
+    suppression, controllers = intervention_tables(runs, interventions)
     assert [row[:2] for row in suppression.rows] == [
         [str(run), "calm"],
         [str(run), "costly"],
@@ -74,8 +79,10 @@ def test_rows_are_what_was_found(tmp_path):
         "+2.0 (+0.0 to +4.0)",
         "+0.5 (-1.0 to +2.0)",
     ]
-    assert met_goals(found).startswith("1 of 2 behaviours fell by 80 % or more with at most 2 %")
-    assert best_gain(found) == "+5.0 (+3.0 to +7.0) on piqa; the largest of 1"
+    assert format_met_goals(interventions).startswith(
+        "1 of 2 behaviours fell by 80 % or more, while perplexity on other texts rose by at most 2 %"
+    )
+    assert format_best_gain(interventions) == "+5.0 (+3.0 to +7.0) on piqa; the largest of 1"
 
 
 def _without(key, details):
@@ -86,7 +93,7 @@ def _without(key, details):
     ("change", "words"),
     [
         (lambda d: _without("plain", d), "plain is missing"),
-        (lambda d: d | {"kept": 2}, "it keeps an attempt that it does not have"),
+        (lambda d: d | {"kept": 2}, "the attempt that it keeps does not exist"),
         (lambda d: d | {"kept": -1}, "kept is -1"),
         (lambda d: d | {"draws": 3}, "draws is 3, expected a list"),
         (lambda d: d | {"draws": [{"fall": "x"}]}, "draws[0].name is missing"),
@@ -100,7 +107,7 @@ def _without(key, details):
         ),
         (
             lambda d: {"verb": "calibrate", "gains": {"t": []}, "permuted": [], "controllers": {"theta": {}}},
-            "lacks gains",
+            "has fewer than four gains",
         ),
         (lambda d: {"verb": "calibrate", "gains": {}, "permuted": 1, "controllers": {"theta": {}}}, "permuted is 1"),
     ],
@@ -110,9 +117,9 @@ def test_damaged_details_are_named_and_left_out(tmp_path, change, words):
     write(run, "harmed", change(suppressed(0.9, 0.01)))
     write(run, "whole", suppressed(0.9, 0.01))
     runs, _ = find_runs([tmp_path])
-    found, (line,) = read_interventions(runs)
+    interventions, (line,) = read_interventions(runs)
     assert "harmed.details.json is damaged (" in line and words in line
-    assert [row[1] for row in intervention_tables(runs, found)[0].rows] == ["whole"]
+    assert [row[1] for row in intervention_tables(runs, interventions)[0].rows] == ["whole"]
 
 
 def test_a_number_that_could_not_be_computed_is_an_empty_cell(tmp_path):
@@ -121,19 +128,19 @@ def test_a_number_that_could_not_be_computed_is_an_empty_cell(tmp_path):
     details["attempts"][1]["fresh"] |= {"rise": None, "rise_interval": None}
     write(run, "calm", details)
     runs, _ = find_runs([tmp_path])
-    found, damaged = read_interventions(runs)
-    assert not damaged and intervention_tables(runs, found)[0].rows[0][7] == ""
-    assert met_goals(found).startswith("0 of 1")
+    interventions, damaged = read_interventions(runs)
+    assert not damaged and intervention_tables(runs, interventions)[0].rows[0][7] == ""
+    assert format_met_goals(interventions).startswith("0 of 1")
 
 
 def test_what_is_missing_has_its_command(tmp_path):
     make_run(tmp_path, "prism", "PrismLM")
     make_run(tmp_path, "dense", "DenseLM")
     runs, _ = find_runs([tmp_path])
-    found, _ = read_interventions(runs)
-    tables = intervention_tables(runs, found)
+    interventions, _ = read_interventions(runs)
+    tables = intervention_tables(runs, interventions)
     assert [table.rows for table in tables] == [[], []]
     assert all(f"--ckpt_path {tmp_path / 'prism'}" in table.missing[0] for table in tables)
-    assert met_goals(found) is None and best_gain(found) is None
-    assert intervention_tables([run for run in runs if not run.prototypes], found) == []
+    assert format_met_goals(interventions) is None and format_best_gain(interventions) is None
+    assert intervention_tables([run for run in runs if not run.prototypes], interventions) == []
     assert (ROOT / "evals" / "continuation.yaml").is_file() and "evals/continuation.yaml" in tables[1].missing[0]

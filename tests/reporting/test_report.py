@@ -1,4 +1,4 @@
-"""Reports of runs whose numbers are known: tables, differences, what is missing, and text that must be escaped."""
+"""Reports of runs with known numbers: tables, differences, missing results, and text that must be escaped."""
 
 import json
 import re
@@ -11,10 +11,10 @@ from support.report_runs import make_run
 from support.runs import ROOT
 
 from prism_lightning.evaluation.suites import SuiteTask
-from prism_lightning.reporting.attribution import speed_up
-from prism_lightning.reporting.runs import find_runs, twins
-from prism_lightning.reporting.tables import accuracy_table, difference, loss_table, run_tables
-from prism_lightning.sweeps.planning import module_of
+from prism_lightning.reporting.attribution import format_speed_ups
+from prism_lightning.reporting.runs import find_runs, twin_pairs
+from prism_lightning.reporting.tables import accuracy_table, loss_table, paired_difference, run_tables
+from prism_lightning.sweeps.planning import module_without_weights
 
 SUITES = {"evals/x.yaml": {"guess": SuiteTask("acc", 0.25), "lm": SuiteTask("bits_per_byte")}}
 
@@ -34,17 +34,17 @@ def ladder(tmp_path):
 def test_twins_have_one_size_and_are_paired_by_seed(ladder):
     runs, left_out = find_runs([ladder])
     assert len(runs) == 8 and not left_out
-    pairs = twins(runs)
-    assert [len(found) for found in pairs.values()] == [2, 2]
-    for found in pairs.values():
-        for prism, dense in found:
+    pairs = twin_pairs(runs)
+    assert [len(seeds) for seeds in pairs.values()] == [2, 2]
+    for seeds in pairs.values():
+        for prism, dense in seeds:
             assert (prism.variant, dense.variant) == ("PRISM", "dense")
             assert prism.seed == dense.seed and prism.parameters == dense.parameters
     assert runs[0].tokens == 10 * 4 * 32
 
 
 def test_ablations_are_not_seeds(ladder):
-    """Runs that differ in K are lines of their own, labelled; copies and limited evaluations are left out."""
+    """Runs with another K have rows of their own; copies and smaller evaluations are left out."""
     run = make_run(ladder, "more", "PrismLM", 0, loss=3.0)
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["model"]["init_args"]["num_prototypes"] = 128
@@ -57,17 +57,17 @@ def test_ablations_are_not_seeds(ladder):
     }  # fmt: skip
     assert len([line for line in left_out if "copy repeats" in line]) == 1
     assert any("other: guess was evaluated on 2 documents, elsewhere on 40" in line for line in left_out)
-    pairs = twins(runs)
-    assert sorted(len(found) for found in pairs.values()) == [1, 2, 2]
+    pairs = twin_pairs(runs)
+    assert sorted(len(seeds) for seeds in pairs.values()) == [1, 2, 2]
 
 
-def rows_that_read_the_same(runs, columns=4):
-    """Pairs of rows of one table that name the same model, whatever their numbers."""
-    doubled = []
+def rows_with_one_name(runs, columns=4):
+    """Return the tables and names of rows that name the same model."""
+    repeated = []
     for table in run_tables(runs, SUITES):
-        places = [tuple(row[:columns]) for row in table.rows]
-        doubled += [(table.title, place) for place in set(places) if places.count(place) > 1]
-    return doubled
+        names = [tuple(row[:columns]) for row in table.rows]
+        repeated += [(table.title, name) for name in set(names) if names.count(name) > 1]
+    return repeated
 
 
 def test_rows_name_the_data_where_runs_differ_in_it(tmp_path):
@@ -75,7 +75,7 @@ def test_rows_name_the_data_where_runs_differ_in_it(tmp_path):
         for seed in (0, 1):
             make_run(tmp_path, f"{name}{seed}", "PrismLM", seed, data=data, path=path)
     runs, left_out = find_runs([tmp_path])
-    assert not left_out and not rows_that_read_the_same(runs)
+    assert not left_out and not rows_with_one_name(runs)
     labels = {run.label for run in runs}
     assert labels == {"PRISM, data standard library", "PRISM, data stories/*.txt"}
     assert [row[4] for row in loss_table(runs, SUITES).rows] == ["2", "2"]  # seeds of each
@@ -93,7 +93,7 @@ def test_rows_name_the_settings_or_the_run_where_nothing_else_tells_them_apart(t
     make_run(tmp_path, "fast", "DenseLM", learning_rate=1e-3)
     make_run(tmp_path, "wide", "DenseLM", width=64)
     runs, _ = find_runs([tmp_path])
-    assert not rows_that_read_the_same(runs)
+    assert not rows_with_one_name(runs)
     labels = {run.path.name: run.label for run in runs}
     assert labels == {"slow": "dense, learning_rate 0.0001", "fast": "dense, learning_rate 0.001", "wide": "dense"}
     # Four settings differ and a label names three, which do not tell these two apart: their names do.
@@ -102,19 +102,19 @@ def test_rows_name_the_settings_or_the_run_where_nothing_else_tells_them_apart(t
     make_run(tmp_path / "many", "b", "DenseLM", warmup_steps=4, **alike)
     make_run(tmp_path / "many", "c", "DenseLM")
     runs, _ = find_runs([tmp_path / "many"])
-    assert {run.label for run in runs} == {"dense, a", "dense, b", "dense, c"} and not rows_that_read_the_same(runs)
+    assert {run.label for run in runs} == {"dense, a", "dense, b", "dense, c"} and not rows_with_one_name(runs)
 
 
 def test_both_counts_of_parameters_are_shown(ladder):
     runs, _ = find_runs([ladder])
     for run in runs:
         recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
-        module = module_of(recipe, "recipe")
+        module = module_without_weights(recipe, "recipe")
         assert run.all_parameters == sum(parameter.numel() for parameter in module.parameters())
         prototypes = 64 * module.model.config.hidden_size if run.variant == "PRISM" else 0
         assert run.all_parameters - run.parameters == prototypes
     for table in run_tables(runs, SUITES):
-        assert table.columns[:4] == ["decoder + head", "with prototypes", "tokens", "model"]
+        assert table.columns[:4] == ["parameters", "with prototypes", "tokens", "model"]
         assert all(len(row) == len(table.columns) for row in table.rows)
     for row in loss_table(runs, SUITES).rows:
         assert (row[0] == row[1]) == (row[3] == "dense")
@@ -154,7 +154,7 @@ def test_cells_are_means_over_seeds(ladder):
     assert row[8] == f"{100 * np.mean(gaps):+.2f} % ± {100 * np.std(gaps, ddof=1):.2f}"
 
 
-def test_what_is_missing_is_empty_and_has_its_command(ladder):
+def test_missing_results_are_empty_cells_with_a_command(ladder):
     runs, _ = find_runs([ladder])
     table = accuracy_table(runs, SUITES)
     wide = [row for row in table.rows if row[0] == runs[-1].size]
@@ -168,28 +168,34 @@ def test_what_is_missing_is_empty_and_has_its_command(ladder):
 
 def test_differences_average_an_items_seeds_first(ladder):
     runs, _ = find_runs([ladder])
-    pairs = next(iter(twins(runs).values()))
+    pairs = next(iter(twin_pairs(runs).values()))
 
     def answers(run):
         lines = (run.path / "evaluation/guess.samples.jsonl").read_text().splitlines()
         return np.array([json.loads(line)["acc"] for line in lines])
 
     by_item = np.mean([answers(prism) - answers(dense) for prism, dense in pairs], axis=0)
-    found = difference(pairs, "guess", "acc")
-    assert found.value == pytest.approx(by_item.mean())
-    assert found.error == pytest.approx(by_item.std(ddof=1) / np.sqrt(40))
+    result = paired_difference(pairs, "guess", "acc")
+    assert result.value == pytest.approx(by_item.mean())
+    assert result.error == pytest.approx(by_item.std(ddof=1) / np.sqrt(40))
 
 
 def test_the_verb_writes_markdown_and_one_page(cli, ladder, tmp_path):
     make_run(ladder, "half", "PrismLM").joinpath("results.jsonl").unlink()
     suite = tmp_path / "x.yaml"
     suite.write_text("tasks:\n  guess: {metric: acc, chance: 0.25, kind: continuation}\n")
-    found = cli("report", "--runs", ladder, "--out", tmp_path / "out", "--suites", suite, check=0)
-    assert "half is not finished" in found.stderr
+    result = cli("report", "--runs", ladder, "--out", tmp_path / "out", "--suites", suite, check=0)
+    assert "half is not finished" in result.stderr
     text = (tmp_path / "out/report.md").read_text()
-    for title in ("Beside the paper", "Accuracy", "PRISM minus dense", "Language modeling", "Training throughput"):
+    for title in (
+        "Comparison with the paper",
+        "Accuracy, zero-shot",
+        "Accuracy difference, PRISM minus dense",
+        "Language modeling",
+        "Training throughput",
+    ):
         assert f"## {title}" in text
-    assert "90.0 %" in text and "No law for dense: 2 sizes and 1 token counts" in text
+    assert "90.0 %" in text and "No law for dense: number of sizes 2, of token counts 1" in text
     page = (tmp_path / "out/report.html").read_text()
     assert "<script" not in page and "c0ffee&lt;b&gt;" in page and "c0ffee<b>" not in page
     assert not re.search(r"(src|href)=.http", page)
@@ -198,15 +204,15 @@ def test_the_verb_writes_markdown_and_one_page(cli, ladder, tmp_path):
         assert figure.read_text() in page
 
 
-@pytest.mark.parametrize("what", ["missing", "empty", "damaged"])
-def test_bad_folders_are_named(cli, tmp_path, what):
+@pytest.mark.parametrize("case", ["missing", "empty", "damaged"])
+def test_bad_folders_are_named(cli, tmp_path, case):
     folder = tmp_path / "runs"
-    if what == "empty":
+    if case == "empty":
         folder.mkdir()
-    if what == "damaged":
+    if case == "damaged":
         make_run(folder, "one", "DenseLM").joinpath("recipe.yaml").write_text("model: [")
-    found = cli("report", "--runs", folder, "--out", tmp_path / "out", check=2)
-    assert "error: " in found.stderr and "runs" in found.stderr and "Traceback" not in found.stderr
+    result = cli("report", "--runs", folder, "--out", tmp_path / "out", check=2)
+    assert "error: " in result.stderr and "runs" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -235,18 +241,18 @@ def test_a_file_that_is_no_benchmark_is_named(cli, ladder, tmp_path):
     assert "b.json cannot be read: No such file" in cli(*arguments, check=2).stderr
 
 
-def test_speed_ups_of_every_benchmark_file_are_told():
+def test_speed_ups_of_every_benchmark_file_are_reported():
     def content(prototypes, ekfac):
         answers = {"prototypes": {"token 1": prototypes}, "EK-FAC": {"token 1": ekfac, "token 64": [9.0]}}
-        rows = [{"method": name, "size": 1280, "answers": found} for name, found in answers.items()]
+        rows = [{"method": name, "size": 1280, "answers": times} for name, times in answers.items()]
         smaller = [{"method": row["method"], "size": 20, "answers": {"token 1": [1.0]}} for row in rows]
         return {"results": {"cost": smaller + rows}}
 
     several = [content([0.01, 0.02, 0.9], [40.0]), {"results": {"quality": {}}}, content([0.01], [30.0])]
-    assert speed_up(several) == "2,000 at q = 1 (1,280 sequences) / 3,000 at q = 1 (1,280 sequences)"
-    assert speed_up([{"results": {"quality": {}}}]) is None
+    assert format_speed_ups(several) == "2,000 at q = 1 (1,280 sequences) / 3,000 at q = 1 (1,280 sequences)"
+    assert format_speed_ups([{"results": {"quality": {}}}]) is None
 
 
 def test_reported_figures_have_a_source():
     facts = yaml.safe_load((ROOT / "prism_lightning/reporting/paper.yaml").read_text())
-    assert facts["source"] and all(set(one) == {"key", "what", "reported"} for one in facts["reported"])
+    assert facts["source"] and all(set(figure) == {"key", "quantity", "reported"} for figure in facts["reported"])

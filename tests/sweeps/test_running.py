@@ -1,4 +1,4 @@
-"""Running trials: states, retries, interruption, jobs, MLflow's parent and children."""
+"""Running trials: status, retries, interruption, cluster jobs, MLflow's parent and children."""
 
 import os
 import signal
@@ -10,13 +10,21 @@ from support.processes import start
 from support.runs import ROOT, TINY_RECIPE
 
 from prism_lightning.common.errors import UserError
-from prism_lightning.sweeps import states
-from prism_lightning.sweeps.running import ELSEWHERE, Runner, Work, locked, run_here, submit
-from prism_lightning.sweeps.trials import trials_of
+from prism_lightning.common.files import read_json
+from prism_lightning.sweeps.running import (
+    RUN_BY_ANOTHER_PROCESS,
+    TrialJob,
+    TrialRunner,
+    lock_file,
+    run_locally,
+    submit_jobs,
+)
+from prism_lightning.sweeps.trial_status import record_path, trial_status, unfinished_steps, write_record
+from prism_lightning.sweeps.trials import load_trials
 
 
-def work(folder, name, *commands):
-    return Work(name, [list(c) for c in commands], folder / name, folder / f"{name}.json", 1)
+def make_job(folder, name, *commands):
+    return TrialJob(name, [list(c) for c in commands], folder / name, folder / f"{name}.json", 1)
 
 
 @pytest.fixture
@@ -33,28 +41,28 @@ def sweep_file(tmp_path, corpus, cache):
 
 
 def test_a_sweep_runs_resumes_and_reports(cli, sweep_file, monkeypatch, tmp_path):
-    """One trial is run, the other is found failed, retried by the same command, and both end in a report."""
+    """One trial is new and one has failed before; the same command runs both, and a report shows both."""
     arguments = ["--config", sweep_file]
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    first, second = trials_of(sweep_file, [])
-    states.write_record(states.record_path(second), state="failed", error="error: out of luck", commands=[])
-    found = cli("sweep", "status", *arguments, check=0).stdout
-    assert "1 waiting, 1 failed" in found and "out of luck" in found
-    found = cli("sweep", "run", *arguments, "--jobs", "2", check=0).stdout
-    assert "[2/2]" in found
-    found = cli("sweep", "status", *arguments, check=0).stdout
-    assert "2 finished" in found
+    first, second = load_trials(sweep_file, [])
+    write_record(record_path(second), state="failed", error="error: out of luck", commands=[])
+    result = cli("sweep", "status", *arguments, check=0).stdout
+    assert "1 waiting, 1 failed" in result and "out of luck" in result
+    result = cli("sweep", "run", *arguments, "--jobs", "2", check=0).stdout
+    assert "[2/2]" in result
+    result = cli("sweep", "status", *arguments, check=0).stdout
+    assert "2 finished" in result
     assert "finished, skipped: prism_seed0, prism_seed1" in cli("sweep", "run", *arguments, check=0).stdout
-    found = cli("sweep", "results", *arguments, "--out", tmp_path / "report", check=0).stdout
-    assert "Prototypes" in found and "continuation" in found
+    result = cli("sweep", "results", *arguments, "--out", tmp_path / "report", check=0).stdout
+    assert "Prototypes" in result and "continuation" in result
     assert (tmp_path / "report/report.html").is_file()
     _check_children(tmp_path / "out", [first, second])
-    # Other documents are another evaluation, which the same trials then get.
-    assert states.standing(first, list(first.commands(["--limit", "2"]))).state == "waiting"
-    # A result that is gone is made again, and nothing else.
+    # Another --limit means another evaluation, so the trial is not finished.
+    assert trial_status(first, list(first.commands(["--limit", "2"]))).state == "waiting"
+    # If a result is deleted, only that task remains to be evaluated.
     (first.run / "evaluation/continuation.json").unlink()
-    assert states.unfinished(first) == ["continuation"]
-    assert states.standing(first).note == "continuation is next"
+    assert unfinished_steps(first) == ["continuation"]
+    assert trial_status(first).note == "next step: continuation"
 
 
 def _check_children(folder, trials):
@@ -68,30 +76,30 @@ def _check_children(folder, trials):
     assert all("train/loss" in run.data.metrics for run in children)
 
 
-def test_what_fails_is_tried_again_and_named(tmp_path):
-    told = []
-    works = [work(tmp_path, "bad", ["nonsense"]), work(tmp_path, "good", ["--version"])]
+def test_a_failed_trial_is_retried_and_named(tmp_path):
+    attempts = []
+    jobs = [make_job(tmp_path, "bad", ["nonsense"]), make_job(tmp_path, "good", ["--version"])]
     with pytest.raises(UserError, match="bad failed: error: unknown verb 'nonsense'") as caught:
-        run_here(works, Runner(tmp_path, None), 2, 1, lambda one, code: told.append((one.name, code)))
+        run_locally(jobs, TrialRunner(tmp_path, None), 2, 1, lambda job, code: attempts.append((job.name, code)))
     assert len(caught.value.problems) == 1
-    assert sorted(told) == [("bad", 2), ("bad", 2), ("good", 0)]
+    assert sorted(attempts) == [("bad", 2), ("bad", 2), ("good", 0)]
     assert (tmp_path / "bad.log").read_text().count("$ python -m prism_lightning nonsense") == 2
-    assert states.read_json(tmp_path / "bad.json")["state"] == "failed"
+    assert read_json(tmp_path / "bad.json")["state"] == "failed"
 
 
 def test_a_bad_recipe_is_found_before_anything_runs(cli, sweep_file):
-    found = cli("sweep", "run", "--config", sweep_file, "--model.num_prototype", "3", check=2)
-    assert "num_prototype is no setting: did you mean num_prototypes" in found.stderr
+    result = cli("sweep", "run", "--config", sweep_file, "--model.num_prototype", "3", check=2)
+    assert "num_prototype is no setting: did you mean num_prototypes" in result.stderr
     assert not (sweep_file.parent / "out").exists()
 
 
-def test_a_running_trial_is_left_alone_until_it_is_silent(sweep_file):
-    trial = trials_of(sweep_file, [])[0]
-    path = states.record_path(trial)
-    states.write_record(path, state="running")
-    assert states.standing(trial).state == "running"
+def test_a_running_trial_waits_again_after_the_timeout(sweep_file):
+    trial = load_trials(sweep_file, [])[0]
+    path = record_path(trial)
+    write_record(path, state="running")
+    assert trial_status(trial).state == "running"
     os.utime(path, (time.time() - 1000,) * 2)
-    assert states.standing(trial).state == "waiting"
+    assert trial_status(trial).state == "waiting"
 
 
 def test_an_interrupt_reaches_the_trials(sweep_file):
@@ -106,35 +114,35 @@ def test_an_interrupt_reaches_the_trials(sweep_file):
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 130 and "stopped by SIGINT" in child.stderr and "Traceback" not in child.stderr
-    assert states.read_json(folder / "trials" / "prism_1B_seed0.json")["state"] == "interrupted"
+    assert read_json(folder / "trials" / "prism_1B_seed0.json")["state"] == "interrupted"
 
 
 def test_jobs_go_through_submitit(tmp_path):
     pytest.importorskip("submitit")
-    works = [work(tmp_path, "good", ["--version"]), work(tmp_path, "bad", ["nonsense"])]
-    ids = submit(works, Runner(tmp_path, None), "local", {"timeout_min": 10})
+    jobs = [make_job(tmp_path, "good", ["--version"]), make_job(tmp_path, "bad", ["nonsense"])]
+    ids = submit_jobs(jobs, TrialRunner(tmp_path, None), "local", {"timeout_min": 10})
     assert len(ids) == 2
     deadline = time.monotonic() + 120
-    while {(states.read_json(one.record) or {}).get("state") for one in works} - {"finished", "failed"}:
+    while {(read_json(job.record) or {}).get("state") for job in jobs} - {"finished", "failed"}:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert [states.read_json(one.record)["state"] for one in works] == ["finished", "failed"]
-    assert [int(one.record.with_suffix(".job").read_text()) for one in works] == [int(number) for number in ids]
+    assert [read_json(job.record)["state"] for job in jobs] == ["finished", "failed"]
+    assert [int(job.record.with_suffix(".job").read_text()) for job in jobs] == [int(number) for number in ids]
     with pytest.raises(UserError, match="--slurm: give timeout_min"):
-        submit(works, Runner(tmp_path, None), "local", {})
+        submit_jobs(jobs, TrialRunner(tmp_path, None), "local", {})
     with pytest.raises(UserError, match="--slurm: "):
-        submit(works, Runner(tmp_path, None), "slurm", {"timeout_min": 5})
+        submit_jobs(jobs, TrialRunner(tmp_path, None), "slurm", {"timeout_min": 5})
 
 
-def test_nodes_do_not_share_a_file_database(cli, sweep_file):
-    found = cli("sweep", "run", "--config", sweep_file, "--slurm", "timeout_min=5", check=2)
-    assert "cannot share one SQLite file" in found.stderr and not (sweep_file.parent / "out").exists()
+def test_cluster_jobs_refuse_an_sqlite_database(cli, sweep_file):
+    result = cli("sweep", "run", "--config", sweep_file, "--slurm", "timeout_min=5", check=2)
+    assert "cannot share one SQLite file" in result.stderr and not (sweep_file.parent / "out").exists()
 
 
-def test_a_trial_that_another_process_has_is_skipped(tmp_path):
-    one = work(tmp_path, "good", ["--version"])
-    with locked(one.record.with_suffix(".lock")) as lock:
-        assert lock is not None and Runner(tmp_path, None)(one) == ELSEWHERE
-    assert not one.record.is_file()
-    assert Runner(tmp_path, None)(one) == 0
-    assert states.read_json(one.record)["commands"] == [["--version"]]
+def test_a_trial_of_another_process_is_skipped(tmp_path):
+    job = make_job(tmp_path, "good", ["--version"])
+    with lock_file(job.record.with_suffix(".lock")) as lock:
+        assert lock is not None and TrialRunner(tmp_path, None)(job) == RUN_BY_ANOTHER_PROCESS
+    assert not job.record.is_file()
+    assert TrialRunner(tmp_path, None)(job) == 0
+    assert read_json(job.record)["commands"] == [["--version"]]

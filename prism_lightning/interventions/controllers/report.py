@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from prism_lightning.common.markdown import table
+from prism_lightning.common.plot_style import GOAL_LINE, PROTOTYPES, RANDOM_CONTROL, RIVALS, new_figure
 from prism_lightning.inspection.cards import PrototypeCard
 from prism_lightning.inspection.tracing import as_markdown, code
 from prism_lightning.interventions.controllers.answers import Answers
@@ -17,7 +18,11 @@ from prism_lightning.interventions.controllers.fitting import Calibration, Gain,
 from prism_lightning.models import PrismForCausalLM
 
 SHOWN = 3  # items of a prototype that a report quotes
-COLOURS = {"controllers": "tab:blue", "temperature and bias": "tab:orange", "logistic regression on z": "tab:green"}
+COLOURS = {
+    "controllers": PROTOTYPES,
+    "temperature and bias": RIVALS[0],
+    "logistic regression on z": RIVALS[1],
+}
 
 
 @dataclass
@@ -141,9 +146,9 @@ def details(
 
 def figure(found: Calibration) -> Figure:
     """Gains with their intervals, task by task, and of fits to permuted labels."""
-    drawn = Figure(figsize=(7, 2 + 0.9 * len(found.gains)), layout="constrained")
+    drawn = new_figure(7, 2 + 0.9 * len(found.gains))
     axes = drawn.add_subplot()
-    axes.axvline(0, color="0.8", lw=1)
+    axes.axvline(0, color=GOAL_LINE, lw=1)
     for place, gains in enumerate(found.gains.values()):
         for offset, gain in enumerate(gains[1:]):
             half = 100 * (gain.interval[1] - gain.gain)
@@ -161,7 +166,7 @@ def figure(found: Calibration) -> Figure:
             100 * np.array(found.permuted),
             np.full(len(found.permuted), len(found.gains)),
             "|",
-            color="0.5",
+            color=RANDOM_CONTROL,
             label="fits to permuted labels",
         )
     names = [*found.gains, *(["permuted labels"] if found.permuted else [])]

@@ -10,6 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from prism_lightning.common.markdown import escaped, table
+from prism_lightning.common.plot_style import (
+    GOAL_LINE,
+    PROTOTYPES,
+    PROTOTYPES_ALTERNATIVE,
+    RANDOM_CONTROL,
+    RIVALS,
+    UNCHANGED_MODEL,
+    new_figure,
+)
 from prism_lightning.inspection.cards import PrototypeCard
 from prism_lightning.inspection.tracing import as_markdown
 from prism_lightning.interventions.suppression.experiment import Suppression
@@ -173,26 +182,26 @@ def _suites(scores: list[dict[str, Any]]) -> list[str]:
 
 def figure(found: Suppression) -> Figure:
     """Rate of the behaviour against the rise of perplexity elsewhere."""
-    drawn = Figure(figsize=(7, 5), layout="constrained")
+    drawn = new_figure(7, 5)
     axes = drawn.add_subplot()
     plain, draws = found.plain, found.draws
     if draws:
         axes.scatter(
             [100 * d.rise for d in draws],
             [100 * d.counts.rate for d in draws],
-            color="0.6",
+            color=RANDOM_CONTROL,
             s=18,
             label="random prototypes of equal usage",
         )
     goal = found.plan.goal
-    axes.axhline(100 * plain.counts.rate * (1 - goal.fall), color="0.6", lw=1, ls=":")
-    axes.axvline(100 * goal.rise, color="0.6", lw=1, ls=":", label="goal: below and left of these")
+    axes.axhline(100 * plain.counts.rate * (1 - goal.fall), color=GOAL_LINE, lw=1, ls=":")
+    axes.axvline(100 * goal.rise, color=GOAL_LINE, lw=1, ls=":", label="goal: below and left of these")
     for measured, colour, name in (
-        (plain, "black", "as it is"),
-        (found.biased, "tab:orange", found.biased.name),
+        (plain, UNCHANGED_MODEL, "as it is"),
+        (found.biased, RIVALS[0], found.biased.name),
         *(
             (a.fresh, colour, f"{a.fresh.prototypes} prototypes {a.fresh.name}")
-            for a, colour in zip(found.attempts, ("tab:blue", "tab:green"), strict=False)
+            for a, colour in zip(found.attempts, (PROTOTYPES, PROTOTYPES_ALTERNATIVE), strict=False)
         ),
     ):
         low, high = measured.counts.interval
