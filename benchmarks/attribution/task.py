@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient
+from prism_lightning.attribution.curvature import records
 from prism_lightning.models import PrismForCausalLM
 
 BATCH = 128  # sequences in a forward pass
@@ -93,9 +93,7 @@ def hidden(model: PrismForCausalLM, ids_SL: Tensor) -> Tensor:
 @torch.no_grad()
 def loss_gradients(model: PrismForCausalLM, z_ND: Tensor, targets_N: Tensor) -> Tensor:
     """delta [N, D]: the gradient of every target's cross-entropy with respect to the hidden state before it."""
-    head_VD = model.lm_head.weight
-    mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
-    return loss_gradient(head_VD, mean_ND, targets_N)
+    return records.loss_gradients(model.lm_head.weight, z_ND, targets_N)[1]
 
 
 def query_loss(model: PrismForCausalLM, queries: Queries) -> Tensor:

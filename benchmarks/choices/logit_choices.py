@@ -35,7 +35,7 @@ def logit_scores(trial: Trial, choice: LogitChoice) -> tuple[Tensor, float]:
     train, queries, vocabulary = trial.train, trial.queries, len(trial.head_VD)
     indices_Nk, activations_Nk = choice.dictionary.assign(train.z_ND)
     asked_Qk, weights_Qk = choice.dictionary.assign(queries.z_ND)
-    targets_Qc, residuals_Qc = residuals(trial.head_VD, queries.z_ND, queries.targets_N, choice.competitors)
+    _, targets_Qc, residuals_Qc = residuals(trial.head_VD, queries.z_ND, queries.targets_N, choice.competitors)
     surprise_N = surprise(trial.head_VD, train.z_ND, train.targets_N)
     curvature_KV = _curvature(trial, choice, indices_Nk, activations_Nk, surprise_N)
     order = torch.argsort(train.targets_N, stable=True)

@@ -9,7 +9,6 @@ for attribution in attributor.text("import os"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +21,12 @@ from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import (
     LogitRecords,
     Records,
-    chunk_size,
     contrast_gradient,
-    likeliest_others,
-    loss_gradient,
+    contrast_losses,
+    contrast_residuals,
+    loss_gradients,
     records_of,
+    residuals,
 )
 from prism_lightning.attribution.index.base import Hits, Index, Query
 from prism_lightning.attribution.index.hidden import HiddenIndex
@@ -179,53 +179,29 @@ class Attributor:
         loss_Q, records = in_space((indices_Qk, activations_Qk), z_QD, targets_Q, other_Q)
         return QueryTokens(ids, positions, z_QD, loss_Q, records)
 
-    def _predictions(self, z_QD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Log-probabilities [C, V] of a bounded number of rows at a time, interventions applied."""
-        size = chunk_size(self.model.lm_head.weight)
-        for start in range(0, len(z_QD), size):
-            rows = slice(start, start + size)
-            yield rows, self.model.logits(z_QD[rows]).log_softmax(-1)
-
-    def _contrast_loss(self, z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor) -> Tensor:
-        parts = [p.gather(1, other_Q[at, None]) - p.gather(1, targets_Q[at, None]) for at, p in self._predictions(z_QD)]
-        return torch.cat(parts)[:, 0]
-
     def _hidden(
         self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
     ) -> tuple[Tensor, Records]:
         assert isinstance(self.index, HiddenIndex)
-        head_VD = self.model.lm_head.weight
-        if other_Q is not None:
-            delta_QD, loss_Q = (
-                contrast_gradient(head_VD, targets_Q, other_Q),
-                self._contrast_loss(z_QD, targets_Q, other_Q),
-            )
+        head_VD, logits_of = self.model.lm_head.weight, self.model.logits
+        if other_Q is None:
+            loss_Q, delta_QD = loss_gradients(head_VD, z_QD, targets_Q, logits_of)
         else:
-            losses, means = [], []
-            for at, log_p_CV in self._predictions(z_QD):
-                losses.append(-log_p_CV.gather(1, targets_Q[at, None])[:, 0])
-                means.append(log_p_CV.exp() @ head_VD)
-            loss_Q, delta_QD = torch.cat(losses), loss_gradient(head_VD, torch.cat(means), targets_Q)
+            loss_Q = contrast_losses(head_VD, z_QD, targets_Q, other_Q, logits_of)
+            delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
         return loss_Q, records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path, assigned=assigned)
 
     def _logits(
         self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
     ) -> tuple[Tensor, LogitRecords]:
+        head_VD, logits_of = self.model.lm_head.weight, self.model.logits
         if other_Q is not None:
-            residuals_Qc = torch.tensor([[1.0, -1.0]], device=z_QD.device).expand(len(z_QD), 2)
-            records = LogitRecords(*assigned, torch.stack([targets_Q, other_Q], 1), residuals_Qc)
-            return self._contrast_loss(z_QD, targets_Q, other_Q), records
+            loss_Q = contrast_losses(head_VD, z_QD, targets_Q, other_Q, logits_of)
+            return loss_Q, LogitRecords(*assigned, *contrast_residuals(targets_Q, other_Q))
         # What opposes a token are tokens that said something else where it was likely.
-        competitors = min(COMPETITORS, len(self.model.lm_head.weight) - 1) if self.opposing else 0
-        losses, tokens, values = [], [], []
-        for at, log_p_CV in self._predictions(z_QD):
-            own_C1 = targets_Q[at, None]
-            losses.append(-log_p_CV.gather(1, own_C1))
-            others_Cc, pi_Cc = likeliest_others(log_p_CV.exp(), own_C1, competitors)
-            tokens.append(torch.cat([own_C1, others_Cc], 1))
-            values.append(torch.cat([-torch.expm1(-losses[-1]), -pi_Cc], 1))
-        records = LogitRecords(*assigned, torch.cat(tokens), torch.cat(values))
-        return torch.cat(losses)[:, 0], records
+        competitors = min(COMPETITORS, len(head_VD) - 1) if self.opposing else 0
+        loss_Q, tokens_Qc, values_Qc = residuals(head_VD, z_QD, targets_Q, competitors, logits_of)
+        return loss_Q, LogitRecords(*assigned, tokens_Qc, values_Qc)
 
     def query(self, asked: QueryTokens, which: slice) -> Query:
         """The index's question about some of the tokens, summed."""

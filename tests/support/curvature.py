@@ -4,7 +4,7 @@ import torch
 
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.hessian import HessianSums
-from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient, records_of
+from prism_lightning.attribution.curvature.records import head_chunks, loss_gradients, records_of
 from support.corpus_model import hidden_and_targets
 
 
@@ -21,8 +21,7 @@ def statistics(model, store, dictionary, activation_path=False, scale=0.0, basis
     dictionary = Dictionary(dictionary.prototypes_KD.double(), dictionary.active)
     z_ND, targets_N = hidden_and_targets(model, store)
     head_VD = model.lm_head.weight.detach()
-    mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
-    delta_ND = loss_gradient(head_VD, mean_ND, targets_N)
+    _, delta_ND = loss_gradients(head_VD, z_ND, targets_N)
     records = records_of(dictionary, z_ND, delta_ND, activation_path, scale)
     sums = HessianSums(head_VD, len(dictionary.unit_KD), basis_DD)
     for chunk in head_chunks(head_VD, z_ND):

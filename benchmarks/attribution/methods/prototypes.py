@@ -87,7 +87,7 @@ class Prototypes(ListMethod):
         z_ND = model.hidden_states(queries.ids_QL[:, :last])[which_N, at_N]
         targets_N, weights_N1 = queries.ids_QL[which_N, at_N + 1], queries.weights_QT[which_N, at_N, None]
         if self.settings.space == "logits":
-            targets_N1, residuals_N1 = residuals(model.lm_head.weight, z_ND, targets_N)
+            _, targets_N1, residuals_N1 = residuals(model.lm_head.weight, z_ND, targets_N)
             records = LogitRecords(*self.dictionary.assign(z_ND), targets_N1, residuals_N1 * weights_N1)
             return records, which_N.numpy()
         delta_ND = loss_gradients(model, z_ND, targets_N) * weights_N1

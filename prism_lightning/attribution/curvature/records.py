@@ -6,7 +6,7 @@ entries of a gradient with respect to the logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from prism_lightning.attribution.curvature.dictionary import Dictionary
 CHUNK_BYTES = 32 * 2**20
 CACHED_BYTES = 4 * 2**20  # on a CPU: losses at V 4,096 took 31 microseconds a token in chunks of 32 MB, 18 in these
 FEWEST = 32  # tokens of a chunk: below this the product with the head slows down
+
+LogitsOf = Callable[[Tensor], Tensor]  # logits [C, V] of hidden states [C, D]
 
 
 class Records(NamedTuple):
@@ -59,6 +61,14 @@ class LogitRecords(NamedTuple):
         return [tensor[which].cpu().numpy() for tensor in tensors]
 
 
+class Residuals(NamedTuple):
+    """Losses of N tokens in nats, and some entries of minus their gradients with respect to the logits."""
+
+    losses_N: Tensor
+    tokens_Nc: Tensor  # the target first
+    values_Nc: Tensor
+
+
 class HeadChunk(NamedTuple):
     """The head's predictions for some rows of z."""
 
@@ -84,39 +94,80 @@ def head_chunks(head_VD: Tensor, z_ND: Tensor) -> Iterator[HeadChunk]:
         yield HeadChunk(rows, probabilities_CV, probabilities_CV @ head_VD)
 
 
-def token_losses(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy [N] of every target, in nats."""
+def log_probability_chunks(
+    head_VD: Tensor, z_ND: Tensor, logits_of: LogitsOf | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of rows and their log-probabilities [C, V], a bounded number of tokens at a time.
+
+    Args:
+        head_VD, z_ND: W and hidden states.
+        logits_of: computes the logits where they are not W z, as with an intervention (`PrismForCausalLM.logits`).
+    """
     size = chunk_size(head_VD)
-    parts = zip(z_ND.split(size), targets_N.split(size), strict=True)
-    return torch.cat([F.cross_entropy(z_CD @ head_VD.T, targets_C, reduction="none") for z_CD, targets_C in parts])
+    for start in range(0, len(z_ND), size):
+        rows = slice(start, start + size)
+        logits_CV = z_ND[rows] @ head_VD.T if logits_of is None else logits_of(z_ND[rows])
+        yield rows, logits_CV.log_softmax(-1)
+
+
+def residuals(
+    head_VD: Tensor, z_ND: Tensor, targets_N: Tensor, competitors: int = 0, logits_of: LogitsOf | None = None
+) -> Residuals:
+    """Losses, and the entries of e_y - pi at the target and at the likeliest other tokens.
+
+    Args:
+        head_VD, z_ND, targets_N: W, hidden states and targets.
+        competitors: c - 1, the number of likeliest other tokens.
+        logits_of: see `log_probability_chunks`.
+    """
+    parts = []
+    for rows, log_p_CV in log_probability_chunks(head_VD, z_ND, logits_of):
+        tokens_C1 = targets_N[rows, None]
+        losses_C1 = -log_p_CV.gather(1, tokens_C1)
+        tokens, values = [tokens_C1], [-torch.expm1(-losses_C1)]
+        if competitors:
+            others_Cc, pi_Cc = likeliest_others(log_p_CV.exp(), tokens_C1, competitors)
+            tokens, values = [*tokens, others_Cc], [*values, -pi_Cc]
+        parts.append(Residuals(losses_C1[:, 0], torch.cat(tokens, 1), torch.cat(values, 1)))
+    return Residuals(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def surprise(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor) -> Tensor:
     """1 - pi [N] of every target: minus the gradient of its loss with respect to its own logit."""
-    return -torch.expm1(-token_losses(head_VD, z_ND, targets_N))
-
-
-def residuals(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor, competitors: int = 0) -> tuple[Tensor, Tensor]:
-    """Entries of e_y - pi: the target's, and those of the likeliest other tokens; tokens and values [N, 1 + c].
-
-    Args:
-        head_VD, z_ND, targets_N: W, hidden states and targets.
-        competitors: c.
-    """
-    tokens_N1, values_N1 = targets_N[:, None], surprise(head_VD, z_ND, targets_N)[:, None]
-    if not competitors:
-        return tokens_N1, values_N1
-    parts = []
-    for z_CD, own_C1 in zip(z_ND.split(chunk_size(head_VD)), tokens_N1.split(chunk_size(head_VD)), strict=True):
-        parts.append(likeliest_others((z_CD @ head_VD.T).softmax(-1), own_C1, competitors))
-    others_Nc, pi_Nc = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return torch.cat([tokens_N1, others_Nc], 1), torch.cat([values_N1, -pi_Nc], 1)
+    return residuals(head_VD, z_ND, targets_N).values_Nc[:, 0]
 
 
 def likeliest_others(probabilities_CV: Tensor, own_C1: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Tokens and probabilities [C, c] of those that were likeliest, the targets left out."""
     values_Cc, tokens_Cc = probabilities_CV.scatter(1, own_C1, -1.0).topk(count, dim=1)
     return tokens_Cc, values_Cc
+
+
+def loss_gradients(
+    head_VD: Tensor, z_ND: Tensor, targets_N: Tensor, logits_of: LogitsOf | None = None
+) -> tuple[Tensor, Tensor]:
+    """Losses [N] in nats and their gradients delta [N, D] with respect to the hidden states; arguments as above."""
+    losses, deltas = [], []
+    for rows, log_p_CV in log_probability_chunks(head_VD, z_ND, logits_of):
+        losses.append(-log_p_CV.gather(1, targets_N[rows, None])[:, 0])
+        deltas.append(loss_gradient(head_VD, log_p_CV.exp() @ head_VD, targets_N[rows]))
+    return torch.cat(losses), torch.cat(deltas)
+
+
+def contrast_losses(
+    head_VD: Tensor, z_ND: Tensor, chosen_N: Tensor, other_N: Tensor, logits_of: LogitsOf | None = None
+) -> Tensor:
+    """logit_other - logit_chosen [N]; arguments as of `loss_gradients`."""
+    parts = []
+    for rows, log_p_CV in log_probability_chunks(head_VD, z_ND, logits_of):
+        parts.append(log_p_CV.gather(1, other_N[rows, None]) - log_p_CV.gather(1, chosen_N[rows, None]))
+    return torch.cat(parts)[:, 0]
+
+
+def contrast_residuals(chosen_N: Tensor, other_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens [N, 2] of a contrast, and minus the gradient of its loss with respect to their logits: 1 and -1."""
+    values_N2 = torch.tensor([[1.0, -1.0]], device=chosen_N.device).expand(len(chosen_N), 2)
+    return torch.stack([chosen_N, other_N], 1), values_N2
 
 
 def loss_gradient(head_VD: Tensor, mean_ND: Tensor, targets_N: Tensor) -> Tensor:

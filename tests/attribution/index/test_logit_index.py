@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from support.corpus_model import hidden_and_targets
 from support.curvature import dictionary_of
 
-from prism_lightning.attribution.curvature.records import LogitRecords, residuals, token_losses
+from prism_lightning.attribution.curvature.records import LogitRecords, residuals
 from prism_lightning.attribution.index.base import Query
 from prism_lightning.attribution.index.logits import PRIOR
 from prism_lightning.attribution.index.postings import target_lists
@@ -25,7 +25,7 @@ def everything(index, model, store):
 
 def records(index, model, store, which, competitors=0):
     indices_Nk, activations_Nk, targets_N, _, z_ND = everything(index, model, store)
-    asked = residuals(model.lm_head.weight.detach(), z_ND[which], targets_N[which], competitors)
+    _, *asked = residuals(model.lm_head.weight.detach(), z_ND[which], targets_N[which], competitors)
     return LogitRecords(indices_Nk[which], activations_Nk[which], *asked)
 
 
@@ -78,7 +78,7 @@ def test_records_are_autograds_gradients_with_respect_to_the_prototypes_logits(b
         # The logits as they are, plus what would come through the prototypes' own contributions.
         loss = F.cross_entropy((pi_NV[token].log() + mixed_V)[None], targets_N[token, None])
         (gradient_KV,) = torch.autograd.grad(loss, prototypes_KV)
-        asked, values = residuals(model.lm_head.weight.detach(), z_ND[token : token + 1], targets_N[token, None], 7)
+        _, asked, values = residuals(model.lm_head.weight.detach(), z_ND[token : token + 1], targets_N[token, None], 7)
         for target, value in zip(asked[0], values[0], strict=True):
             expected_k = -activations_Nk[token] * value
             assert torch.allclose(gradient_KV[indices_Nk[token], target], expected_k, atol=1e-6)
@@ -117,8 +117,8 @@ def test_losses_and_residuals_by_chunks(model, store, monkeypatch):
     head_VD = model.lm_head.weight.detach()
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 300 * 100)
     expected_N = F.cross_entropy(z_ND @ head_VD.T, targets_N, reduction="none")
-    assert torch.allclose(token_losses(head_VD, z_ND, targets_N), expected_N, atol=1e-5)
-    targets_Nc, values_Nc = residuals(head_VD, z_ND, targets_N, 3)
+    losses_N, targets_Nc, values_Nc = residuals(head_VD, z_ND, targets_N, 3)
+    assert torch.allclose(losses_N, expected_N, atol=1e-5)
     assert torch.equal(targets_Nc[:, 0], targets_N)
     assert torch.allclose(values_Nc[:, 0], 1 - (-expected_N).exp(), atol=1e-5)
     assert (values_Nc[:, 1:] < 0).all() and (targets_Nc[:, 1:] != targets_N[:, None]).all()
