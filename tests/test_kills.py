@@ -148,7 +148,7 @@ INDEX_KILLS = {
     ],
     "merge": [
         ("prism_lightning.attribution.build.builder:Builder._merge", 1, "before"),
-        ("prism_lightning.attribution.build.logits:LogitShards.curvature", 1, "after"),
+        ("prism_lightning.attribution.build.logits:LogitShardBuilder.curvature", 1, "after"),
         ("prism_lightning.attribution.build.builder:Builder._manifest", 1, "before"),
     ],
 }

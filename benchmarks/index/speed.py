@@ -77,12 +77,12 @@ def build_pairs(model: PrismForCausalLM, store: TokenStore, folder: Path, settin
     started = time.perf_counter()
     builder.prepare_frame()
     prepared = time.perf_counter() - started
-    shards, pairs = builder.shards(), []
+    shard_builder, pairs = builder.shard_builder(), []
     plain_forward(builder, builder.blocks_of(0))
     for shard in range(builder.num_shards):
         plain = plain_forward(builder, builder.blocks_of(shard))
         started = time.perf_counter()
-        builder.write_shard(shard, shards, 0, 0)
+        builder.write_shard(shard, shard_builder, 0, 0)
         pairs.append((plain, time.perf_counter() - started))
     tokens = settings.shard_tokens
     return {

@@ -73,9 +73,9 @@ class Prototypes(ListMethod):
 
     @damping.setter
     def damping(self, value: float) -> None:
-        shards = self.builder.shards()
-        shards.settings = replace(self.settings, damping=value)  # the builder goes on with those it built with
-        self.index.curvature = shards.curvature(self.index.shards, self.index.tokens)
+        shard_builder = self.builder.shard_builder()
+        shard_builder.settings = replace(self.settings, damping=value)  # the folder keeps those it was built with
+        self.index.curvature = shard_builder.curvature(self.index.shards, self.index.tokens)
         self._damping = value
 
     @torch.no_grad()

@@ -22,9 +22,8 @@ from benchmarks.attribution.task import Queries, Task, hidden
 from prism_lightning.attribution.curvature.hessian import eigenbasis
 from prism_lightning.attribution.curvature.records import surprise
 from prism_lightning.attribution.index.base import Hits, summed
-from prism_lightning.attribution.index.logits import entries_of, places
-from prism_lightning.attribution.index.postings import target_lists
 from prism_lightning.attribution.index.quantisation import quantised
+from prism_lightning.attribution.index.shards import LogitShard, entries_of, find_lists
 from prism_lightning.common.files import map_file, write_file
 
 
@@ -48,9 +47,12 @@ class TargetMatch(ListMethod):
         """Rows of every target that occurs, one behind the other."""
         head_VD, targets_N = self.task.model.lm_head.weight, self.task.train_SL[:, 1:].flatten()
         surprise_N, shape = surprise(head_VD, z_ND, targets_N).numpy(), (len(targets_N), 1)
-        lists = target_lists(np.zeros(shape, int), np.ones(shape), surprise_N, targets_N.numpy(), len(head_VD), 1)
-        del lists["activations"]
-        return lists
+        shard = LogitShard.of_tokens(
+            np.zeros(shape, int), np.ones(shape), surprise_N, targets_N.numpy(), len(head_VD), num_prototypes=1
+        )
+        tensors = shard.tensors()
+        del tensors["activations"]  # all are 1
+        return tensors
 
     def open(self) -> None:
         self.state = map_file(self.folder / "lists.safetensors")
@@ -62,8 +64,8 @@ class TargetMatch(ListMethod):
         z_ND = self.task.model.hidden_states(queries.ids_QL[:, : int(at_N.max()) + 1])[which_N, at_N]
         targets_N = queries.ids_QL[which_N, at_N + 1]
         surprise_N = surprise(self.task.model.lm_head.weight, z_ND, targets_N)
-        at, found = places(self.state, targets_N.numpy())
-        curvature_N = self.state["curvature"][at] * found + self.damping * self.state["curvature"].mean()
+        at, present = find_lists(self.state["lists"], targets_N.numpy())
+        curvature_N = self.state["curvature"][at] * present + self.damping * self.state["curvature"].mean()
         weights_N = (surprise_N * queries.weights_QT[which_N, at_N]).numpy() / curvature_N
         vectors_Nm = self.vectors(z_ND) * weights_N[:, None].astype(np.float32)
         bounds = np.searchsorted(which_N.numpy(), np.arange(len(queries.ids_QL) + 1)).tolist()
@@ -75,17 +77,21 @@ class TargetMatch(ListMethod):
 
     def by_sequence(self, question: tuple[np.ndarray, np.ndarray]) -> Hits:
         targets_U, vectors_Um = question
-        positions, counts = entries_of(self.state, targets_U)
+        positions, counts = self.entries(targets_U)
         rows = self.state["rows"][positions].astype(np.int64)
         values = self.agreement(positions, counts, vectors_Um)
         return summed(rows // self.length, self.state["surprise"].take(rows) * values)
+
+    def entries(self, targets_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions of the entries of some targets' lists, and the length of each list."""
+        return entries_of(self.state["lists"], self.state["offsets"], targets_U)
 
     def agreement(self, positions: np.ndarray, counts: np.ndarray, vectors_Um: np.ndarray) -> np.ndarray:
         """The product of a list's vector with the record of each of its entries."""
         return np.repeat(vectors_Um[:, 0], counts)
 
     def share_read(self, queries: Queries) -> float:
-        counts = [entries_of(self.state, targets)[1].sum() for targets, _ in self.questions(queries)]
+        counts = [self.entries(targets)[1].sum() for targets, _ in self.questions(queries)]
         return float(np.mean(counts)) / self.task.train_SL[:, 1:].numel()
 
 

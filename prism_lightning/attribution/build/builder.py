@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_lightning.attribution.build.hidden import HiddenShards
-from prism_lightning.attribution.build.logits import LogitShards
-from prism_lightning.attribution.build.shards import Shards
+from prism_lightning.attribution.build.hidden import HiddenShardBuilder
+from prism_lightning.attribution.build.logits import LogitShardBuilder
+from prism_lightning.attribution.build.shards import ShardBuilder
 from prism_lightning.attribution.curvature.dictionary import Dictionary, default_size, fitted_dictionary
 from prism_lightning.attribution.index.base import FORMAT, made_from, parts_of, shard_path
 from prism_lightning.attribution.settings import IndexSettings
@@ -29,7 +29,7 @@ from prism_lightning.data.store import TokenStore
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.run.fingerprints import model_fingerprint
 
-SHARDS: dict[str, type[Shards]] = {"hidden": HiddenShards, "logits": LogitShards}
+SHARD_BUILDERS: dict[str, type[ShardBuilder[Any]]] = {"hidden": HiddenShardBuilder, "logits": LogitShardBuilder}
 FIT_TOKENS_PER_PROTOTYPE, LEAST_SAMPLE = 4, 131_072
 Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
@@ -97,18 +97,18 @@ class Builder:
         with self.lock:
             if integrity_error(self.folder / "dictionary.safetensors") or self._active_stored() is None:
                 self.prepare_frame()
-        shards = self.shards()
+        shard_builder = self.shard_builder()
         missing = [n for n in range(rank, self.num_shards, world_size) if not self._finished(n)]
         total = sum(len(self.blocks_of(n)) for n in missing) * self.store.block_size
         done = 0
         for number in missing:
-            done = self.write_shard(number, shards, done, total)
+            done = self.write_shard(number, shard_builder, done, total)
         with self.lock:
             # This rank's own shards have just been checked or written.
             if not all(self._finished(n) for n in range(self.num_shards) if n % world_size != rank):
                 return False
             if self._unfinished():
-                self._merge(shards)
+                self._merge(shard_builder)
         return True
 
     def _finished(self, shard: int) -> bool:
@@ -171,7 +171,7 @@ class Builder:
             raise UserError("this model is dense: it has no prototypes; set --index.dictionary fitted")
         sample_ND = self._sample()
         dictionary = self._dictionary(sample_ND)
-        frame = SHARDS[self.settings.space].frame(self.model, self.settings, sample_ND)
+        frame = SHARD_BUILDERS[self.settings.space].frame(self.model, self.settings, sample_ND)
         tensors = {"prototypes": dictionary.prototypes_KD} | frame
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         if self.settings.precision != "fp32":
@@ -198,8 +198,8 @@ class Builder:
             lambda step: self.report("fitting prototypes", step, steps),
         )
 
-    def shards(self) -> Shards:
-        """What writes them, with the dictionary and frame that are on disk."""
+    def shard_builder(self) -> ShardBuilder[Any]:
+        """Return what builds shards with the dictionary and bases that are on disk."""
         path = self.folder / "dictionary.safetensors"
         active = self._active_stored()
         assert active is not None  # `build` has just made sure
@@ -209,26 +209,28 @@ class Builder:
             for name, array in map_file(path).items()
         }
         dictionary = Dictionary(tensors.pop("prototypes"), active)
-        return SHARDS[self.settings.space](self.model, self.settings, dictionary, tensors)
+        return SHARD_BUILDERS[self.settings.space](self.model, self.settings, dictionary, tensors)
 
     @torch.no_grad()
-    def write_shard(self, number: int, shards: Shards, done: int, total: int) -> int:
-        shards.begin()
+    def write_shard(self, number: int, shard_builder: ShardBuilder[Any], done: int, total: int) -> int:
+        """Build and write one shard; return the tokens done so far, of a total that `report` is told."""
+        shard_builder.begin()
         for batch in self._batches(list(self.blocks_of(number))):
             z_ND, targets_N = self.hidden(batch)
-            shards.add(z_ND, targets_N)
+            shard_builder.add(z_ND, targets_N)
             done += len(z_ND)
             self.report("indexing", done, total)
         tokens = len(self.blocks_of(number)) * self.store.block_size
-        facts = {"tokens": tokens, "dictionary": self._dictionary_checksum()}
-        write_file(shard_path(self.folder, number), shards.tensors(), **facts)
+        path = shard_path(self.folder, number)
+        shard_builder.finish().write(path, tokens=tokens, dictionary=self._dictionary_checksum())
         return done
 
-    def _merge(self, writer: Shards) -> None:
+    def _merge(self, shard_builder: ShardBuilder[Any]) -> None:
         """The curvature over all shards, and the manifest, which makes the index whole."""
         self.report("merging", 0, self.num_shards)
-        shards = [map_file(shard_path(self.folder, number)) for number in range(self.num_shards)]
-        tensors = writer.curvature(shards, self.tokens)
+        paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
+        shards = [shard_builder.shard_type.open(path) for path in paths]
+        tensors = shard_builder.curvature(shards, self.tokens)
         parts = parts_of(self.folder, self.num_shards)
         write_file(self.folder / "curvature.safetensors", tensors, parts=parts)
         write_json(self.folder / "manifest.json", self._manifest())

@@ -5,18 +5,19 @@ Shapes: N tokens of a batch, k active, D hidden size, m coordinates, h coordinat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prism_lightning.attribution.build.shards import Shards, array
+from prism_lightning.attribution.build.shards import ShardBuilder, array
 from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis, mean_curvature
 from prism_lightning.attribution.curvature.record_basis import Frame, preconditioner
 from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient, records_of
-from prism_lightning.attribution.index.postings import posting_lists
 from prism_lightning.attribution.index.quantisation import quantised
+from prism_lightning.attribution.index.shards import HiddenShard, prototype_lists, total_of
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.devices import check_float64
 from prism_lightning.models import PrismForCausalLM
@@ -24,8 +25,10 @@ from prism_lightning.models import PrismForCausalLM
 CURVATURE_TOKENS = 65_536  # of the sample, for the basis in which records are stored; S itself is summed over all
 
 
-class HiddenShards(Shards):
-    """See `Shards`."""
+class HiddenShardBuilder(ShardBuilder[HiddenShard]):
+    """See `ShardBuilder`."""
+
+    shard_type = HiddenShard
 
     @cached_property
     def bases(self) -> Frame:
@@ -81,21 +84,26 @@ class HiddenShards(Shards):
             part |= {"hidden": hidden, "hidden_scales": hidden_scales}
         self.parts.append(part)
 
-    def tensors(self) -> dict[str, np.ndarray]:
+    def finish(self) -> HiddenShard:
         joined = {name: np.concatenate([part.pop(name) for part in self.parts]) for name in list(self.parts[0])}
-        joined |= posting_lists(
-            joined.pop("prototypes"),
-            joined.pop("activations"),
-            len(self.dictionary.unit_KD),
-            self.settings.activation_path,
+        size, path = len(self.dictionary.unit_KD), self.settings.activation_path
+        lists = prototype_lists(joined.pop("prototypes"), joined.pop("activations"), size, path)
+        eigenvalue_Km = self.sums.eigenvalue_Km
+        return HiddenShard(
+            **joined,
+            **lists,
+            sum_activation=array(self.sums.activation_K.float()),
+            sum_curvature=array(self.sums.gauss_newton_DD()),
+            sum_eigenvalues=None if eigenvalue_Km is None else array(eigenvalue_Km.float()),
         )
-        joined |= {
-            "sum_activation": array(self.sums.activation_K.float()),
-            "sum_curvature": array(self.sums.gauss_newton_DD()),
-        }
-        if self.sums.eigenvalue_Km is not None:
-            joined["sum_eigenvalues"] = array(self.sums.eigenvalue_Km.float())
-        return joined
 
-    def curvature(self, shards: list[dict[str, np.ndarray]], tokens: int) -> dict[str, np.ndarray]:
-        return preconditioner(self.bases, shards, tokens, self.settings.damping_share)
+    def curvature(self, shards: Sequence[HiddenShard], tokens: int) -> dict[str, np.ndarray]:
+        eigenvalues = [shard.sum_eigenvalues for shard in shards if shard.sum_eigenvalues is not None]
+        return preconditioner(
+            self.bases,
+            total_of([shard.sum_activation for shard in shards]) / tokens,
+            total_of([shard.sum_curvature for shard in shards]) / tokens,
+            total_of(eigenvalues) / tokens if eigenvalues else None,
+            tokens,
+            self.settings.damping_share,
+        )

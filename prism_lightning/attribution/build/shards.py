@@ -6,17 +6,24 @@ Shapes: N tokens of a batch, D hidden size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from prism_lightning.attribution.curvature.dictionary import Dictionary
+from prism_lightning.attribution.index.shards import Shard
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.models import PrismForCausalLM
 
+S = TypeVar("S", bound=Shard)
 
-class Shards(ABC):
-    """Turns hidden states into the tensors of a shard, batch by batch; afterwards `begin` starts the next.
+
+class ShardBuilder(ABC, Generic[S]):
+    """Turns hidden states into a shard, batch by batch; afterwards `begin` starts the next.
+
+    `shard_type` is the class of its shards.
 
     Args:
         model: whose tokens are indexed.
@@ -24,6 +31,8 @@ class Shards(ABC):
         dictionary: the prototypes.
         frame: what `frame` gave, as it was stored.
     """
+
+    shard_type: type[S]
 
     def __init__(
         self, model: PrismForCausalLM, settings: IndexSettings, dictionary: Dictionary, frame: dict[str, Tensor]
@@ -45,12 +54,15 @@ class Shards(ABC):
         """A batch of the shard's tokens, in order."""
 
     @abstractmethod
-    def tensors(self) -> dict[str, np.ndarray]:
-        """The finished shard."""
+    def finish(self) -> S:
+        """Return the shard."""
 
     @abstractmethod
-    def curvature(self, shards: list[dict[str, np.ndarray]], tokens: int) -> dict[str, np.ndarray]:
-        """What queries are divided by, from all shards in order, so that it does not depend on who built which."""
+    def curvature(self, shards: Sequence[S], tokens: int) -> dict[str, np.ndarray]:
+        """Return what queries are divided by.
+
+        It is summed over all shards in order, so that it does not depend on which process built which shard.
+        """
 
 
 def array(tensor: Tensor) -> np.ndarray:

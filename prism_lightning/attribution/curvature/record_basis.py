@@ -26,21 +26,32 @@ class Frame(NamedTuple):
 
 
 def preconditioner(
-    frame: Frame, shards: list[dict[str, np.ndarray]], tokens: int, damping: float
+    frame: Frame,
+    activation_K: np.ndarray,
+    curvature_DD: np.ndarray,
+    eigenvalue_Km: np.ndarray | None,
+    tokens: int,
+    damping: float,
 ) -> dict[str, np.ndarray]:
     """What turns a query's record into vectors whose dot products with stored coordinates are influences.
+
+    Args:
+        frame: the bases of the records.
+        activation_K, curvature_DD: A_ii and S, means over all tokens.
+        eigenvalue_Km: mean eigenvalues of each prototype's own curvature; None for separable curvature.
+        tokens: N.
+        damping: d.
 
     Separable: 1 / (N (A_ii + d mean A)) per prototype, and (B (S + d mean S) B^T)^-1 B for the whitened coordinates
     B v. Eigenvalues: 1 / N, B rescaled, and lambda_i + d mean(lambda) per prototype. With the training objective the
     curvature of w_rec L_rec, which is 2 w_rec / mean ||z||^2 times A_ii, is added.
     """
-    activation_K, curvature_DD = (_mean(shards, name, tokens) for name in ("sum_activation", "sum_curvature"))
     size = len(curvature_DD)
     whitening_Dm = frame.whitening_Dm.double().cpu().numpy()
     curvature_DD = curvature_DD + frame.reconstruction_scale * np.eye(size)
     out: dict[str, np.ndarray] = {}
-    if "sum_eigenvalues" in shards[0]:
-        eigenvalue_Km = _mean(shards, "sum_eigenvalues", tokens) + frame.reconstruction_scale * activation_K[:, None]
+    if eigenvalue_Km is not None:
+        eigenvalue_Km = eigenvalue_Km + frame.reconstruction_scale * activation_K[:, None]
         out["eigenvalues"] = (eigenvalue_Km + damping * eigenvalue_Km.mean()).astype(np.float32)
         out["inverse_activation"] = np.full(len(activation_K), 1 / tokens, dtype=np.float32)
         out["precondition"] = (whitening_Dm * frame.eigenvalue_m.double().cpu().numpy()).astype(np.float32)
@@ -52,11 +63,3 @@ def preconditioner(
     if frame.hidden_Dh is not None:
         out["hidden_basis"] = frame.hidden_Dh.float().cpu().numpy()
     return out
-
-
-def _mean(shards: list[dict[str, np.ndarray]], name: str, tokens: int) -> np.ndarray:
-    """Mean over all tokens, summed shard by shard in order, so that it does not depend on who built which."""
-    total = np.zeros(shards[0][name].shape)
-    for shard in shards:
-        total += shard[name]
-    return total / tokens

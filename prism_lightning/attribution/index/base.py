@@ -12,6 +12,7 @@ Shapes: N training tokens, K prototypes, m coordinates of an entry, U lists that
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prism_lightning.attribution.index.shards import Shard
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import integrity_error, map_file, read_json
 from prism_lightning.common.manifests import anything, check_manifest, flag, mapping, one_of, read_manifest, text, whole
@@ -132,9 +134,9 @@ class Index(ABC):
             raise UserError(f"{self.folder} mixes files of different builds: run the same `index` command to finish it")
 
     @cached_property
-    def shards(self) -> list[dict[str, np.ndarray]]:
-        """Every shard's tensors."""
-        return [map_file(path) for path in self.shard_paths]
+    @abstractmethod
+    def shards(self) -> Sequence[Shard]:
+        """The shards, memory-mapped, in order."""
 
     @property
     def num_prototypes(self) -> int:
@@ -165,14 +167,14 @@ class Index(ABC):
         """For each training token, its prototypes that the query touches and the influence each carries."""
 
     @abstractmethod
-    def _shard_hits(self, shard: dict[str, np.ndarray], query: Query) -> Hits:
-        """As `score`, in one shard and by its own count of tokens."""
+    def _hits_by_shard(self, query: Query) -> list[Hits]:
+        """Return the hits of `score` for each shard, with tokens counted from the start of the shard."""
 
     def score(self, query: Query) -> Hits:
         """Influence of every training token that shares a list with the query; what any other has is left out."""
         if not len(query.lists_U):
             return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
-        parts = [self._shard_hits(shard, query) for shard in self.shards]
+        parts = self._hits_by_shard(query)
         tokens = [part.tokens + np.int64(number * self.shard_tokens) for number, part in enumerate(parts)]
         return Hits(np.concatenate(tokens), np.concatenate([part.influence for part in parts]))
 

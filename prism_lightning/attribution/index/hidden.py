@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from prism_lightning.attribution.index.base import Hits, Index, Query, summed
+from prism_lightning.attribution.index.shards import HiddenShard
 
 GATHER_ROWS = 65_536  # of a list at once: the longest list of a skewed dictionary may be most of a shard
 
@@ -30,12 +31,16 @@ class HiddenIndex(Index):
         """r."""
         return self.manifest["active"] if self.activation_path else 1
 
+    @cached_property
+    def shards(self) -> list[HiddenShard]:
+        return [HiddenShard.open(path) for path in self.shard_paths]
+
     def sizes(self) -> dict[str, int]:
-        rows = sum(len(shard["coordinates"]) for shard in self.shards)
+        rows = sum(len(shard.coordinates) for shard in self.shards)
         return {"prototypes": len(self.curvature["inverse_activation"]), "tokens": rows // self.vectors_per_record}
 
     def usage_K(self) -> np.ndarray:
-        return np.sum([np.diff(shard["offsets"].astype(np.int64)) for shard in self.shards], axis=0)
+        return np.sum([np.diff(shard.offsets.astype(np.int64)) for shard in self.shards], axis=0)
 
     def entries_read(self, query: Query) -> int:
         return int(self.usage_K()[query.lists_U].sum())
@@ -43,10 +48,10 @@ class HiddenIndex(Index):
     def postings(self, prototype: int) -> tuple[np.ndarray, np.ndarray]:
         tokens, activations = [], []
         for number, shard in enumerate(self.shards):
-            entries = _entries(shard, prototype)
-            within = shard["rows"][entries].astype(np.int64) // self.vectors_per_record
+            entries = shard.entries(prototype)
+            within = shard.rows[entries].astype(np.int64) // self.vectors_per_record
             tokens.append(within + number * self.shard_tokens)
-            activations.append(shard["activations"][entries])
+            activations.append(shard.activations[entries])
         return np.concatenate(tokens), np.concatenate(activations)
 
     def query(self, *records: np.ndarray) -> Query:
@@ -68,14 +73,18 @@ class HiddenIndex(Index):
             vectors_Um = vectors_Um / self.curvature["eigenvalues"][prototypes_U]
         return Query(prototypes_U, vectors_Um)
 
-    def _shard_hits(self, shard: dict[str, np.ndarray], query: Query) -> Hits:
+    def _hits_by_shard(self, query: Query) -> list[Hits]:
+        return [self._hits(shard, query) for shard in self.shards]
+
+    def _hits(self, shard: HiddenShard, query: Query) -> Hits:
+        """Influence of a shard's tokens, counted from its start."""
         rows, scores = [], []
         for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
-            entries = _entries(shard, prototype)
-            list_rows = shard["rows"][entries]
+            entries = shard.entries(prototype)
+            list_rows = shard.rows[entries]
             dots = _dots(shard, list_rows, vector_m)
             if not self.activation_path:
-                dots *= shard["activations"][entries]
+                dots *= shard.activations[entries]
             rows.append(list_rows)
             scores.append(dots)
         return summed(np.concatenate(rows) // self.vectors_per_record, np.concatenate(scores))
@@ -87,12 +96,12 @@ class HiddenIndex(Index):
             shard, first = self.shards[number], row * self.vectors_per_record
             carried = []
             for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
-                entries = _entries(shard, prototype)
-                rows = shard["rows"][entries]
+                entries = shard.entries(prototype)
+                rows = shard.rows[entries]
                 at = int(np.searchsorted(rows, first))
                 if at < len(rows) and rows[at] < first + self.vectors_per_record:
                     value = float(_dots(shard, rows[at : at + 1], vector_m)[0])
-                    weight = 1.0 if self.activation_path else float(shard["activations"][entries][at])
+                    weight = 1.0 if self.activation_path else float(shard.activations[entries][at])
                     carried.append((prototype, value * weight))
             found.append(sorted(carried, key=lambda pair: -abs(pair[1])))
         return found
@@ -105,27 +114,23 @@ class HiddenIndex(Index):
         hidden_h = z_D @ self.curvature["hidden_basis"]
         vector_m = delta_D @ self.curvature["precondition"] / np.float32(self.tokens)
         influence = np.empty(len(hits.tokens), dtype=np.float32)
-        for shard in np.unique(hits.tokens // self.shard_tokens).tolist():
-            mine = hits.tokens // self.shard_tokens == shard
-            rows = hits.tokens[mine] - shard * self.shard_tokens
-            tensors = self.shards[shard]
-            alike = tensors["hidden"].take(rows, axis=0).astype(np.float32) @ hidden_h
-            alike *= tensors["hidden_scales"].take(rows)
-            influence[mine] = alike * _dots(tensors, rows, vector_m)
+        for number in np.unique(hits.tokens // self.shard_tokens).tolist():
+            in_shard = hits.tokens // self.shard_tokens == number
+            rows = hits.tokens[in_shard] - number * self.shard_tokens
+            shard = self.shards[number]
+            assert shard.hidden is not None and shard.hidden_scales is not None  # where there is a hidden basis
+            similarity = shard.hidden.take(rows, axis=0).astype(np.float32) @ hidden_h
+            similarity *= shard.hidden_scales.take(rows)
+            influence[in_shard] = similarity * _dots(shard, rows, vector_m)
         return Hits(hits.tokens, influence)
 
 
-def _entries(shard: dict[str, np.ndarray], prototype: int) -> slice:
-    """Where a prototype's list stands among a shard's postings."""
-    return slice(*shard["offsets"][prototype : prototype + 2].tolist())
-
-
-def _dots(shard: dict[str, np.ndarray], rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
+def _dots(shard: HiddenShard, rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
     """Dot products of some rows' coordinates with a vector."""
     dots = np.empty(len(rows), dtype=np.float32)
     for start in range(0, len(rows), GATHER_ROWS):
-        gathered = shard["coordinates"].take(rows[start : start + GATHER_ROWS], axis=0)
+        gathered = shard.coordinates.take(rows[start : start + GATHER_ROWS], axis=0)
         dots[start : start + GATHER_ROWS] = gathered.astype(np.float32, copy=False) @ vector_m
-    if "scales" in shard:
-        dots *= shard["scales"].take(rows)
+    if shard.scales is not None:
+        dots *= shard.scales.take(rows)
     return dots

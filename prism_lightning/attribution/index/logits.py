@@ -20,9 +20,12 @@ query.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from prism_lightning.attribution.index.base import Hits, Index, Query, summed
+from prism_lightning.attribution.index.shards import LogitShard
 
 PRIOR = 3.0  # tokens; in another trial 1: .656, 3: .658, 10: .654, 30: .647, without it .645
 # Entries are sorted where they are few, and added up in an array of the shard's tokens where there are more than a
@@ -38,29 +41,28 @@ class LogitIndex(Index):
         """V."""
         return self.manifest["vocabulary"]
 
+    @cached_property
+    def shards(self) -> list[LogitShard]:
+        return [LogitShard.open(path) for path in self.shard_paths]
+
     def sizes(self) -> dict[str, int]:
-        tokens = sum(len(shard["surprise"]) for shard in self.shards)
+        tokens = sum(len(shard.target_errors) for shard in self.shards)
         return {"vocabulary": len(self.curvature["surprise"]), "tokens": tokens}
 
     def usage_K(self) -> np.ndarray:
-        edges = np.arange(self.num_prototypes + 1) * self.vocabulary
-        counts = []
-        for shard in self.shards:
-            at = search(shard["lists"], edges)
-            counts.append(np.diff(shard["offsets"][at].astype(np.int64)))
-        return np.sum(counts, axis=0)
+        numbers = np.arange(self.num_prototypes + 1) * self.vocabulary
+        return np.sum([np.diff(shard.first_entries(numbers)) for shard in self.shards], axis=0)
 
     def entries_read(self, query: Query) -> int:
-        return sum(int(entries_of(shard, query.lists_U)[1].sum()) for shard in self.shards)
+        return sum(int(shard.entries(query.lists_U)[1].sum()) for shard in self.shards)
 
     def postings(self, prototype: int) -> tuple[np.ndarray, np.ndarray]:
         tokens, activations = [], []
         for number, shard in enumerate(self.shards):
-            at = search(shard["lists"], np.array([prototype, prototype + 1]) * self.vocabulary)
-            entries = slice(*shard["offsets"][at].tolist())
-            order = np.argsort(shard["rows"][entries], kind="stable")
-            tokens.append(shard["rows"][entries][order].astype(np.int64) + number * self.shard_tokens)
-            activations.append(shard["activations"][entries][order])
+            entries = slice(*shard.first_entries(np.array([prototype, prototype + 1]) * self.vocabulary).tolist())
+            order = np.argsort(shard.rows[entries], kind="stable")
+            tokens.append(shard.rows[entries][order].astype(np.int64) + number * self.shard_tokens)
+            activations.append(shard.activations[entries][order])
         return np.concatenate(tokens), np.concatenate(activations)
 
     def query(self, *records: np.ndarray) -> Query:
@@ -79,58 +81,40 @@ class LogitIndex(Index):
         """S, damped."""
         counts_U, sums_U = np.zeros((2, len(lists_U)))
         for shard in self.shards:
-            at, found = places(shard, lists_U)
-            at = at[found]
-            counts_U[found] += shard["offsets"][at + 1].astype(np.int64) - shard["offsets"][at]
-            sums_U[found] += shard["curvature"][at]
+            at, present = shard.find(lists_U)
+            at = at[present]
+            counts_U[present] += shard.offsets[at + 1].astype(np.int64) - shard.offsets[at]
+            sums_U[present] += shard.curvature[at]
         prototypes_U, targets_U = np.divmod(lists_U, self.vocabulary)
         prior_U = self.curvature["activation"][prototypes_U] * self.curvature["surprise"][targets_U] / self.tokens
         return (counts_U * sums_U + PRIOR * prior_U) / (counts_U + PRIOR) + self.curvature["damping"][0]
 
-    def _shard_hits(self, shard: dict[str, np.ndarray], query: Query) -> Hits:
-        positions, counts = entries_of(shard, query.lists_U)
-        values = shard["activations"][positions].astype(np.float32) * np.repeat(query.vectors_Um[:, 0], counts)
-        rows = shard["rows"][positions]
-        if DENSE * len(rows) > len(shard["surprise"]):
-            total = np.bincount(rows, values)
-            tokens = np.flatnonzero(total)
-            hits = Hits(tokens.astype(rows.dtype), total[tokens].astype(np.float32))
-        else:
-            hits = summed(rows, values)
-        return Hits(hits.tokens, hits.influence * shard["surprise"].take(hits.tokens))
+    def _hits_by_shard(self, query: Query) -> list[Hits]:
+        return [_hits(shard, query) for shard in self.shards]
 
     def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
         found: dict[int, list[tuple[int, float]]] = {token: [] for token in tokens.tolist()}
         for number in np.unique(tokens // self.shard_tokens).tolist():
             shard = self.shards[number]
-            positions, counts = entries_of(shard, query.lists_U)
-            wanted = np.isin(shard["rows"][positions], tokens - number * self.shard_tokens)
-            rows, which = shard["rows"][positions[wanted]], np.repeat(np.arange(len(counts)), counts)[wanted]
-            values = shard["activations"][positions[wanted]] * query.vectors_Um[which, 0] * shard["surprise"].take(rows)
+            positions, counts = shard.entries(query.lists_U)
+            wanted = np.isin(shard.rows[positions], tokens - number * self.shard_tokens)
+            rows, which = shard.rows[positions[wanted]], np.repeat(np.arange(len(counts)), counts)[wanted]
+            values = shard.activations[positions[wanted]] * query.vectors_Um[which, 0] * shard.target_errors.take(rows)
             prototypes = query.lists_U[which] // self.vocabulary
             for row, pair in zip(rows.tolist(), zip(prototypes.tolist(), values.tolist(), strict=True), strict=True):
                 found[row + number * self.shard_tokens].append(pair)
         return [sorted(found[token], key=lambda pair: -abs(pair[1])) for token in tokens.tolist()]
 
 
-def search(lists: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Where numbers belong among a shard's lists. Sought as another type they would have all lists converted first."""
-    return np.searchsorted(lists, numbers.astype(lists.dtype))
-
-
-def places(shard: dict[str, np.ndarray], lists_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where lists stand among those of a shard, and whether they are there at all."""
-    stored = shard["lists"]
-    if not len(stored):
-        return np.zeros(len(lists_U), dtype=np.int64), np.zeros(len(lists_U), dtype=bool)
-    at = np.minimum(search(stored, lists_U), len(stored) - 1)
-    return at, stored[at] == lists_U
-
-
-def entries_of(shard: dict[str, np.ndarray], lists_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of all entries of some lists, one list behind the other, and the number of entries of each."""
-    at, found = places(shard, lists_U)
-    starts, stops = (shard["offsets"][np.where(found, at + step, 0)].astype(np.int64) for step in (0, 1))
-    counts = stops - starts
-    before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(starts - before, counts), counts
+def _hits(shard: LogitShard, query: Query) -> Hits:
+    """Influence of a shard's tokens, counted from its start."""
+    positions, counts = shard.entries(query.lists_U)
+    values = shard.activations[positions].astype(np.float32) * np.repeat(query.vectors_Um[:, 0], counts)
+    rows = shard.rows[positions]
+    if DENSE * len(rows) > len(shard.target_errors):
+        total = np.bincount(rows, values)
+        tokens = np.flatnonzero(total)
+        hits = Hits(tokens.astype(rows.dtype), total[tokens].astype(np.float32))
+    else:
+        hits = summed(rows, values)
+    return Hits(hits.tokens, hits.influence * shard.target_errors.take(hits.tokens))

@@ -10,7 +10,7 @@ from support.curvature import dictionary_of
 from prism_lightning.attribution.curvature.records import LogitRecords, residuals
 from prism_lightning.attribution.index.base import Query
 from prism_lightning.attribution.index.logits import PRIOR
-from prism_lightning.attribution.index.postings import target_lists
+from prism_lightning.attribution.index.shards import LogitShard
 from prism_lightning.attribution.settings import IndexSettings
 
 DAMPING = IndexSettings().damping_share
@@ -96,8 +96,10 @@ def test_curvature_is_the_gauss_newton_diagonal_under_labels_of_the_models_own(m
         for token in range(tokens):
             one = slice(token, token + 1)
             surprise = 1 - pi_NV[one, label].numpy()
-            lists = target_lists(prototypes[one], activations[one], surprise, np.array([label]), vocabulary, size)
-            observed_KV.ravel()[lists["lists"]] += pi_NV[token, label].item() * lists["curvature"]
+            shard = LogitShard.of_tokens(
+                prototypes[one], activations[one], surprise, np.array([label]), vocabulary, size
+            )
+            observed_KV.ravel()[shard.lists] += pi_NV[token, label].item() * shard.curvature
     expected_KV = torch.zeros(size, vocabulary, dtype=torch.float64)
     for token in range(tokens):
 
@@ -183,11 +185,11 @@ def test_a_query_about_lists_that_nothing_stands_on_has_no_hits(built, model, st
 def test_numbers_of_lists_fit_their_type():
     nothing = np.zeros((1, 1))
     for vocabulary, expected in ((50_000, np.uint32), (500_000, np.int64)):
-        made = target_lists(
+        made = LogitShard.of_tokens(
             np.array([[65_535]]), nothing + 1, np.ones(1), np.array([vocabulary - 1]), vocabulary, 65_536
         )
-        assert made["lists"].dtype == expected and made["lists"][0] == 65_536 * vocabulary - 1
-    assert len(target_lists(np.array([[3]]), nothing, np.ones(1), np.array([7]), 10, 8)["lists"]) == 0
+        assert made.lists.dtype == expected and made.lists[0] == 65_536 * vocabulary - 1
+    assert len(LogitShard.of_tokens(np.array([[3]]), nothing, np.ones(1), np.array([7]), 10, 8).lists) == 0
 
 
 def test_lists_beyond_32_bits_are_found(built, model, store, monkeypatch):
@@ -195,7 +197,7 @@ def test_lists_beyond_32_bits_are_found(built, model, store, monkeypatch):
     asked = records(index, model, store, slice(300, 303))
     expected_N, usage_K = got_scores(index, asked), index.usage_K()
     for shard in index.shards:
-        monkeypatch.setitem(shard, "lists", shard["lists"].astype(np.int64))
+        monkeypatch.setattr(shard, "lists", shard.lists.astype(np.int64))
     assert np.array_equal(got_scores(index, asked), expected_N) and np.array_equal(index.usage_K(), usage_K)
 
 
@@ -209,7 +211,7 @@ def test_without_damping_missing_lists_divide_nothing(built, model, store):
 def test_an_empty_shard_has_no_hits(built, model, store, monkeypatch):
     index = built(space="logits")
     asked = records(index, model, store, slice(300, 303))
-    empty = target_lists(np.zeros((5, 1), int), np.zeros((5, 1)), np.ones(5), np.zeros(5, int), 300, 24)
+    empty = LogitShard.of_tokens(np.zeros((5, 1), int), np.zeros((5, 1)), np.ones(5), np.zeros(5, int), 300, 24)
     expected = index.score(index.query(*asked.arrays(slice(None))))
     monkeypatch.setitem(index.__dict__, "shards", [*index.shards, empty])
     hits = index.score(index.query(*asked.arrays(slice(None))))
