@@ -142,7 +142,7 @@ def test_fit_killed_in_its_first_seconds(whole, corpus, tmp_path):
 
 INDEX_KILLS = {
     "shard": [
-        ("prism_lightning.attribution.build.builder:Builder.prepare_frame", 1, "after"),
+        ("prism_lightning.attribution.build.builder:Builder.prepare_dictionary", 1, "after"),
         ("prism_lightning.attribution.build.builder:Builder.write_shard", 1, "after"),
         ("prism_lightning.common.files:os.fsync", 1, "before"),
     ],

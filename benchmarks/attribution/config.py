@@ -215,16 +215,16 @@ def load_settings(path: Path, overrides: list[str]) -> Settings:
 
 
 def _corpus_problems(run: Settings) -> list[str]:
-    sizes, plan, found = run.corpus.sizes, run.retraining, []
+    sizes, plan, problems = run.corpus.sizes, run.retraining, []
     if sorted(sizes) != sizes or not sizes:
-        found.append(f"corpus.sizes is {sizes}: list the sizes in ascending order")
+        problems.append(f"corpus.sizes is {sizes}: list the sizes in ascending order")
     if plan.checkpoints < plan.decoders:
-        found.append(f"retraining.checkpoints is {plan.checkpoints}: give at least retraining.decoders")
-    return found
+        problems.append(f"retraining.checkpoints is {plan.checkpoints}: give at least retraining.decoders")
+    return problems
 
 
 def _quality_problems(run: Settings) -> list[str]:
-    plan, found = run.quality, []
+    plan, problems = run.quality, []
     if plan is None:
         return []
     for name, size in {
@@ -232,34 +232,34 @@ def _quality_problems(run: Settings) -> list[str]:
         "quality.removal_size": plan.removal_size,
     }.items():
         if size not in run.corpus.sizes:
-            found.append(f"{name} is {size}: take one of corpus.sizes")
-    named = {"ours": [plan.ours], "reference": [plan.reference], "contenders": plan.contenders}
-    named["ceiling"] = [plan.ceiling] if plan.ceiling else []
-    for setting, names in named.items():
+            problems.append(f"{name} is {size}: take one of corpus.sizes")
+    methods_of_setting = {"ours": [plan.ours], "reference": [plan.reference], "contenders": plan.contenders}
+    methods_of_setting["ceiling"] = [plan.ceiling] if plan.ceiling else []
+    for setting, names in methods_of_setting.items():
         unknown = [name for name in names if name not in run.methods]
-        found += [f"quality.{setting}: no method {name!r} in methods" for name in unknown]
+        problems += [f"quality.{setting}: no method {name!r} in methods" for name in unknown]
     if plan.ours not in plan.contenders:
-        found.append(f"quality.contenders: {plan.ours!r}, which others are compared with, has to be among them")
-    return found
+        problems.append(f"quality.contenders: {plan.ours!r}, which others are compared with, has to be among them")
+    return problems
 
 
 def _cost_problems(run: Settings) -> list[str]:
-    plan, found = run.cost, []
+    plan, problems = run.cost, []
     if plan is None:
         return []
     if len(plan.counts) < 2 or max(plan.counts) > run.corpus.queries:
-        found.append(
+        problems.append(
             f"cost.counts is {plan.counts}: give two numbers or more, up to corpus.queries, {run.corpus.queries}"
         )
     names = plan.methods or list(run.methods)
-    found += [f"cost.methods: no method {name!r} in methods" for name in names if name not in run.methods]
+    problems += [f"cost.methods: no method {name!r} in methods" for name in names if name not in run.methods]
     for size in plan.sizes or run.corpus.sizes:
         if size not in run.corpus.sizes:
-            found.append(f"cost.sizes has {size}: take some of corpus.sizes")
+            problems.append(f"cost.sizes has {size}: take some of corpus.sizes")
         elif run.retraining.checkpoints > run.retraining.decoders and size != run.retraining.variant_size:
             several = [name for name in names if run.methods.get(name, {}).get("several")]
-            found += [f"cost: {name} has all its checkpoints at retraining.variant_size only" for name in several]
-    return found
+            problems += [f"cost: {name} has all its checkpoints at retraining.variant_size only" for name in several]
+    return problems
 
 
 def digest(value: Any) -> str:

@@ -45,8 +45,8 @@ def open_corpus(settings: Settings) -> Corpus:
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     path, facts = folder / "corpus.safetensors", folder / "settings.json"
-    wanted = json.loads(json.dumps(settings.identity()))
-    if facts.is_file() and json.loads(facts.read_text()) != wanted:
+    identity = json.loads(json.dumps(settings.identity()))
+    if facts.is_file() and json.loads(facts.read_text()) != identity:
         raise UserError(f"{folder} holds a run with other settings: give another out=FOLDER, or remove it")
     if not path.is_file():
         tokenizer, sequences = _sequences(settings.corpus)
@@ -54,7 +54,7 @@ def open_corpus(settings: Settings) -> Corpus:
         save_file(sequences, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
     if not facts.is_file():  # processes that train at once read it
-        write_json(facts, wanted)
+        write_json(facts, identity)
     tokenizer = open_tokenizer(folder / "tokenizer")
     tensors = load_file(path)
     return Corpus(tensors["train"].long(), tensors["queries"].long(), tensors["tuning"].long(), tokenizer)
@@ -64,21 +64,21 @@ def _sequences(settings: CorpusSettings) -> tuple[PreTrainedTokenizerFast, dict[
     texts = list(_texts(settings))
     random.Random(settings.seed).shuffle(texts)
     tokenizer = train_tokenizer(texts, settings.vocab_size)
-    wanted = {"queries": settings.queries, "tuning": settings.tuning, "train": max(settings.sizes)}
+    counts = {"queries": settings.queries, "tuning": settings.tuning, "train": max(settings.sizes)}
     windows = _windows(tokenizer, texts, settings)
-    found: dict[str, Tensor] = {}
-    for name, count in wanted.items():
+    tensors: dict[str, Tensor] = {}
+    for name, count in counts.items():
         rows: list[list[int]] = []
         while len(rows) < count:  # a document is in one part only
             document = next(windows, None)
             if document is None:
                 raise UserError(
-                    f"the corpus gives too few sequences of {settings.tokens + 1} tokens for {wanted}:"
+                    f"the corpus gives too few sequences of {settings.tokens + 1} tokens for {counts}:"
                     " lower corpus.sizes or raise corpus.per_document"
                 )
             rows += document[: settings.per_document]
-        found[name] = torch.tensor(rows[:count], dtype=torch.int32)
-    return tokenizer, found
+        tensors[name] = torch.tensor(rows[:count], dtype=torch.int32)
+    return tokenizer, tensors
 
 
 def _texts(settings: CorpusSettings) -> Iterator[str]:

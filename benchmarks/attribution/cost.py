@@ -58,7 +58,7 @@ class Cost:
             path = self.run.folder / "cost" / f"{size}-{self.identity()}.json"
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, {"rows": self.measured(size, path.with_suffix(".partial.json"))})
+                write_json(path, {"rows": self.measure_size(size, path.with_suffix(".partial.json"))})
                 shutil.rmtree(self.run.folder / "states" / str(size))
                 path.with_suffix(".partial.json").unlink()
             rows += json.loads(path.read_text())["rows"]
@@ -68,7 +68,7 @@ class Cost:
         """Of what is measured, not of how often: sizes may be measured one by one, with a patience of their own."""
         return digest([self.methods, self.plan.counts, self.plan.threads])
 
-    def measured(self, size: int, partial: Path) -> list[dict[str, Any]]:
+    def measure_size(self, size: int, partial: Path) -> list[dict[str, Any]]:
         """Rows of every method at one size; an interrupted call left its measurements in `partial`, and states."""
         torch.set_num_threads(self.plan.threads)
         states = self.run.folder / "states" / str(size)
@@ -78,9 +78,9 @@ class Cost:
         seeds = range(self.run.retraining.checkpoints if several else 0)
         self.checkpoints = [decoder(self.run, main, size, seed) for seed in seeds]
         self.states = {name: states / name for name in self.methods}
-        self.partial, self.found = partial, {"builds": {}, "answers": {}} | (read_json(partial) or {})
+        self.partial, self.measurements = partial, {"builds": {}, "answers": {}} | (read_json(partial) or {})
         builds = self.builds(task)
-        opened = {name: self.made(task, name) for name in self.methods}
+        opened = {name: self.make_method(task, name) for name in self.methods}
         for method in opened.values():
             method.open()
         answers = self.answers(opened)
@@ -95,37 +95,37 @@ class Cost:
             rows.append(row)
         return rows
 
-    def made(self, task: Task, name: str, folder: Path | None = None) -> Method:
+    def make_method(self, task: Task, name: str, folder: Path | None = None) -> Method:
         """A method on its state, or on another folder."""
         return make(task, folder or self.states[name], self.methods[name], self.corpus.tokenizer, self.checkpoints)
 
     def builds(self, task: Task) -> dict[str, list[dict[str, float]]]:
         """Every build of every method, in turn: seconds, memory, and seconds of a first query behind it, cold."""
-        found: dict[str, list[dict[str, float]]] = self.found["builds"]
+        builds: dict[str, list[dict[str, float]]] = self.measurements["builds"]
         for repeat in range(self.plan.repeats):
             for name in self.methods:
-                times = found.setdefault(name, [])
-                enough = len(times) > repeat or not self._patient([one["seconds"] for one in times])
+                times = builds.setdefault(name, [])
+                enough = len(times) > repeat or not self._patient([entry["seconds"] for entry in times])
                 if self.states[name].is_dir() and enough:
                     continue
                 shutil.rmtree(self.states[name], ignore_errors=True)
                 times.append(self.build(task, name))
-                write_json(self.partial, self.found)
+                write_json(self.partial, self.measurements)
                 print(f"{len(task.train_SL)} sequences, build {name}: {times[-1]['seconds']:.1f} s", flush=True)
-        return found
+        return builds
 
     def build(self, task: Task, name: str) -> dict[str, float]:
         """One build from nothing, and one token query right after `open`, with the state's files out of the cache."""
         partial = self.states[name].with_name(f"{name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        method, before = self.made(task, name, partial), fresh_peak()
+        method, before = self.make_method(task, name, partial), fresh_peak()
         started = time.perf_counter()
         method.fit()
         seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
         del method
         partial.rename(self.states[name])  # half a state would otherwise pass for a whole one
-        forget(self.states[name])
-        method, before = self.made(task, name), fresh_peak()
+        drop_from_cache(self.states[name])
+        method, before = self.make_method(task, name), fresh_peak()
         started = time.perf_counter()
         method.open()
         method.top(self.queries("token", 1), TOP)
@@ -145,39 +145,39 @@ class Cost:
         What takes long is warmed up once, not for every number of queries.
         """
         warm: set[str] = set()
-        found: dict[str, dict[str, list[float]]] = self.found["answers"]
+        answers: dict[str, dict[str, list[float]]] = self.measurements["answers"]
         for repeat in range(self.plan.repeats):
             for kind, count in product(KINDS, self.plan.counts):
                 queries, key = self.queries(kind, count), f"{kind} {count}"
                 for name, method in methods.items():
-                    times = found.setdefault(name, {})
+                    times = answers.setdefault(name, {})
                     if len(times.get(key, [])) > repeat or not self._worth(times, kind, count):
                         continue
-                    took = answer(method, queries)
-                    if name not in warm or (key not in times and took < self.plan.patience / 10):
-                        took = answer(method, queries)
+                    seconds = time_answer(method, queries)
+                    if name not in warm or (key not in times and seconds < self.plan.patience / 10):
+                        seconds = time_answer(method, queries)
                     warm.add(name)
                     if key not in times:
-                        print(f"{key}, {name}: {took:.4f} s", flush=True)
-                    times.setdefault(key, []).append(took)
-                    write_json(self.partial, self.found)
-        return found
+                        print(f"{key}, {name}: {seconds:.4f} s", flush=True)
+                    times.setdefault(key, []).append(seconds)
+                    write_json(self.partial, self.measurements)
+        return answers
 
     def _patient(self, times: list[float]) -> bool:
         """Whether one more measurement like those so far stays within `patience`, all together."""
         return not times or sum(times) * (len(times) + 1) / len(times) <= self.plan.patience
 
-    def _worth(self, found: dict[str, list[float]], kind: str, count: int) -> bool:
+    def _worth(self, answers: dict[str, list[float]], kind: str, count: int) -> bool:
         """Whether one more measurement is within `longest`, and all of its repeats within `patience`."""
-        times = found.get(f"{kind} {count}")
+        times = answers.get(f"{kind} {count}")
         if times:
             return self._patient(times)
-        smaller = [key for key in found if key.startswith(kind)]
-        return len(smaller) < 2 or at(line(found, kind), count) <= self.plan.longest
+        smaller = [key for key in answers if key.startswith(kind)]
+        return len(smaller) < 2 or predicted_seconds(fit_line(answers, kind), count) <= self.plan.longest
 
     def look_up(self, method: ListMethod) -> dict[str, list[float]]:
         """Seconds from a query's question to its top 100, one by one: token queries and sequences."""
-        found = {}
+        times_by_kind = {}
         for kind in KINDS:
             queries = self.queries(kind, 64)
             questions = method.questions(queries)
@@ -187,11 +187,11 @@ class Cost:
                     started = time.perf_counter()
                     method.top_of([question], TOP)
                     times.append(time.perf_counter() - started)
-            found[kind] = times
-        return found
+            times_by_kind[kind] = times
+        return times_by_kind
 
 
-def answer(method: Method, queries: Queries) -> float:
+def time_answer(method: Method, queries: Queries) -> float:
     """Seconds from raw tokens to the top: the median of a turn's answers, which is a single one where it takes long."""
     times: list[float] = []
     while sum(times) < TURN_SECONDS and len(times) < TURN_ANSWERS:
@@ -201,10 +201,10 @@ def answer(method: Method, queries: Queries) -> float:
     return statistics.median(times)
 
 
-def memory(what: str) -> float:
+def memory(field: str) -> float:
     """MiB of this process: VmRSS now, VmHWM at most since `fresh_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(what))) / 1024
+    return int(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
 
 
 def fresh_peak() -> float:
@@ -215,7 +215,7 @@ def fresh_peak() -> float:
     return memory("VmRSS")
 
 
-def forget(folder: Path) -> None:
+def drop_from_cache(folder: Path) -> None:
     """Drop a folder's files from the page cache, so that reading them is cold."""
     os.sync()
     for path in folder.rglob("*"):
@@ -225,14 +225,14 @@ def forget(folder: Path) -> None:
             os.close(descriptor)
 
 
-def line(answers: dict[str, list[float]], kind: str) -> tuple[float, float]:
+def fit_line(answers: dict[str, list[float]], kind: str) -> tuple[float, float]:
     """Intercept and slope, in seconds, of the median time over the number of queries (weighted by 1 / time)."""
     medians = {int(key.split()[1]): statistics.median(t) for key, t in answers.items() if key.startswith(kind) and t}
     slope, intercept = np.polyfit(list(medians), list(medians.values()), 1, w=1 / np.array(list(medians.values())))
     return float(intercept), float(slope)
 
 
-def at(intercept_and_slope: tuple[float, float], count: int, per_pass: int | None = None) -> float:
+def predicted_seconds(intercept_and_slope: tuple[float, float], count: int, per_pass: int | None = None) -> float:
     """Seconds that a line predicts for a number of queries; every pass over the training data has the intercept."""
     passes = 1 if per_pass is None else -(-count // per_pass)
     return intercept_and_slope[0] * passes + intercept_and_slope[1] * count
@@ -243,9 +243,9 @@ def growth(sizes: list[int], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def break_even(one: tuple[float, float, float], other: tuple[float, float, float]) -> str:
+def break_even(first: tuple[float, float, float], second: tuple[float, float, float]) -> str:
     """For how many queries the first of two (build, intercept, slope) is the cheaper one in all."""
-    saved, lost = other[2] - one[2], one[0] + one[1] - other[0] - other[1]
+    saved, lost = second[2] - first[2], first[0] + first[1] - second[0] - second[1]
     if lost <= 0 <= saved:
         return "any number of"
     if saved <= 0 <= lost:

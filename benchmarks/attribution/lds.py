@@ -54,13 +54,13 @@ def bootstrap(pairs: list[tuple[np.ndarray, np.ndarray]], seed: int = 0, repeats
     generator = np.random.default_rng(seed)
     value = float(np.mean([rank_correlation(*pair).mean() for pair in pairs]))
     ranked = [(_Ranks(left), _Ranks(right)) for left, right in pairs]
-    found = np.empty(repeats)
+    means = np.empty(repeats)
     for number in range(repeats):
         rows, columns = generator.integers(queries, size=queries), generator.integers(halves, size=halves)
         counts_M = np.bincount(columns, minlength=halves)
-        found[number] = np.mean([_correlations(*pair, counts_M)[rows].mean() for pair in ranked])
-    low, high = np.percentile(found, [2.5, 97.5])
-    return Interval(value, float(low), float(high), found)
+        means[number] = np.mean([_correlations(*pair, counts_M)[rows].mean() for pair in ranked])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(value, float(low), float(high), means)
 
 
 class _Ranks:
@@ -75,9 +75,9 @@ class _Ranks:
 
     def centred(self, counts_M: np.ndarray) -> np.ndarray:
         """[Q, M] ranks among halves drawn so many times, ties shared, minus their mean."""
-        drawn = np.zeros(self.shape, dtype=int)  # behind the m first in order
-        np.cumsum(counts_M[self.order_QM], axis=1, out=drawn[:, 1:])
-        return (drawn.ravel()[self.below_QM] + drawn.ravel()[self.up_to_QM] - counts_M.sum()) / 2
+        drawn_before = np.zeros(self.shape, dtype=int)  # behind the m first in order
+        np.cumsum(counts_M[self.order_QM], axis=1, out=drawn_before[:, 1:])
+        return (drawn_before.ravel()[self.below_QM] + drawn_before.ravel()[self.up_to_QM] - counts_M.sum()) / 2
 
 
 def _correlations(left: _Ranks, right: _Ranks, counts_M: np.ndarray) -> np.ndarray:
@@ -87,12 +87,12 @@ def _correlations(left: _Ranks, right: _Ranks, counts_M: np.ndarray) -> np.ndarr
     return np.where(norm_Q > 0, (left_QM * right_QM) @ counts_M / np.where(norm_Q > 0, norm_Q, 1), 0.0)
 
 
-def ratio(one: Interval, other: Interval) -> Interval:
+def ratio(numerator: Interval, denominator: Interval) -> Interval:
     """one / other, repeat by repeat."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        repeats = np.nan_to_num(one.repeats_R / other.repeats_R)
+        repeats = np.nan_to_num(numerator.repeats_R / denominator.repeats_R)
     low, high = np.percentile(repeats, [2.5, 97.5])
-    value = one.value / other.value if other.value else float("inf")
+    value = numerator.value / denominator.value if denominator.value else float("inf")
     return Interval(value, float(low), float(high), repeats)
 
 

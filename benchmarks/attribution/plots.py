@@ -70,10 +70,10 @@ def _name(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
         )
 
 
-def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], asked: str) -> tuple[float, float]:
+def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], kind: str) -> tuple[float, float]:
     """One method at all its numbers of bytes: a line through its points; returns the best of them."""
     rows = sorted(rows, key=lambda row: values[row["method"]])
-    at, intervals = [values[row["method"]] for row in rows], [row[asked] for row in rows]
+    at, intervals = [values[row["method"]] for row in rows], [row[kind] for row in rows]
     error = [[max(0, i.value - i.low) for i in intervals], [max(0, i.high - i.value) for i in intervals]]
     heights, colour = [i.value for i in intervals], FAMILIES[rows[0]["settings"]["kind"]]
     axes.errorbar(at, heights, yerr=error, fmt="o-", color=colour, markersize=4, linewidth=0.8, capsize=2)
@@ -86,36 +86,36 @@ def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
     sizes, spaces = run.corpus.sizes, run.quality.grids
     figure, panels = plt.subplots(2, len(sizes), figsize=(4.2 * len(sizes), 8), squeeze=False, sharex="row")
     lines = [(space, active) for space, grid in spaces.items() for active in grid["active"]]
-    lists, whole = _beside(run, quality)
-    for asked, row_of_panels in zip(("sequence", "token"), panels, strict=True):
+    lists, whole_names = _reference_methods(run, quality)
+    for kind, row_of_panels in zip(("sequence", "token"), panels, strict=True):
         for axes, size in zip(row_of_panels, sizes, strict=True):
             grid, table = quality["grids"][size], {row["method"]: row for row in quality["tables"][size]}
             for number, (space, active) in enumerate(lines):
                 rows = [r for r in grid if r["method"].startswith(space) and r["method"].endswith(f"k {active}")]
-                shares, values = [100 * r["share_read"][asked] for r in rows], [r[asked].value for r in rows]
+                shares, values = [100 * r["share_read"][kind] for r in rows], [r[kind].value for r in rows]
                 axes.plot(shares, values, marker="osD^v"[number % 5], label=f"{space}, fitted, k {active}")
             for row in (row for row in grid if "own" in row["method"]):
                 marker = {"logits": "P", "hidden": "X"}[row["method"].split(",")[0]]
                 face = "black" if "polished" in row["method"] else "white"
-                place = (100 * row["share_read"][asked], row[asked].value)
+                place = (100 * row["share_read"][kind], row[kind].value)
                 axes.plot(*place, marker, color="black", markerfacecolor=face, label=row["method"])
             for name, marker in zip(lists, "*hpd", strict=False):
                 axes.plot(
-                    100 * table[name]["share_read"][asked], table[name][asked].value, marker, color="gray", label=name
+                    100 * table[name]["share_read"][kind], table[name][kind].value, marker, color="gray", label=name
                 )
-            for name, style in zip(whole, STYLES, strict=False):
-                axes.axhline(table[name][asked].value, color="gray", linewidth=1, linestyle=style, label=name)
+            for name, style in zip(whole_names, STYLES, strict=False):
+                axes.axhline(table[name][kind].value, color="gray", linewidth=1, linestyle=style, label=name)
             axes.set(xscale="log", title=f"{size} sequences")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if asked == "sequence" else (1,)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if kind == "sequence" else (1,)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel(f"list entries that a {asked} query reads,\n% of the training tokens")
-        row_of_panels[0].set_ylabel(f"LDS, {asked} queries")
+            axes.set_xlabel(f"list entries that a {kind} query reads,\n% of the training tokens")
+        row_of_panels[0].set_ylabel(f"LDS, {kind} queries")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return _save(figure, stem, "locality")
 
 
-def _beside(run: Settings, quality: dict[str, Any]) -> tuple[list[str], list[str]]:
+def _reference_methods(run: Settings, quality: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Names for every panel of what is in all tables: lists of the target, and the best that read all records."""
     assert run.quality is not None
     tables = quality["tables"]
@@ -125,9 +125,9 @@ def _beside(run: Settings, quality: dict[str, Any]) -> tuple[list[str], list[str
         if all(r["method"] in (o["method"] for o in t) for t in tables.values())
     ]
     lists = [row["method"] for row in rows if row["settings"]["kind"].startswith("target")]
-    whole = sorted((row for row in rows if "share_read" not in row), key=lambda row: -row["sequence"].value)
-    best = [row["method"] for row in whole if row["method"] != run.quality.reference]
-    return lists, [run.quality.reference, *best[: len(STYLES) - 1]]
+    full_readers = sorted((row for row in rows if "share_read" not in row), key=lambda row: -row["sequence"].value)
+    best_readers = [row["method"] for row in full_readers if row["method"] != run.quality.reference]
+    return lists, [run.quality.reference, *best_readers[: len(STYLES) - 1]]
 
 
 def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] | None, stem: Path) -> Path:
@@ -139,19 +139,19 @@ def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] |
         if row["size"] == size and "sequence 1" in row["answers"]
     }
     bytes_per_token = {row["method"]: max(row["bytes_per_token"], 0.5) for row in rows}
-    wanted = {
+    values_by_label = {
         "one sequence query from raw tokens, ms": latency,
         "bytes on disk per training token (none: 0.5)": bytes_per_token,
     }
-    wanted = {label: values for label, values in wanted.items() if values}
-    figure, panels = plt.subplots(1, len(wanted), figsize=(6.5 * len(wanted), 5), squeeze=False)
-    for axes, (label, values) in zip(panels[0], wanted.items(), strict=True):
-        shown = [row for row in rows if row["method"] in values]
+    values_by_label = {label: values for label, values in values_by_label.items() if values}
+    figure, panels = plt.subplots(1, len(values_by_label), figsize=(6.5 * len(values_by_label), 5), squeeze=False)
+    for axes, (label, values) in zip(panels[0], values_by_label.items(), strict=True):
+        plotted = [row for row in rows if row["method"] in values]
         best = {}
-        for name in dict.fromkeys(row["method"].split(",")[0] for row in shown):
-            family = [row for row in shown if row["method"].split(",")[0] == name]
+        for name in dict.fromkeys(row["method"].split(",")[0] for row in plotted):
+            family = [row for row in plotted if row["method"].split(",")[0] == name]
             best[name] = _family(axes, values, family, "sequence")
-        front = _front([(values[row["method"]], row["sequence"].value) for row in shown])
+        front = _front([(values[row["method"]], row["sequence"].value) for row in plotted])
         axes.step(*zip(*front, strict=True), where="post", color="lightgray", zorder=0)
         axes.set(xscale="log", xlabel=label, ylabel="LDS")
         _name(axes, best)
@@ -172,8 +172,8 @@ def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
     assert run.cost is not None
     size = max(row["size"] for row in cost)
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
-    last: list[dict[str, tuple[float, float]]] = [{}, {}]
-    for axes, kind, names in zip(panels, ("token", "sequence"), last, strict=True):
+    last_points: list[dict[str, tuple[float, float]]] = [{}, {}]
+    for axes, kind, names in zip(panels, ("token", "sequence"), last_points, strict=True):
         for row in (row for row in cost if row["size"] == size):
             counts = [count for count in run.cost.counts if f"{kind} {count}" in row["answers"]]
             times = [statistics.median(row["answers"][f"{kind} {count}"]) for count in counts]
@@ -182,7 +182,7 @@ def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
         axes.set(xscale="log", yscale="log", xlabel=f"{kind} queries asked together", title=f"{size} sequences")
         axes.set_xticks(run.cost.counts, [str(count) for count in run.cost.counts])
         axes.minorticks_off()
-    for axes, names in zip(panels, last, strict=True):  # behind both: they share their heights
+    for axes, names in zip(panels, last_points, strict=True):  # behind both: they share their heights
         _name(axes, names)
     panels[0].set_ylabel("seconds")
     return _save(figure, stem, "queries")

@@ -28,7 +28,9 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def run_all(function: Callable[..., None], arguments: list[tuple[Any, ...]], jobs: int, what: str, done: int) -> None:
+def run_all(
+    function: Callable[..., None], arguments: list[tuple[Any, ...]], jobs: int, description: str, finished: int
+) -> None:
     """Call a function with each tuple of arguments; the first failure stops the rest and is raised.
 
     Args:
@@ -40,14 +42,14 @@ def run_all(function: Callable[..., None], arguments: list[tuple[Any, ...]], job
     """
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
-        bar = progress.add_task(what, total=len(arguments) + done, completed=done)
+        bar = progress.add_task(description, total=len(arguments) + finished, completed=finished)
         if jobs == 1:
-            for one in arguments:
-                function(*one)
+            for call_arguments in arguments:
+                function(*call_arguments)
                 progress.advance(bar)
             return
         with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_one_thread) as pool:
-            futures = [pool.submit(function, *one) for one in arguments]
+            futures = [pool.submit(function, *call_arguments) for call_arguments in arguments]
             try:
                 for future in as_completed(futures):
                     future.result()

@@ -59,8 +59,8 @@ def half_path(variant: Variant, size: int, seed: int, half: int) -> str:
 def planned(settings: Settings) -> list[Job]:
     """All models of the run: decoders, then halves, those first that most of the report needs."""
     plan, sizes = settings.retraining, settings.corpus.sizes
-    main, *others = settings.training.commitments
-    variants: list[Variant] = [main, *others, DENSE] if settings.quality else [main]
+    main, *other_commitments = settings.training.commitments
+    variants: list[Variant] = [main, *other_commitments, DENSE] if settings.quality else [main]
     jobs = [
         Job(decoder_path(variant, size, seed), variant, seed, list(range(size)), True)
         for size in sizes
@@ -105,12 +105,12 @@ def _run(settings: Settings, job: Job) -> None:
     partial.rename(path.with_suffix(".safetensors"))
 
 
-def retrain(settings: Settings, jobs: list[Job], what: str = "retraining") -> None:
+def retrain(settings: Settings, jobs: list[Job], description: str = "retraining") -> None:
     """Train what is missing of some jobs."""
     open_corpus(settings)
     models = settings.folder / "models"
     missing = [(settings, job) for job in jobs if not (models / f"{job.path}.safetensors").is_file()]
-    run_all(_run, missing, settings.retraining.jobs, what, len(jobs) - len(missing))
+    run_all(_run, missing, settings.retraining.jobs, description, len(jobs) - len(missing))
 
 
 def losses_of(settings: Settings, path: str) -> Tensor:

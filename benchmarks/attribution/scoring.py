@@ -103,17 +103,19 @@ def score(run: Settings, case: Case) -> None:
     method.fit()
     method.open()
     tokens = Queries.of_tokens(corpus.queries_QL, token_targets(corpus.queries_QL))
-    asked = {"sequence": Queries.of_sequences(corpus.queries_QL), "token": tokens}
+    queries_by_kind = {"sequence": Queries.of_sequences(corpus.queries_QL), "token": tokens}
     # All in one call: EK-FAC passes over the training sequences once for up to 512 queries.
-    scores_QS = method.scores(Queries(*map(torch.cat, zip(*asked.values(), strict=True)))).float()
-    found = {n: part.numpy() for n, part in zip(asked, scores_QS.split(len(corpus.queries_QL)), strict=True)}
+    scores_QS = method.scores(Queries(*map(torch.cat, zip(*queries_by_kind.values(), strict=True)))).float()
+    scores_by_kind = {
+        n: part.numpy() for n, part in zip(queries_by_kind, scores_QS.split(len(corpus.queries_QL)), strict=True)
+    }
     facts: dict[str, Any] = {"state_bytes": method.state_bytes(), "commit": environment()["commit"]}
     if isinstance(method, ListMethod):
-        facts["share_read"] = {name: method.share_read(queries) for name, queries in asked.items()}
+        facts["share_read"] = {name: method.share_read(queries) for name, queries in queries_by_kind.items()}
     if isinstance(method, Prototypes):
         facts["unexplained_variance"] = method.unexplained_variance()
     shutil.rmtree(state)
-    write_file(path, found, **facts)
+    write_file(path, scores_by_kind, **facts)
 
 
 def score_all(run: Settings, cases: list[Case]) -> None:
@@ -136,40 +138,42 @@ def tune(run: Settings, name: str, method: dict[str, Any]) -> None:
     """Try the alternatives of a method's `sweep` on the tuning queries; writes their LDS, in order."""
     corpus, main = open_corpus(run), run.training.commitments[0]
     size = run.retraining.variant_size
-    known = truth(run, main, size)
+    retrained = truth(run, main, size)
     fixed = {key: value for key, value in method.items() if key != "sweep"}
     path = _sweep_path(run, name, method)
-    found, before, current = [], None, None
+    alternatives, fitted_with, current = [], None, None
     for alternative in method["sweep"]:
         settings = fixed | alternative
         refit = {key: value for key, value in settings.items() if key != "damping"} | {"own": "damping" in settings}
-        if current is None or refit != before:
+        if current is None or refit != fitted_with:
             state = path.with_suffix(".state")
             shutil.rmtree(state, ignore_errors=True)
             current = method_of(run, corpus, Case(main, size, 0, name, settings), state)
             current.fit()
             current.open()
-            before = refit
+            fitted_with = refit
         elif "damping" in settings:
             current.damping = settings["damping"]  # type: ignore[attr-defined]
         scores_QS = current.scores(Queries.of_sequences(corpus.tuning_QL)).numpy()
-        predicted = predictions(known["included"], scores_QS)
-        found.append(alternative | {"lds": float(rank_correlation(predicted, known["tuning"].mean(0)).mean())})
+        predicted = predictions(retrained["included"], scores_QS)
+        alternatives.append(
+            alternative | {"lds": float(rank_correlation(predicted, retrained["tuning"].mean(0)).mean())}
+        )
     shutil.rmtree(path.with_suffix(".state"))
-    write_json(path, {"alternatives": found})
+    write_json(path, {"alternatives": alternatives})
 
 
 def tuned(run: Settings, methods: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Settings of every method with the best alternative of its sweep, and what the sweep found."""
-    wanted = {name: method for name, method in methods.items() if "sweep" in method}
-    missing = [(run, n, m) for n, m in wanted.items() if not _sweep_path(run, n, m).is_file()]
-    run_all(tune, missing, run.retraining.jobs, "tuning", len(wanted) - len(missing))
+    swept = {name: method for name, method in methods.items() if "sweep" in method}
+    missing = [(run, n, m) for n, m in swept.items() if not _sweep_path(run, n, m).is_file()]
+    run_all(tune, missing, run.retraining.jobs, "tuning", len(swept) - len(missing))
     chosen = {}
     for name, method in methods.items():
-        settings, found = {key: value for key, value in method.items() if key != "sweep"}, []
+        settings, alternatives = {key: value for key, value in method.items() if key != "sweep"}, []
         if "sweep" in method:
-            found = json.loads(_sweep_path(run, name, method).read_text())["alternatives"]
-            best = max(found, key=lambda alternative: alternative["lds"])
+            alternatives = json.loads(_sweep_path(run, name, method).read_text())["alternatives"]
+            best = max(alternatives, key=lambda alternative: alternative["lds"])
             settings |= {key: value for key, value in best.items() if key != "lds"}
-        chosen[name] = (settings, found)
+        chosen[name] = (settings, alternatives)
     return chosen

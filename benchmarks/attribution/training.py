@@ -35,8 +35,15 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
     sizes = {"vocab_size": settings.corpus.vocab_size, "max_position_embeddings": settings.corpus.tokens}
     backbone = dict(arguments.pop("backbone")) | sizes
     if isinstance(commitment, str):
-        kept = ("learning_rate", "weight_decay", "betas", "schedule", "warmup_steps", "final_learning_rate_share")
-        module = DenseLM(backbone, **{name: value for name, value in arguments.items() if name in kept})
+        shared_settings = (
+            "learning_rate",
+            "weight_decay",
+            "betas",
+            "schedule",
+            "warmup_steps",
+            "final_learning_rate_share",
+        )
+        module = DenseLM(backbone, **{name: value for name, value in arguments.items() if name in shared_settings})
     else:
         module = PrismLM(backbone, **arguments, commitment=commitment)
     store = SequenceStore(train_SL, settings.folder, settings.corpus.vocab_size)

@@ -48,28 +48,28 @@ def scores(trial: Trial, choice: Choice) -> tuple[Tensor, float, float]:
     scale = 2 * trial.model.config.reconstruction_weight / train.z_ND.square().sum(-1).mean().item()
     scale = scale if choice.training_objective else 0.0
     records = records_of(dictionary, train.z_ND, train.delta_ND, choice.activation_path, scale)
-    asked = records_of(dictionary, queries.z_ND, queries.delta_ND, choice.activation_path)
+    query_records = records_of(dictionary, queries.z_ND, queries.delta_ND, choice.activation_path)
     residual_ND = train.z_ND - dictionary.mixture(records.prototypes_Nk, records.activations_Nk)
     unexplained = (residual_ND.square().sum() / train.z_ND.square().sum()).item()
     usage_K = torch.bincount(records.prototypes_Nk.flatten(), minlength=len(dictionary.unit_KD)).double()
-    touched = usage_K[asked.prototypes_Nk].sum(-1).mean().item() / len(train.z_ND)
+    touched = usage_K[query_records.prototypes_Nk].sum(-1).mean().item() / len(train.z_ND)
     size = trial.head_VD.shape[1]
     values_m, basis_Dm = eigenbasis(trial.curvature_DD + scale * torch.eye(size), choice.rank or size)
     whitening_Dm = (basis_Dm / values_m.sqrt()).float()
     stored = (records.gradients_NkD() @ whitening_Dm).numpy()
-    narrow, scales_N = quantised(stored.reshape(-1, stored.shape[-1]), choice.precision)
-    stored_NkM = torch.from_numpy(narrow.astype("float32")).view(stored.shape)
+    quantised_rows, scales_N = quantised(stored.reshape(-1, stored.shape[-1]), choice.precision)
+    stored_NkM = torch.from_numpy(quantised_rows.astype("float32")).view(stored.shape)
     if scales_N is not None:
         stored_NkM *= torch.from_numpy(scales_N).view(*stored.shape[:2], 1)
     out = [
         trial.by_sequence((vectors_KM[records.prototypes_Nk] * stored_NkM).sum((-1, -2)))
-        for vectors_KM in query_vectors(trial, choice, records, asked, values_m, whitening_Dm)
+        for vectors_KM in query_vectors(trial, choice, records, query_records, values_m, whitening_Dm)
     ]
     return torch.stack(out), unexplained, touched
 
 
 def query_vectors(
-    trial: Trial, choice: Choice, records: Records, asked: Records, values_m: Tensor, whitening_Dm: Tensor
+    trial: Trial, choice: Choice, records: Records, query_records: Records, values_m: Tensor, whitening_Dm: Tensor
 ) -> Iterator[Tensor]:
     """For each query [K, m]: its gradient for every prototype, divided by the chosen curvature."""
     size = len(choice.dictionary.unit_KD)
@@ -80,17 +80,17 @@ def query_vectors(
     activation_K = activation_K + DAMPING * activation_K.mean()
     if gram_KK is not None:
         if choice.curvature == "clusters":
-            cluster_K = clusters(gram_KK)
+            cluster_K = coactive_clusters(gram_KK)
             gram_KK = gram_KK * (cluster_K[:, None] == cluster_K)
         solve_KK = torch.linalg.inv(gram_KK + DAMPING * gram_KK.diagonal().mean() * torch.eye(size).double()).float()
     eigenvalue_Km = None
     if choice.curvature == "eigenvalues":
         eigenvalue_Km = _eigenvalues(trial, records, size, whitening_Dm * values_m.sqrt().float())
-    gradients_NkM = asked.gradients_NkD() @ whitening_Dm / (1 + DAMPING)
+    gradients_NkM = query_records.gradients_NkD() @ whitening_Dm / (1 + DAMPING)
     for query in range(trial.num_queries):
-        mine = trial.queries.group_N == query
+        in_query = trial.queries.group_N == query
         vectors_KM = torch.zeros(size, gradients_NkM.shape[-1]).index_add_(
-            0, asked.prototypes_Nk[mine].flatten(), gradients_NkM[mine].flatten(0, 1)
+            0, query_records.prototypes_Nk[in_query].flatten(), gradients_NkM[in_query].flatten(0, 1)
         )
         if choice.curvature in ("identity", "A only"):
             vectors_KM = vectors_KM * values_m.float()
@@ -112,7 +112,7 @@ def _gram(records: Records, size: int) -> Tensor:
     return gram_KK.view(size, size) / len(records.prototypes_Nk)
 
 
-def clusters(gram_KK: Tensor, largest: int = 32) -> Tensor:
+def coactive_clusters(gram_KK: Tensor, largest: int = 32) -> Tensor:
     """Prototypes grouped by co-activation: the strongest pairs are joined first, up to `largest` in a group."""
     size = len(gram_KK)
     diagonal_K = gram_KK.diagonal().clamp_min(1e-12).sqrt()
@@ -121,11 +121,11 @@ def clusters(gram_KK: Tensor, largest: int = 32) -> Tensor:
     group = list(range(size))
     members = {i: [i] for i in range(size)}
     for pair in where[values > 0].tolist():
-        one, two = group[pair // size], group[pair % size]
-        if one != two and len(members[one]) + len(members[two]) <= largest:
-            for member in members.pop(two):
-                group[member] = one
-                members[one].append(member)
+        first, second = group[pair // size], group[pair % size]
+        if first != second and len(members[first]) + len(members[second]) <= largest:
+            for membership in members.pop(second):
+                group[membership] = first
+                members[first].append(membership)
     return torch.tensor(group)
 
 
@@ -134,8 +134,8 @@ def _eigenvalues(trial: Trial, records: Records, size: int, basis_Dm: Tensor) ->
     for chunk in head_chunks(trial.head_VD, trial.train.z_ND):
         sums.add(chunk, records.prototypes_Nk[chunk.rows], records.activations_Nk[chunk.rows])
     assert sums.eigenvalue_Km is not None
-    found_Km = sums.eigenvalue_Km / sums.tokens
-    return (found_Km + DAMPING * found_Km.mean()).float()
+    eigenvalue_Km = sums.eigenvalue_Km / sums.tokens
+    return (eigenvalue_Km + DAMPING * eigenvalue_Km.mean()).float()
 
 
 def head_scores(trial: Trial, dictionary: Dictionary | None) -> Tensor:
@@ -145,21 +145,21 @@ def head_scores(trial: Trial, dictionary: Dictionary | None) -> Tensor:
     left_DD, right_DD = (
         torch.linalg.inv(m + DAMPING * m.diagonal().mean() * eye_DD).float() for m in (moment_DD, trial.curvature_DD)
     )
-    asked_ND, weighed_ND = queries.z_ND @ left_DD, queries.delta_ND @ right_DD
-    stored_NK, wanted_NK = (
-        (None, None) if dictionary is None else (member(dictionary, t.z_ND) for t in (train, queries))
+    whitened_ND, weighed_ND = queries.z_ND @ left_DD, queries.delta_ND @ right_DD
+    stored_NK, query_NK = (
+        (None, None) if dictionary is None else (membership(dictionary, t.z_ND) for t in (train, queries))
     )
     rows = []
     for query in range(trial.num_queries):
-        mine = queries.group_N == query
-        scores_QN = (asked_ND[mine] @ train.z_ND.T) * (weighed_ND[mine] @ train.delta_ND.T)
-        if stored_NK is not None and wanted_NK is not None:
-            scores_QN *= (stored_NK @ wanted_NK.to_dense()[mine].T).T > 0
+        in_query = queries.group_N == query
+        scores_QN = (whitened_ND[in_query] @ train.z_ND.T) * (weighed_ND[in_query] @ train.delta_ND.T)
+        if stored_NK is not None and query_NK is not None:
+            scores_QN *= (stored_NK @ query_NK.to_dense()[in_query].T).T > 0
         rows.append(trial.by_sequence(scores_QN.sum(0)))
     return torch.stack(rows)
 
 
-def member(dictionary: Dictionary, z_ND: Tensor) -> Tensor:
+def membership(dictionary: Dictionary, z_ND: Tensor) -> Tensor:
     """[N, K] sparse: 1 where a prototype is active."""
     indices_Nk, _ = dictionary.assign(z_ND)
     rows_N = torch.arange(len(z_ND)).repeat_interleave(indices_Nk.shape[1])
@@ -205,8 +205,8 @@ def main() -> None:
         values = torch.from_numpy(trial.lds(scores_QS))
         lower, root = values - default, math.sqrt(len(values))  # paired: the same queries
         errors = {"standard_error": values.std().item() / root, "difference_error": lower.std().item() / root}
-        found = {"space": space, "choice": name, "lds": values.mean().item(), "minus_default": lower.mean().item()}
-        results.append(found | errors | {"slope": trial.slope(scores_QS)} | facts)
+        result = {"space": space, "choice": name, "lds": values.mean().item(), "minus_default": lower.mean().item()}
+        results.append(result | errors | {"slope": trial.slope(scores_QS)} | facts)
         print(results[-1], flush=True)
 
     for name, logit_choice in logit_choices(trial):

@@ -48,24 +48,24 @@ def states(model: PrismForCausalLM, store: TokenStore, tokens: int) -> tuple[tor
     return z_ND, delta_ND, sums
 
 
-def correlations(stored: Records, asked: Records, exact_Nm: np.ndarray, narrow_Nm: np.ndarray) -> list[float]:
+def correlations(stored: Records, query_records: Records, exact_Nm: np.ndarray, stored_Nm: np.ndarray) -> list[float]:
     """Spearman over the top 1 % for every query; rows are whitened coordinates, exact and as stored, of equal D."""
-    found = []
+    values = []
     squared_K = torch.zeros(PROTOTYPES).index_add_(
         0, stored.prototypes_Nk.flatten(), stored.activations_Nk.square().flatten()
     )
     for prototypes_k, activations_k, query_m in zip(
-        asked.prototypes_Nk, asked.activations_Nk, asked.vectors_NrD[:, 0].numpy(), strict=True
+        query_records.prototypes_Nk, query_records.activations_Nk, query_records.vectors_NrD[:, 0].numpy(), strict=True
     ):
         weight_N = ((stored.prototypes_Nk[:, :, None] == prototypes_k) * activations_k / squared_K[prototypes_k]).sum(
             -1
         )
         weight_N = (weight_N * stored.activations_Nk).sum(-1).numpy()
         rows = np.flatnonzero(weight_N)
-        exact, narrow = (weight_N[rows] * (c[rows] @ query_m[: c.shape[1]]) for c in (exact_Nm, narrow_Nm))
+        exact, quantised_rows = (weight_N[rows] * (c[rows] @ query_m[: c.shape[1]]) for c in (exact_Nm, stored_Nm))
         top = np.argsort(-np.abs(exact))[: math.ceil(0.01 * len(exact_Nm))]
-        found.append(float(spearmanr(exact[top], narrow[top]).statistic))
-    return found
+        values.append(float(spearmanr(exact[top], quantised_rows[top]).statistic))
+    return values
 
 
 def main() -> None:
@@ -85,13 +85,13 @@ def main() -> None:
     held_z, held_delta, _ = states(model, data.validation, 12_800)
     chosen = torch.linspace(0, len(held_z) - 1, QUERIES).long()
     stored = records_of(dictionary, z_ND, delta_ND, False)
-    asked = records_of(dictionary, held_z[chosen], held_delta[chosen] @ whitening_DD, False)
+    query_records = records_of(dictionary, held_z[chosen], held_delta[chosen] @ whitening_DD, False)
     exact_Nm = (delta_ND @ whitening_DD).numpy()
     results: list[dict[str, Any]] = []
     for precision, rank in SETTINGS:
-        narrow, scales = quantised(exact_Nm[:, :rank], precision)
-        narrow_Nm = narrow.astype(np.float32) * (1 if scales is None else scales.astype(np.float32)[:, None])
-        values = correlations(stored, asked, exact_Nm, narrow_Nm)
+        quantised_rows, scales = quantised(exact_Nm[:, :rank], precision)
+        stored_Nm = quantised_rows.astype(np.float32) * (1 if scales is None else scales.astype(np.float32)[:, None])
+        values = correlations(stored, query_records, exact_Nm, stored_Nm)
         spread = Spread.of(values)
         results.append({"precision": precision, "rank": rank or z_ND.shape[1], **vars(spread)})
     rows = [[r["precision"], str(r["rank"]), f"{r['median']:.4f}", f"{r['low']:.4f}"] for r in results]

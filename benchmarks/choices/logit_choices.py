@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.choices.trial import Trial
 from prism_lightning.attribution.curvature.dictionary import Dictionary
-from prism_lightning.attribution.curvature.records import head_chunks, residuals, surprise
+from prism_lightning.attribution.curvature.records import head_chunks, residuals, target_error_probability
 from prism_lightning.attribution.index.logits import PRIOR
 from prism_lightning.attribution.settings import IndexSettings
 
@@ -34,33 +34,33 @@ def logit_scores(trial: Trial, choice: LogitChoice) -> tuple[Tensor, float]:
     """Sequence scores [queries, S], and the list entries that a one-token query reads, as a share of all tokens."""
     train, queries, vocabulary = trial.train, trial.queries, len(trial.head_VD)
     indices_Nk, activations_Nk = choice.dictionary.assign(train.z_ND)
-    asked_Qk, weights_Qk = choice.dictionary.assign(queries.z_ND)
+    query_indices_Qk, weights_Qk = choice.dictionary.assign(queries.z_ND)
     _, targets_Qc, residuals_Qc = residuals(trial.head_VD, queries.z_ND, queries.targets_N, choice.competitors)
-    surprise_N = surprise(trial.head_VD, train.z_ND, train.targets_N)
-    curvature_KV = _curvature(trial, choice, indices_Nk, activations_Nk, surprise_N)
+    target_errors_N = target_error_probability(trial.head_VD, train.z_ND, train.targets_N)
+    curvature_KV = _curvature(trial, choice, indices_Nk, activations_Nk, target_errors_N)
     order = torch.argsort(train.targets_N, stable=True)
     bounds = torch.searchsorted(train.targets_N[order], torch.arange(vocabulary + 1)).tolist()
-    scores_QS, read = torch.zeros(trial.num_queries, trial.included_MS.shape[1]), 0
-    kept_N = surprise_N if choice.weighed else torch.ones_like(surprise_N)
-    for query in range(len(asked_Qk)):
+    scores_QS, entries_read = torch.zeros(trial.num_queries, trial.included_MS.shape[1]), 0
+    weights_N = target_errors_N if choice.weighed else torch.ones_like(target_errors_N)
+    for query in range(len(query_indices_Qk)):
         for target, residual in zip(targets_Qc[query].tolist(), residuals_Qc[query].tolist(), strict=True):
             rows = order[bounds[target] : bounds[target + 1]]
-            asked_K = torch.zeros(len(curvature_KV))
-            asked_K[asked_Qk[query]] = weights_Qk[query] / curvature_KV[asked_Qk[query], target]
-            terms = asked_K[indices_Nk[rows]] * activations_Nk[rows]
-            read += int((terms > 0).sum())
-            values = terms.sum(1) * kept_N[rows] * (residual if choice.weighed else 1.0)
+            query_K = torch.zeros(len(curvature_KV))
+            query_K[query_indices_Qk[query]] = weights_Qk[query] / curvature_KV[query_indices_Qk[query], target]
+            terms = query_K[indices_Nk[rows]] * activations_Nk[rows]
+            entries_read += int((terms > 0).sum())
+            values = terms.sum(1) * weights_N[rows] * (residual if choice.weighed else 1.0)
             scores_QS[queries.group_N[query]].index_add_(0, train.group_N[rows], values)
-    return scores_QS, read / len(asked_Qk) / len(train.z_ND)
+    return scores_QS, entries_read / len(query_indices_Qk) / len(train.z_ND)
 
 
 def _curvature(
-    trial: Trial, choice: LogitChoice, indices_Nk: Tensor, activations_Nk: Tensor, surprise_N: Tensor
+    trial: Trial, choice: LogitChoice, indices_Nk: Tensor, activations_Nk: Tensor, target_errors_N: Tensor
 ) -> Tensor:
     """N times the damped diagonal, [K, V]."""
     size, vocabulary, targets_N = len(choice.dictionary.unit_KD), len(trial.head_VD), trial.train.targets_N
     lists = (indices_Nk * vocabulary + targets_N[:, None]).flatten()
-    terms = (activations_Nk.square() * surprise_N[:, None]).flatten()
+    terms = (activations_Nk.square() * target_errors_N[:, None]).flatten()
     labels_KV = torch.zeros(size * vocabulary).index_add_(0, lists, terms).view(size, vocabulary)
     damping = choice.damping * labels_KV[labels_KV > 0].mean()
     if choice.curvature == "labels":
@@ -68,8 +68,8 @@ def _curvature(
     activation_K = torch.zeros(size).index_add_(0, indices_Nk.flatten(), activations_Nk.square().flatten())
     if choice.curvature == "shrunk":
         counts_KV = torch.zeros(size * vocabulary).index_add_(0, lists, torch.ones(len(lists))).view(size, vocabulary)
-        surprise_V = torch.zeros(vocabulary).index_add_(0, targets_N, surprise_N)
-        prior_KV = activation_K[:, None] * surprise_V / len(targets_N)
+        sum_target_error_V = torch.zeros(vocabulary).index_add_(0, targets_N, target_errors_N)
+        prior_KV = activation_K[:, None] * sum_target_error_V / len(targets_N)
         return (counts_KV * labels_KV + PRIOR * prior_KV) / (counts_KV + PRIOR) + damping
     exact_KV, spread_V = torch.zeros(size, vocabulary), torch.zeros(vocabulary)
     for chunk in head_chunks(trial.head_VD, trial.train.z_ND):
@@ -79,7 +79,7 @@ def _curvature(
         values, shape = activations_Nk[rows].square().flatten(), (size, len(variance_CV))
         exact_KV += torch.sparse.mm(torch.sparse_coo_tensor(where, values, shape, check_invariants=False), variance_CV)
         spread_V += variance_CV.sum(0)
-    plain = {
+    undamped_KV = {
         "exact": exact_KV,
         "A p": activation_K[:, None] * spread_V / len(indices_Nk),
         "A only": activation_K[:, None].expand(size, vocabulary),
@@ -87,7 +87,7 @@ def _curvature(
         "identity": torch.ones(size, vocabulary),
     }[choice.curvature]
     # The same share of the mean, here over as many cells of largest curvature as there are lists.
-    return plain + choice.damping * plain.flatten().topk(int((labels_KV > 0).sum())).values.mean()
+    return undamped_KV + choice.damping * undamped_KV.flatten().topk(int((labels_KV > 0).sum())).values.mean()
 
 
 def logit_choices(trial: Trial) -> Iterator[tuple[str, LogitChoice]]:

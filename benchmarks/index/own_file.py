@@ -23,7 +23,7 @@ MODULES = [
     *("colorsys.py", "turtle.py", "calendar.py", "fractions.py", "heapq.py", "imaplib.py", "ftplib.py"),
     *("statistics.py", "textwrap.py", "wave.py", "zipfile.py", "difflib.py", "sched.py", "cmd.py", "uuid.py"),
 ]
-WANTED, PASSAGE = 10, 48
+NUM_MODULES, PASSAGE = 10, 48
 
 
 def rank_of(document: int, scores: dict[int, float]) -> int | None:
@@ -49,18 +49,18 @@ def main() -> None:
     column = {word: number for number, word in enumerate(sorted({word for count in counts for word in count}))}
     matrix = bm25_matrix(counts, column, k1=1.2, b=0.75).tocsc()
     results: list[dict[str, Any]] = []
-    for name in [name for name in MODULES if name in names][:WANTED]:
+    for name in [name for name in MODULES if name in names][:NUM_MODULES]:
         document = names.index(name)
         tokens = store.document_tokens(document)
         ids = tokens[len(tokens) // 2 :][:PASSAGE].tolist()
-        tokens_asked = attributor.query_tokens(ids, 1)
-        hits = attributor.describe.by_document(attributor.hits(tokens_asked, slice(0, len(ids) - 1))[1])
+        query_tokens = attributor.query_tokens(ids, 1)
+        hits = attributor.describe.by_document(attributor.hits(query_tokens, slice(0, len(ids) - 1))[1])
         ours = dict(zip(hits.tokens.tolist(), hits.influence.tolist(), strict=True))
         passage = str(store.tokenizer.decode(ids))
-        asked = [(column[word], times) for word, times in words(passage).items() if word in column]
-        found = matrix[:, [at for at, _ in asked]] @ np.array([times for _, times in asked])
+        frequencies = [(column[word], times) for word, times in words(passage).items() if word in column]
+        bm25_scores = matrix[:, [at for at, _ in frequencies]] @ np.array([times for _, times in frequencies])
         first = names[max(ours, key=lambda number: ours[number])]
-        ranks = {"rank": rank_of(document, ours), "bm25_rank": rank_of(document, dict(enumerate(found.tolist())))}
+        ranks = {"rank": rank_of(document, ours), "bm25_rank": rank_of(document, dict(enumerate(bm25_scores.tolist())))}
         results.append({"module": name, "passage": passage, "first": first} | ranks)
     first = sum(r["rank"] == 1 for r in results)
     rows = [

@@ -55,8 +55,8 @@ def main() -> None:
         index.score(index.query(*(part[first : first + count] for part in records))).strongest(TOP)
 
     def ask_many(number: int) -> None:
-        for one in range(number * batch, (number + 1) * batch):
-            ask(one)
+        for position in range(number * batch, (number + 1) * batch):
+            ask(position)
 
     entries = [index.entries_read(index.query(*(part[n : n + 1] for part in records))) for n in range(singles)]
     result = {

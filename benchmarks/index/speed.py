@@ -75,7 +75,7 @@ def build_pairs(model: PrismForCausalLM, store: TokenStore, folder: Path, settin
     shutil.rmtree(folder, ignore_errors=True)
     builder = Builder(model, store, settings, folder, quiet)
     started = time.perf_counter()
-    builder.prepare_frame()
+    builder.prepare_dictionary()
     prepared = time.perf_counter() - started
     shard_builder, pairs = builder.shard_builder(), []
     plain_forward(builder, builder.blocks_of(0))
@@ -96,10 +96,12 @@ def build_pairs(model: PrismForCausalLM, store: TokenStore, folder: Path, settin
 
 def records_file(attributor: Attributor, store: TokenStore, path: Path, tokens: int) -> None:
     """Records of held-out tokens, in the order of the text, for `benchmarks.index.query_process`."""
-    asked: list[QueryTokens] = []
+    query_tokens: list[QueryTokens] = []
     for block in np.linspace(0, len(store) - 1, -(-tokens // (store.block_size - 1))).astype(int).tolist():
-        asked.append(attributor.query_tokens(store[block]["input_ids"].tolist(), 1))
-    arrays = [np.concatenate(parts) for parts in zip(*(a.records.arrays(slice(None)) for a in asked), strict=True)]
+        query_tokens.append(attributor.query_tokens(store[block]["input_ids"].tolist(), 1))
+    arrays = [
+        np.concatenate(parts) for parts in zip(*(a.records.arrays(slice(None)) for a in query_tokens), strict=True)
+    ]
     np.savez(path, *arrays)
 
 
@@ -108,8 +110,8 @@ def from_text(attributor: Attributor, store: TokenStore) -> dict[str, float]:
     prompts = [store[block]["input_ids"][: PROMPT_TOKENS + 1].tolist() for block in range(min(64, len(store)))]
 
     def ask(number: int) -> None:
-        asked = attributor.query_tokens(prompts[number], PROMPT_TOKENS)
-        attributor.hits(asked, slice(0, 1))[1].strongest(100)
+        query_tokens = attributor.query_tokens(prompts[number], PROMPT_TOKENS)
+        attributor.hits(query_tokens, slice(0, 1))[1].strongest(100)
 
     return spread(timed(ask, len(prompts)))
 

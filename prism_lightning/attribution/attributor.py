@@ -148,21 +148,22 @@ class Attributor:
             UserError: an empty text, or the same token twice.
         """
         ids = self._prompt_ids(prompt, 1)
-        chosen, other = (self._ids(text, what)[0] for text, what in ((why, "--why"), (rather_than, "--rather_than")))
+        chosen, other = (self._ids(text, name)[0] for text, name in ((why, "--why"), (rather_than, "--rather_than")))
         if chosen == other:
             raise UserError(f"{why!r} and {rather_than!r} begin with the same token: contrast two different ones")
-        asked = self.query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
-        attribution = self._described(asked, slice(0, 1), "contrast")
+        tokens = self.query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
+        attribution = self._describe(tokens, slice(0, 1), "contrast")
         attribution.other = token_text(self.tokenizer, [other])
         return attribution
 
     def attribute(self, ids: list[int], first: int) -> list[Attribution]:
         """Attribute the tokens of a text from position `first` >= 1 on; where several, the last result is their sum."""
-        asked = self.query_tokens(ids, first)
-        found = [self._described(asked, slice(number, number + 1), "token") for number in range(len(asked.positions))]
-        if len(found) > 1:
-            found.append(self._described(asked, slice(0, len(found)), "sequence"))
-        return found
+        tokens = self.query_tokens(ids, first)
+        count = len(tokens.positions)
+        attributions = [self._describe(tokens, slice(number, number + 1), "token") for number in range(count)]
+        if count > 1:
+            attributions.append(self._describe(tokens, slice(0, count), "sequence"))
+        return attributions
 
     @torch.no_grad()
     def query_tokens(self, ids: list[int], first: int, other_Q: Tensor | None = None) -> QueryTokens:
@@ -175,11 +176,11 @@ class Attributor:
         if self.index.manifest["settings"]["dictionary"] == "model":
             # An intervention scales the model's own prototypes, and so what reaches the logits through them.
             activations_Qk = activations_Qk * self.model.scaled_terms().factors(indices_Qk, targets_Q)
-        in_space = self._hidden if isinstance(self.index, HiddenIndex) else self._logits
-        loss_Q, records = in_space((indices_Qk, activations_Qk), z_QD, targets_Q, other_Q)
+        records_in_space = self._hidden_records if isinstance(self.index, HiddenIndex) else self._logit_records
+        loss_Q, records = records_in_space((indices_Qk, activations_Qk), z_QD, targets_Q, other_Q)
         return QueryTokens(ids, positions, z_QD, loss_Q, records)
 
-    def _hidden(
+    def _hidden_records(
         self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
     ) -> tuple[Tensor, Records]:
         assert isinstance(self.index, HiddenIndex)
@@ -191,7 +192,7 @@ class Attributor:
             delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
         return loss_Q, records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path, assigned=assigned)
 
-    def _logits(
+    def _logit_records(
         self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
     ) -> tuple[Tensor, LogitRecords]:
         head_VD, logits_of = self.model.lm_head.weight, self.model.logits
@@ -203,42 +204,41 @@ class Attributor:
         loss_Q, tokens_Qc, values_Qc = residuals(head_VD, z_QD, targets_Q, competitors, logits_of)
         return loss_Q, LogitRecords(*assigned, tokens_Qc, values_Qc)
 
-    def query(self, asked: QueryTokens, which: slice) -> Query:
-        """The index's question about some of the tokens, summed."""
-        return self.index.query(*asked.records.arrays(which))
+    def query(self, tokens: QueryTokens, selection: slice) -> Query:
+        """Return the index's question about some of the tokens, summed."""
+        return self.index.query(*tokens.records.arrays(selection))
 
-    def hits(self, asked: QueryTokens, which: slice) -> tuple[Query, Hits]:
-        """Influence of every training token on the summed loss of some of the query's tokens."""
-        query = self.query(asked, which)
+    def hits(self, tokens: QueryTokens, selection: slice) -> tuple[Query, Hits]:
+        """Return the influence of every training token on the summed loss of some of the query's tokens."""
+        query = self.query(tokens, selection)
         if not self.rerank:
             return query, self.index.score(query)
         assert isinstance(self.index, HiddenIndex)
-        rescored = []
-        for one in range(*which.indices(len(asked.positions))):  # each token on what it itself proposes
-            proposed = self.index.score(self.query(asked, slice(one, one + 1)))
-            _, _, delta_1rD = asked.records.arrays(slice(one, one + 1))
-            rescored.append(self.index.rescored(proposed, asked.z_QD[one].float().cpu().numpy(), delta_1rD[0, 0]))
-        return query, Hits.total(rescored)
+        parts = []
+        for number in range(*selection.indices(len(tokens.positions))):  # each token on what it itself proposes
+            token = slice(number, number + 1)
+            proposed = self.index.score(self.query(tokens, token))
+            _, _, delta_1rD = tokens.records.arrays(token)
+            parts.append(self.index.rescored(proposed, tokens.z_QD[number].float().cpu().numpy(), delta_1rD[0, 0]))
+        return query, Hits.total(parts)
 
-    def _described(self, asked: QueryTokens, which: slice, kind: str) -> Attribution:
-        query, hits = self.hits(asked, which)
-        first, last = asked.positions[which][0], asked.positions[which][-1]
-        records = asked.records
-        active = sorted(
-            zip(records.prototypes_Nk[which.start].tolist(), records.activations_Nk[which.start].tolist(), strict=True),
-            key=lambda pair: -pair[1],
-        )
+    def _describe(self, tokens: QueryTokens, selection: slice, kind: str) -> Attribution:
+        query, hits = self.hits(tokens, selection)
+        first, last = tokens.positions[selection][0], tokens.positions[selection][-1]
+        prototypes_k = tokens.records.prototypes_Nk[selection.start].tolist()
+        activations_k = tokens.records.activations_Nk[selection.start].tolist()
+        active = sorted(zip(prototypes_k, activations_k, strict=True), key=lambda pair: -pair[1])
         passages, documents = self.describe.by_passage(hits), self.describe.by_document(hits)
         return Attribution(
             kind=kind,
-            context=token_text(self.tokenizer, asked.ids[max(0, first - 12) : first]),
-            token=token_text(self.tokenizer, asked.ids[first : last + 1]),
-            loss=float(asked.loss_Q[which].sum()),
+            context=token_text(self.tokenizer, tokens.ids[max(0, first - 12) : first]),
+            token=token_text(self.tokenizer, tokens.ids[first : last + 1]),
+            loss=float(tokens.loss_Q[selection].sum()),
             scored_by="head K-FAC" if self.rerank else "prototypes",
             touched=len(hits.tokens),
             influence=float(hits.influence.sum(dtype=np.float64)),
             prototypes=[] if kind == "sequence" else [pair for pair in active if pair[1] != 0],
-            tokens=self.describe.tokens(self._strongest(hits), query, carried=not self.rerank),
+            tokens=self.describe.tokens(self._strongest(hits), query, with_prototypes=not self.rerank),
             passages=self.describe.passages(self._strongest(passages)),
             documents=self.describe.documents(self._strongest(documents)),
             notes=list(self.notes),
@@ -247,10 +247,10 @@ class Attributor:
     def _strongest(self, hits: Hits) -> Hits:
         return hits.strongest(self.top, self.opposing)
 
-    def _ids(self, text: str, what: str = "text") -> list[int]:
+    def _ids(self, text: str, name: str = "text") -> list[int]:
         ids = encode(self.tokenizer, text)
         if not ids:
-            raise UserError(f"the {what.removeprefix('--')} is empty: give some text")
+            raise UserError(f"the {name.removeprefix('--')} is empty: give some text")
         return ids
 
     def _prompt_ids(self, prompt: str, new_tokens: int) -> list[int]:
@@ -262,13 +262,13 @@ class Attributor:
             )
         return self._cut(self._ids(prompt, "prompt"), room, "prompt")
 
-    def _cut(self, ids: list[int], room: int, what: str) -> list[int]:
+    def _cut(self, ids: list[int], room: int, name: str) -> list[int]:
         """The last tokens that fit; a note in the results says what was cut."""
         self.notes = []
         if len(ids) > room:
             cut = token_text(self.tokenizer, ids[: len(ids) - room])
             self.notes = [
-                f"the {what} has {len(ids)} tokens, {room} fit:"
+                f"the {name} has {len(ids)} tokens, {room} fit:"
                 f" its first {len(ids) - room} were cut, up to {cut[-40:]!r}"
             ]
         return ids[-room:]

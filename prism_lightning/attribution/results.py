@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prism_lightning.attribution.index.base import Hits, Index, Query, summed
+from prism_lightning.attribution.index.base import Hits, Index, Query, sum_by_token
 from prism_lightning.data.sources import has_rows
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.token_text import token_bytes, token_text
@@ -93,27 +93,31 @@ class Describer:
     def __init__(self, store: TokenStore, index: Index) -> None:
         self.store, self.index = store, index
 
-    def tokens(self, hits: Hits, query: Query, carried: bool) -> list[TrainingToken]:
-        """Training tokens; with `carried`, the prototypes through which each has its influence."""
-        carriers = self.index.carriers(query, hits.tokens) if carried else [[] for _ in hits.tokens]
-        found = []
-        for row, influence, prototypes in zip(hits.tokens.tolist(), hits.influence.tolist(), carriers, strict=True):
+    def tokens(self, hits: Hits, query: Query, with_prototypes: bool) -> list[TrainingToken]:
+        """Describe training tokens; on request with the prototypes through which each has its influence."""
+        contributions: list[list[tuple[int, float]]] = [[] for _ in hits.tokens]
+        if with_prototypes:
+            contributions = self.index.contributions_by_prototype(query, hits.tokens)
+        tokens = []
+        for row, influence, prototypes in zip(
+            hits.tokens.tolist(), hits.influence.tolist(), contributions, strict=True
+        ):
             position = row + 1  # row r of the index is the loss of predicting token r + 1
             before, token, after = self.store.text_around(position, 12, 8)
             as_bytes = token_bytes(self.store.tokenizer, self.store.tokens[position : position + 1]).hex()
             source = self.source(position)
-            found.append(TrainingToken(position, influence, prototypes, source, before, token, after, as_bytes))
-        return found
+            tokens.append(TrainingToken(position, influence, prototypes, source, before, token, after, as_bytes))
+        return tokens
 
     def by_passage(self, hits: Hits) -> Hits:
         """Influence of passages, by the position of their first token."""
         start = self.store.starts[self._documents_of(hits.tokens)]
         offset = hits.tokens + 1 - start
-        return summed(start + offset // PASSAGE_TOKENS * PASSAGE_TOKENS, hits.influence)
+        return sum_by_token(start + offset // PASSAGE_TOKENS * PASSAGE_TOKENS, hits.influence)
 
     def by_document(self, hits: Hits) -> Hits:
         """Influence of documents, by their number."""
-        return summed(self._documents_of(hits.tokens), hits.influence)
+        return sum_by_token(self._documents_of(hits.tokens), hits.influence)
 
     def _documents_of(self, rows: np.ndarray) -> np.ndarray:
         return self.store.documents_of(rows + 1)

@@ -46,10 +46,10 @@ def attribute(arguments: list[str]) -> None:
         epilog=EXAMPLES,
     )
     _index_options(parser, "RUN/index")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="let the model continue this, and attribute each new token")
-    what.add_argument("--text", help="attribute every token of this text")
-    what.add_argument("--queries", type=Path, help="jsonl file of many questions; the answers are JSON lines")
+    question_flags = parser.add_mutually_exclusive_group(required=True)
+    question_flags.add_argument("--prompt", help="let the model continue this, and attribute each new token")
+    question_flags.add_argument("--text", help="attribute every token of this text")
+    question_flags.add_argument("--queries", type=Path, help="jsonl file of many questions; the answers are JSON lines")
     parser.add_argument("--why", help="with --prompt: contrast this continuation ...")
     parser.add_argument("--rather_than", help="... with this one: what made the model prefer the first")
     parser.add_argument("--max_new_tokens", type=int, default=5, help="with --prompt: tokens to add (default 5)")
@@ -65,7 +65,7 @@ def attribute(arguments: list[str]) -> None:
     refuse_below(parser, options, 1, "max_new_tokens", "top")
 
     decode_options(options, "prompt", "text", "why", "rather_than")
-    questions = read_questions(options.queries) if options.queries else [_given(options)]
+    questions = read_questions(options.queries) if options.queries else [_question_of(options)]
     import_decoders()
 
     from prism_lightning.attribution.attributor import Attributor
@@ -92,7 +92,7 @@ def attribute(arguments: list[str]) -> None:
     print_attributions(attributions)
 
 
-def _given(options: argparse.Namespace) -> dict[str, str]:
+def _question_of(options: argparse.Namespace) -> dict[str, str]:
     names = ("prompt", "text", "why", "rather_than")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
@@ -177,7 +177,7 @@ def curvature(arguments: list[str]) -> None:
 
     from prism_lightning.common.console import console
     from prism_lightning.common.progress import Progressing
-    from prism_lightning.inspection.curvature_report import measured, report_tables, write_report
+    from prism_lightning.inspection.curvature_report import measure_run, report_tables, write_report
     from prism_lightning.run.environment import environment
     from prism_lightning.run.model_folder import load_exported
     from prism_lightning.run.training_data import data_of
@@ -192,7 +192,9 @@ def curvature(arguments: list[str]) -> None:
             model, _ = load_exported(run, options.device, options.dtype)
             data = data_of(run)
             name = f"{run}, commitment {model.config.commitment:g}"
-            for row in measured(model, data.train, run, fitted, options.tokens, options.sample, options.seed, report):
+            for row in measure_run(
+                model, data.train, run, fitted, options.tokens, options.sample, options.seed, report
+            ):
                 rows.append((name, row))
     for table in report_tables(rows):
         console.print(table)

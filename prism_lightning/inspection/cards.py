@@ -60,11 +60,11 @@ def inspect_prototypes(attributor: Attributor, prototypes: list[int] | None, top
     usage_K = index.usage_K()
     if prototypes is None:
         prototypes = np.argsort(-usage_K, kind="stable")[:top].tolist()
-    stray = [number for number in prototypes if not 0 <= number < len(usage_K)]
-    if stray:
+    unknown = [number for number in prototypes if not 0 <= number < len(usage_K)]
+    if unknown:
         raise UserError(
-            f"prototype {stray[0]} is not in {index.folder}: its prototypes are 0 to {len(usage_K) - 1}; give the index"
-            " that has it by --index"
+            f"prototype {unknown[0]} is not in {index.folder}: its prototypes are 0 to {len(usage_K) - 1};"
+            " give the index that has it by --index"
         )
     labeller = Labeller(attributor.describe.store)
     return [_card(attributor, labeller, number, int(usage_K[number]), top) for number in prototypes]
@@ -75,23 +75,23 @@ def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, t
     order_n = np.argsort(-activations_n, kind="stable")
     rows_n, activations_n = rows_n[order_n].astype(np.int64), activations_n[order_n].astype(np.float32)
     middle = max(0, len(rows_n) // 2 - top // 2)
-    drawn = np.random.default_rng(number).permutation(len(rows_n))[:top]
+    random_places = np.random.default_rng(number).permutation(len(rows_n))[:top]
     places = {"top": np.arange(min(top, len(rows_n))), "middle": np.arange(len(rows_n))[middle : middle + top]}
-    places["random"] = np.sort(drawn)
-    nothing = Query(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+    places["random"] = np.sort(random_places)
+    no_query = Query(np.empty(0, np.int64), np.empty((0, 0), np.float32))
     logits_V = attributor.model.lm_head(attributor.dictionary.prototypes_KD[number])
-    best, worst = (logits_V.topk(PROMOTED, largest=largest).indices.tolist() for largest in (True, False))
+    promoted, demoted = (logits_V.topk(PROMOTED, largest=largest).indices.tolist() for largest in (True, False))
     return PrototypeCard(
         prototype=number,
         usage=usage,
         usage_share=usage / attributor.index.tokens,
         indexed_tokens=attributor.index.tokens,
         dead=usage == 0,
-        promotes=[token_text(attributor.tokenizer, [token]) for token in best],
-        demotes=[token_text(attributor.tokenizer, [token]) for token in worst],
+        promotes=[token_text(attributor.tokenizer, [token]) for token in promoted],
+        demotes=[token_text(attributor.tokenizer, [token]) for token in demoted],
         label=labeller.label(rows_n),
         examples={
-            group: attributor.describe.tokens(Hits(rows_n[at], activations_n[at]), nothing, carried=False)
+            group: attributor.describe.tokens(Hits(rows_n[at], activations_n[at]), no_query, with_prototypes=False)
             for group, at in places.items()
         },
     )

@@ -13,8 +13,8 @@ import numpy as np
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.token_text import token_text
 
-NAMED = 3  # tokens in either half of a label
-COUNTED = 2**24  # tokens at a time: counting widens them to eight bytes
+LABEL_TOKENS = 3  # tokens in either half of a label
+COUNT_CHUNK = 2**24  # tokens at a time: counting widens them to eight bytes
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Labeller:
     def counts_V(self) -> np.ndarray:
         """How often each token stands in the corpus."""
         tokens, size = self.store.tokens, self.store.manifest["tokenizer_size"]
-        parts = (tokens[start : start + COUNTED] for start in range(0, len(tokens), COUNTED))
+        parts = (tokens[start : start + COUNT_CHUNK] for start in range(0, len(tokens), COUNT_CHUNK))
         return np.sum([np.bincount(part, minlength=size) for part in parts], axis=0)
 
     def label(self, rows_n: np.ndarray) -> Label:
@@ -71,26 +71,26 @@ class Labeller:
         if not len(rows_n):
             return Label([], 0.0, [], 0.0, 0.0, 0.0, 0.0)
         read_n, next_n = self.store.tokens[rows_n], self.store.tokens[rows_n + 1]
-        after, says = self._telling(read_n), self._telling(next_n)
-        said_n = np.isin(next_n, says)
+        after, says = self._distinctive_tokens(read_n), self._distinctive_tokens(next_n)
+        follows_n = np.isin(next_n, says)
         tenth = max(1, len(rows_n) // 10)
         middle = (len(rows_n) - tenth) // 2
-        drawn = np.random.default_rng(0).permutation(len(rows_n))[:tenth]
+        random_rows = np.random.default_rng(0).permutation(len(rows_n))[:tenth]
         return Label(
             after=[token_text(self.store.tokenizer, [token]) for token in after],
             after_share=float(np.isin(read_n, after).mean()),
             says=[token_text(self.store.tokenizer, [token]) for token in says],
-            says_share=float(said_n.mean()),
-            says_share_top=float(said_n[:tenth].mean()),
-            says_share_middle=float(said_n[middle : middle + tenth].mean()),
-            says_share_random=float(said_n[drawn].mean()),
+            says_share=float(follows_n.mean()),
+            says_share_top=float(follows_n[:tenth].mean()),
+            says_share_middle=float(follows_n[middle : middle + tenth].mean()),
+            says_share_random=float(follows_n[random_rows].mean()),
         )
 
-    def _telling(self, tokens_n: np.ndarray) -> list[int]:
+    def _distinctive_tokens(self, tokens_n: np.ndarray) -> list[int]:
         """Tokens whose count here, times the logarithm of how much more often they stand here, is largest."""
-        here_V = np.bincount(tokens_n, minlength=len(self.counts_V))
-        found = np.flatnonzero(here_V)
-        expected = self.counts_V[found] / self.counts_V.sum() * len(tokens_n)
-        gain = here_V[found] * np.log(here_V[found] / np.maximum(expected, 1e-9))
-        order = np.argsort(-gain, kind="stable")[:NAMED]
-        return [int(found[at]) for at in order if gain[at] > 0]
+        counts_here_V = np.bincount(tokens_n, minlength=len(self.counts_V))
+        present = np.flatnonzero(counts_here_V)
+        expected = self.counts_V[present] / self.counts_V.sum() * len(tokens_n)
+        gain = counts_here_V[present] * np.log(counts_here_V[present] / np.maximum(expected, 1e-9))
+        order = np.argsort(-gain, kind="stable")[:LABEL_TOKENS]
+        return [int(present[at]) for at in order if gain[at] > 0]

@@ -106,47 +106,99 @@ def activation_matrix(indices_Nk: Tensor, activations_Nk: Tensor, size: int) -> 
     return matrix
 
 
-def localisation(
+def activation_gram(activations_NK: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Return E[a_i a_j], sparse [K, K]."""
+    return (activations_NK.T @ activations_NK).tocsr() / activations_NK.shape[0]
+
+
+def activation_share(gram_KK: scipy.sparse.csr_array) -> float:
+    """Return the share of the Gram's squared Frobenius norm on its diagonal."""
+    return float((gram_KK.diagonal() ** 2).sum() / gram_KK.power(2).sum())
+
+
+def coactive_blocks(gram_KK: scipy.sparse.csr_array) -> float:
+    """Return the effective number of blocks in a row: the inverse participation ratio of its squared entries.
+
+    Rows are weighted by their squared norm; rows of unused prototypes are left out.
+    """
+    squares_KK = gram_KK.power(2)
+    second_K, fourth_K = (np.asarray(m.sum(axis=1)).ravel() for m in (squares_KK, squares_KK.power(2)))
+    used = second_K > 0
+    return float((second_K[used] * (second_K[used] ** 2 / fourth_K[used])).sum() / second_K[used].sum())
+
+
+def read_share(activations_NK: scipy.sparse.csr_array) -> float:
+    """Return the length of the lists of an average token's prototypes, added up, as a share of all tokens."""
+    tokens, usage_K = activations_NK.shape[0], np.diff((activations_NK != 0).tocsc().indptr).astype(float)
+    return float((usage_K / tokens * usage_K).sum() / tokens)
+
+
+def gram_condition(gram_KK: scipy.sparse.csr_array) -> float | None:
+    """Return the condition number of the damped Gram of the prototypes in use; None for more than LARGEST_SPECTRUM."""
+    used = _used(gram_KK)
+    size = int(used.sum())
+    if size > LARGEST_SPECTRUM:
+        return None
+    damping = DAMPING * gram_KK.diagonal()[used].mean()
+    values = torch.linalg.eigvalsh(torch.from_numpy(gram_KK[used][:, used].toarray() + damping * np.eye(size)))
+    return float(values[-1] / values[0])
+
+
+def diagonal_condition(gram_KK: scipy.sparse.csr_array) -> float:
+    """Return the condition number of the damped diagonal of the Gram, over the prototypes in use."""
+    diagonal_K = gram_KK.diagonal()[_used(gram_KK)]
+    damped_K = diagonal_K + DAMPING * diagonal_K.mean()
+    return float(damped_K.max() / damped_K.min())
+
+
+def curvature_condition(curvature_DD: Tensor) -> float:
+    """Return the condition number of S."""
+    values = torch.linalg.eigvalsh(curvature_DD.double()).clamp_min(1e-12)
+    return float(values[-1] / values[0])
+
+
+def _used(gram_KK: scipy.sparse.csr_array) -> np.ndarray:
+    """[K] whether a prototype is ever active."""
+    return np.asarray(gram_KK.power(2).sum(axis=1)).ravel() > 0
+
+
+def measure_localisation(
     name: str,
     activations_NK: scipy.sparse.csr_array,
     active: int,
     sample: np.ndarray,
     products_nn: np.ndarray,
     curvature_DD: Tensor,
-    unexplained: float | None,
+    unexplained_variance: float | None,
 ) -> Localisation:
-    """Measure one set of activations. `sample` are the n rows that `products_nn` belongs to."""
-    gram_KK = (activations_NK.T @ activations_NK).tocsr() / activations_NK.shape[0]
-    squares_KK = gram_KK.power(2)
-    diagonal_K = gram_KK.diagonal()
-    rows_K, fourth_K = (np.asarray(m.sum(axis=1)).ravel() for m in (squares_KK, squares_KK.power(2)))
-    used = rows_K > 0
-    tokens, usage_K = activations_NK.shape[0], np.diff((activations_NK != 0).tocsc().indptr).astype(float)
-    damped_K = diagonal_K[used] + DAMPING * diagonal_K[used].mean()
-    size = int(used.sum())
-    spectrum = None
-    if size <= LARGEST_SPECTRUM:
-        damped = gram_KK[used][:, used].toarray() + DAMPING * diagonal_K[used].mean() * np.eye(size)
-        values = torch.linalg.eigvalsh(torch.from_numpy(damped))
-        spectrum = float(values[-1] / values[0])
-    curvature = torch.linalg.eigvalsh(curvature_DD.double()).clamp_min(1e-12)
+    """Measure one set of activations.
+
+    Args:
+        name, active: of the set; the latter is k.
+        activations_NK: a_ti.
+        sample: the n rows that `products_nn` belongs to.
+        products_nn: <M_t, M_t'>.
+        curvature_DD: S.
+        unexplained_variance: of the hidden states by the mixture, where there is one.
+    """
+    gram_KK = activation_gram(activations_NK)
     return Localisation(
         name=name,
         prototypes=activations_NK.shape[1],
         active=active,
-        unexplained_variance=unexplained,
+        unexplained_variance=unexplained_variance,
         gauss_newton_share=block_share(activations_NK[sample], products_nn),
-        activation_share=float((diagonal_K**2).sum() / squares_KK.sum()),
-        coactive_blocks=float((rows_K[used] * (rows_K[used] ** 2 / fourth_K[used])).sum() / rows_K[used].sum()),
-        read_share=float((usage_K / tokens * usage_K).sum() / tokens),
-        gram_condition=spectrum,
-        diagonal_condition=float(damped_K.max() / damped_K.min()),
-        curvature_condition=float(curvature[-1] / curvature[0]),
+        activation_share=activation_share(gram_KK),
+        coactive_blocks=coactive_blocks(gram_KK),
+        read_share=read_share(activations_NK),
+        gram_condition=gram_condition(gram_KK),
+        diagonal_condition=diagonal_condition(gram_KK),
+        curvature_condition=curvature_condition(curvature_DD),
     )
 
 
 @torch.no_grad()
-def compare(
+def measure_all(
     head_VD: Tensor, z_ND: Tensor, dictionaries: dict[str, Dictionary], sample_size: int, seed: int
 ) -> Iterator[Localisation]:
     """Measure the dense head, and each dictionary beside random prototypes of its size as the control.
@@ -170,7 +222,7 @@ def compare(
     dense = scipy.sparse.csr_array(z_ND.double().cpu().numpy())
     size = z_ND.shape[1]
     head_nn = head_products(probabilities_nV.double()).cpu().numpy()
-    yield localisation("dense head", dense, size, rows, head_nn, mean_DD, None)
+    yield measure_localisation("dense head", dense, size, rows, head_nn, mean_DD, None)
     for name, dictionary in dictionaries.items():
         shape = dictionary.prototypes_KD.shape
         control = Dictionary(torch.randn(shape, generator=generator).to(z_ND.device), dictionary.active)
@@ -181,4 +233,4 @@ def compare(
                 residual_ND = z_ND - candidate.mixture(indices_Nk, activations_Nk)
                 unexplained = (residual_ND.square().sum() / z_ND.square().sum()).item()
             matrix = activation_matrix(indices_Nk, activations_Nk, shape[0])
-            yield localisation(label, matrix, candidate.active, rows, products_nn, mean_DD, unexplained)
+            yield measure_localisation(label, matrix, candidate.active, rows, products_nn, mean_DD, unexplained)

@@ -22,7 +22,7 @@ from prism_lightning.run.training_data import data_of
 OWN_INDEX_TOKENS = 1_000_000
 
 
-def own_index(run: Path, model: PrismForCausalLM, anew: bool = False) -> Path:
+def own_index(run: Path, model: PrismForCausalLM, rebuild: bool = False) -> Path:
     """The index of the model's own prototypes, RUN/prototypes, built where it is not there yet.
 
     Of a large corpus it looks at whole documents drawn at random; for all of it run `index --index.dictionary model`.
@@ -37,12 +37,12 @@ def own_index(run: Path, model: PrismForCausalLM, anew: bool = False) -> Path:
     """
     folder = run_directory(run) / "prototypes"
     manifest = read_json(folder / "manifest.json")
-    if manifest is not None and not anew and _is_own(manifest, model):
+    if manifest is not None and not rebuild and _is_own(manifest, model):
         return folder
     corpus = data_of(run_directory(run)).train  # before anything is removed
     try:
-        known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
-        if folder.is_dir() and (known is None or anew or manifest is not None or not _is_model(known, model)):
+        facts = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
+        if folder.is_dir() and (facts is None or rebuild or manifest is not None or not _is_model(facts, model)):
             shutil.rmtree(folder)
         store = sampled_store(corpus, OWN_INDEX_TOKENS, folder / "sample")
     except OSError as error:

@@ -38,7 +38,7 @@ def own_attributor(
             return Attributor.open(run, index, verify=verify, loaded=loaded)
         except UserError as error:
             print(f"the index of the model's own prototypes is built anew: {error}", file=sys.stderr)
-            index = own_index(run, loaded[0], anew=True)
+            index = own_index(run, loaded[0], rebuild=True)
     return Attributor.open(run, index, verify=verify, loaded=loaded)
 
 
@@ -48,14 +48,14 @@ def prototypes_labelled(attributor: Attributor, text: str) -> list[int]:
     Raises:
         UserError: none has.
     """
-    index, labeller, found = attributor.index, Labeller(attributor.describe.store), []
+    index, labeller, prototypes = attributor.index, Labeller(attributor.describe.store), []
     for number in np.flatnonzero(index.usage_K()).tolist():
         rows_n, activations_n = index.postings(number)
         if text.lower() in str(labeller.label(rows_n[np.argsort(-activations_n, kind="stable")])).lower():
-            found.append(number)
-    if not found:
+            prototypes.append(number)
+    if not prototypes:
         raise UserError(f"no prototype's label has {text!r}: `prototypes` shows labels")
-    return found
+    return prototypes
 
 
 def as_markdown(card: PrototypeCard, facts: list[str]) -> str:

@@ -109,7 +109,7 @@ class EkFac(Method):
         )
         # Not `compute_pairwise_scores`, which would read all factors again, and write the scores to files.
         with _quiet(), _damped(self.damping):
-            found = compute_pairwise_scores_with_loaders(
+            scores_by_module = compute_pairwise_scores_with_loaders(
                 loaded_factors=self.factors,
                 model=self.analyzer.model,
                 state=self.analyzer.state,
@@ -122,7 +122,7 @@ class EkFac(Method):
                 tracked_module_names=None,
                 disable_tqdm=True,
             )
-        return found["all_modules"]
+        return scores_by_module["all_modules"]
 
     def _factor_arguments(self) -> Any:
         from kronfluence.arguments import FactorArguments

@@ -50,20 +50,22 @@ class ExactPrototypes(Prototypes):
 
     @torch.no_grad()
     def scores(self, queries: Queries) -> Tensor:
-        records, which_N = self.records(queries)
+        records, query_N = self.records(queries)
         assert isinstance(records, Records)
         out = []
-        for first in range(0, len(queries.ids_QL), QUERIES):
-            chosen = torch.arange(first, min(first + QUERIES, len(queries.ids_QL)))
-            asked_QKD = torch.stack([self._gradient(records, torch.from_numpy(which_N) == query) for query in chosen])
-            out.append(self._by_sequence(self.solved(asked_QKD)))
+        for start in range(0, len(queries.ids_QL), QUERIES):
+            chosen = torch.arange(start, min(start + QUERIES, len(queries.ids_QL)))
+            gradients_QKD = torch.stack(
+                [self._gradient(records, torch.from_numpy(query_N) == query) for query in chosen]
+            )
+            out.append(self._by_sequence(self.solved(gradients_QKD)))
         return torch.cat(out) / len(self.z_ND)
 
-    def _gradient(self, records: Records, mine_N: Tensor) -> Tensor:
+    def _gradient(self, records: Records, in_query_N: Tensor) -> Tensor:
         """[K, D]: a query's gradient with respect to all prototypes."""
         gradient_KD = torch.zeros_like(self.dictionary.prototypes_KD)
         return gradient_KD.index_add_(
-            0, records.prototypes_Nk[mine_N].flatten(), records.gradients_NkD()[mine_N].flatten(0, 1)
+            0, records.prototypes_Nk[in_query_N].flatten(), records.gradients_NkD()[in_query_N].flatten(0, 1)
         )
 
     def _by_sequence(self, vectors_QKD: Tensor) -> Tensor:
@@ -85,14 +87,14 @@ class ExactPrototypes(Prototypes):
                 out_KQD.index_add_(0, index_C, a_C[:, None, None] * image_CQD)
         return out_KQD.transpose(0, 1)
 
-    def solved(self, asked_QKD: Tensor) -> Tensor:
+    def solved(self, gradients_QKD: Tensor) -> Tensor:
         """(G + ridge)^-1 of every query's gradient, preconditioned by the separable curvature that the index uses."""
         eye_DD = torch.eye(len(self.curvature_DD))
         share = self.damping * self.curvature_DD.diagonal().mean()
         inverse_DD = torch.linalg.inv(self.curvature_DD + share * eye_DD)
         inverse_K1 = 1 / (self.activation_K + self.damping * self.activation_K.mean())[:, None]
-        solution = torch.zeros_like(asked_QKD)
-        residual = asked_QKD.clone()
+        solution = torch.zeros_like(gradients_QKD)
+        residual = gradients_QKD.clone()
         direction = conditioned = inverse_K1 * (residual @ inverse_DD)
         energy_Q = _dot(residual, conditioned)
         goal_Q = TOLERANCE**2 * energy_Q

@@ -42,6 +42,6 @@ class ListMethod(Method):
         """The look-up alone."""
         out = torch.full((len(questions), count), -1)
         for row, question in zip(out, questions, strict=True):
-            found = self.by_sequence(question).strongest(count).tokens
-            row[: len(found)] = torch.from_numpy(found)
+            best = self.by_sequence(question).strongest(count).tokens
+            row[: len(best)] = torch.from_numpy(best)
         return out

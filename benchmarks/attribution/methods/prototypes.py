@@ -16,7 +16,7 @@ from benchmarks.attribution.task import Queries, Task, hidden, loss_gradients
 from prism_lightning.attribution.build.builder import Builder
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import LogitRecords, Records, records_of, residuals
-from prism_lightning.attribution.index.base import Hits, Query, summed
+from prism_lightning.attribution.index.base import Hits, Query, sum_by_token
 from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.files import map_file
@@ -82,25 +82,25 @@ class Prototypes(ListMethod):
     def records(self, queries: Queries) -> tuple[Records | LogitRecords, np.ndarray]:
         """Records of all targets asked about, and the query each belongs to; weights are in the gradients."""
         model = self.task.model
-        which_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
+        query_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
         last = int(at_N.max()) + 1
-        z_ND = model.hidden_states(queries.ids_QL[:, :last])[which_N, at_N]
-        targets_N, weights_N1 = queries.ids_QL[which_N, at_N + 1], queries.weights_QT[which_N, at_N, None]
+        z_ND = model.hidden_states(queries.ids_QL[:, :last])[query_N, at_N]
+        targets_N, weights_N1 = queries.ids_QL[query_N, at_N + 1], queries.weights_QT[query_N, at_N, None]
         if self.settings.space == "logits":
             _, targets_N1, residuals_N1 = residuals(model.lm_head.weight, z_ND, targets_N)
             records = LogitRecords(*self.dictionary.assign(z_ND), targets_N1, residuals_N1 * weights_N1)
-            return records, which_N.numpy()
+            return records, query_N.numpy()
         delta_ND = loss_gradients(model, z_ND, targets_N) * weights_N1
-        return records_of(self.dictionary, z_ND, delta_ND, self.settings.activation_path), which_N.numpy()
+        return records_of(self.dictionary, z_ND, delta_ND, self.settings.activation_path), query_N.numpy()
 
     def questions(self, queries: Queries) -> list[Query]:
-        records, which_N = self.records(queries)
-        bounds = np.searchsorted(which_N, np.arange(len(queries.ids_QL) + 1)).tolist()
+        records, query_N = self.records(queries)
+        bounds = np.searchsorted(query_N, np.arange(len(queries.ids_QL) + 1)).tolist()
         return [self.index.query(*records.arrays(slice(first, last))) for first, last in pairwise(bounds)]
 
     def by_sequence(self, question: Query) -> Hits:
         hits = self.index.score(question)
-        return summed(hits.tokens // (self.task.train_SL.shape[1] - 1), hits.influence)
+        return sum_by_token(hits.tokens // (self.task.train_SL.shape[1] - 1), hits.influence)
 
     def share_read(self, queries: Queries) -> float:
         return float(np.mean([self.index.entries_read(query) for query in self.questions(queries)])) / self.index.tokens

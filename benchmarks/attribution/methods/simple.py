@@ -70,11 +70,11 @@ class Bm25(Method):
     def scores(self, queries: Queries) -> Tensor:
         last_Q = (queries.weights_QT > 0).int() * torch.arange(1, queries.weights_QT.shape[1] + 1)
         rows = [ids[: last + 1] for ids, last in zip(queries.ids_QL.tolist(), last_Q.amax(1).tolist(), strict=True)]
-        asked = []
+        scores = []
         for text in self.tokenizer.batch_decode(rows):
-            known = {self.column[word]: times for word, times in words(text).items() if word in self.column}
-            asked.append(self.matrix_SW[:, list(known)] @ np.array(list(known.values()), dtype=np.float32))
-        return torch.from_numpy(np.stack(asked))
+            frequencies = {self.column[word]: times for word, times in words(text).items() if word in self.column}
+            scores.append(self.matrix_SW[:, list(frequencies)] @ np.array(list(frequencies.values()), dtype=np.float32))
+        return torch.from_numpy(np.stack(scores))
 
 
 def words(text: str) -> Counter[str]:

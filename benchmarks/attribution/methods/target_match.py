@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.task import Queries, Task, hidden
 from prism_lightning.attribution.curvature.hessian import eigenbasis
-from prism_lightning.attribution.curvature.records import surprise
-from prism_lightning.attribution.index.base import Hits, summed
+from prism_lightning.attribution.curvature.records import target_error_probability
+from prism_lightning.attribution.index.base import Hits, sum_by_token
 from prism_lightning.attribution.index.quantisation import quantised
 from prism_lightning.attribution.index.shards import LogitShard, entries_of, find_lists
 from prism_lightning.common.files import map_file, write_file
@@ -46,9 +46,9 @@ class TargetMatch(ListMethod):
     def lists(self, z_ND: Tensor) -> dict[str, np.ndarray]:
         """Rows of every target that occurs, one behind the other."""
         head_VD, targets_N = self.task.model.lm_head.weight, self.task.train_SL[:, 1:].flatten()
-        surprise_N, shape = surprise(head_VD, z_ND, targets_N).numpy(), (len(targets_N), 1)
+        target_errors_N, shape = target_error_probability(head_VD, z_ND, targets_N).numpy(), (len(targets_N), 1)
         shard = LogitShard.of_tokens(
-            np.zeros(shape, int), np.ones(shape), surprise_N, targets_N.numpy(), len(head_VD), num_prototypes=1
+            np.zeros(shape, int), np.ones(shape), target_errors_N, targets_N.numpy(), len(head_VD), num_prototypes=1
         )
         tensors = shard.tensors()
         del tensors["activations"]  # all are 1
@@ -60,15 +60,15 @@ class TargetMatch(ListMethod):
     @torch.no_grad()
     def questions(self, queries: Queries) -> list[tuple[np.ndarray, np.ndarray]]:
         """As `ListMethod`: the targets asked about [U], ascending, and the vector [U, m] of each."""
-        which_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
-        z_ND = self.task.model.hidden_states(queries.ids_QL[:, : int(at_N.max()) + 1])[which_N, at_N]
-        targets_N = queries.ids_QL[which_N, at_N + 1]
-        surprise_N = surprise(self.task.model.lm_head.weight, z_ND, targets_N)
+        query_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
+        z_ND = self.task.model.hidden_states(queries.ids_QL[:, : int(at_N.max()) + 1])[query_N, at_N]
+        targets_N = queries.ids_QL[query_N, at_N + 1]
+        target_errors_N = target_error_probability(self.task.model.lm_head.weight, z_ND, targets_N)
         at, present = find_lists(self.state["lists"], targets_N.numpy())
         curvature_N = self.state["curvature"][at] * present + self.damping * self.state["curvature"].mean()
-        weights_N = (surprise_N * queries.weights_QT[which_N, at_N]).numpy() / curvature_N
+        weights_N = (target_errors_N * queries.weights_QT[query_N, at_N]).numpy() / curvature_N
         vectors_Nm = self.vectors(z_ND) * weights_N[:, None].astype(np.float32)
-        bounds = np.searchsorted(which_N.numpy(), np.arange(len(queries.ids_QL) + 1)).tolist()
+        bounds = np.searchsorted(query_N.numpy(), np.arange(len(queries.ids_QL) + 1)).tolist()
         return [_by_target(targets_N[a:b].numpy(), vectors_Nm[a:b]) for a, b in pairwise(bounds)]
 
     def vectors(self, z_ND: Tensor) -> np.ndarray:
@@ -80,7 +80,7 @@ class TargetMatch(ListMethod):
         positions, counts = self.entries(targets_U)
         rows = self.state["rows"][positions].astype(np.int64)
         values = self.agreement(positions, counts, vectors_Um)
-        return summed(rows // self.length, self.state["surprise"].take(rows) * values)
+        return sum_by_token(rows // self.length, self.state["surprise"].take(rows) * values)
 
     def entries(self, targets_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions of the entries of some targets' lists, and the length of each list."""
@@ -97,9 +97,9 @@ class TargetMatch(ListMethod):
 
 def _by_target(targets_N: np.ndarray, vectors_Nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Different targets, and the sum of the vectors of each."""
-    targets_U, which_N = np.unique(targets_N, return_inverse=True)
+    targets_U, place_N = np.unique(targets_N, return_inverse=True)
     vectors_Um = np.zeros((len(targets_U), vectors_Nm.shape[1]), np.float32)
-    np.add.at(vectors_Um, which_N, vectors_Nm)
+    np.add.at(vectors_Um, place_N, vectors_Nm)
     return targets_U, vectors_Um
 
 

@@ -111,12 +111,12 @@ class Trak(Method):
     def scores(self, queries: Queries) -> Tensor:
         if self.damping != self.finalised_with:
             self.features_CSk, self.finalised_with = self._finalised(), self.damping
-        used = int(queries.weights_QT.any(0).nonzero().max()) + 1  # what follows the last target does not matter
-        queries = Queries(queries.ids_QL[:, : used + 1], queries.weights_QT[:, :used])
-        asked_CQk = self._gradients_CBk(queries, self.asked == "loss")
-        scores_SQ = torch.zeros(self.features_CSk.shape[1], asked_CQk.shape[1])
-        for features_Sk, asked_Qk in zip(self.features_CSk, asked_CQk, strict=True):
-            self._score_computer().get_scores(features_Sk, asked_Qk, scores_SQ)
+        num_targets = int(queries.weights_QT.any(0).nonzero().max()) + 1  # what follows the last target does not matter
+        queries = Queries(queries.ids_QL[:, : num_targets + 1], queries.weights_QT[:, :num_targets])
+        queries_CQk = self._gradients_CBk(queries, self.asked == "loss")
+        scores_SQ = torch.zeros(self.features_CSk.shape[1], queries_CQk.shape[1])
+        for features_Sk, queries_Qk in zip(self.features_CSk, queries_CQk, strict=True):
+            self._score_computer().get_scores(features_Sk, queries_Qk, scores_SQ)
         return (scores_SQ * self.out_to_loss_S[:, None] / len(self.features_CSk)).T
 
     def state_bytes(self) -> int:
@@ -132,7 +132,7 @@ class Trak(Method):
             for number, row_k in enumerate(rows_Bk):
                 ids_1L, weights_1T = queries.part(number, number + 1)
                 if of_loss:
-                    weights_1T = weights_1T * surprises(computer.model, ids_1L)
+                    weights_1T = weights_1T * target_error_probabilities(computer.model, ids_1L)
                 gradient_P = computer.compute_per_sample_grad((ids_1L, weights_1T))[0]
                 row_k[:] = projection.project(gradient_P) / len(gradient_P) ** 0.5
         return rows_CBk
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
 
 
 @torch.no_grad()
-def surprises(decoder: nn.Module, ids_BL: Tensor) -> Tensor:
+def target_error_probabilities(decoder: nn.Module, ids_BL: Tensor) -> Tensor:
     """1 - p [B, T] of every target."""
     p_BTV = decoder(ids_BL[:, :-1]).float().softmax(-1)
     return 1 - p_BTV.gather(-1, ids_BL[:, 1:, None])[..., 0]
@@ -196,7 +196,7 @@ class SequenceMargin:
         decoder: nn.Module, parameters: None, buffers: None, batch: tuple[Tensor, Tensor]
     ) -> Tensor:
         """[B, 1] mean of 1 - p over the targets."""
-        return surprises(decoder, batch[0]).mean(1, keepdim=True)
+        return target_error_probabilities(decoder, batch[0]).mean(1, keepdim=True)
 
 
 class HadamardProjection:

@@ -20,7 +20,7 @@ from prism_lightning.attribution.build.hidden import HiddenShardBuilder
 from prism_lightning.attribution.build.logits import LogitShardBuilder
 from prism_lightning.attribution.build.shards import ShardBuilder
 from prism_lightning.attribution.curvature.dictionary import Dictionary, default_size, fitted_dictionary
-from prism_lightning.attribution.index.base import FORMAT, made_from, parts_of, shard_path
+from prism_lightning.attribution.index.base import FORMAT, curvature_is_current, part_checksums, shard_path
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import integrity_error, map_file, read_json, write_file, write_json
@@ -30,7 +30,7 @@ from prism_lightning.models import PrismForCausalLM
 from prism_lightning.run.fingerprints import model_fingerprint
 
 SHARD_BUILDERS: dict[str, type[ShardBuilder[Any]]] = {"hidden": HiddenShardBuilder, "logits": LogitShardBuilder}
-FIT_TOKENS_PER_PROTOTYPE, LEAST_SAMPLE = 4, 131_072
+FIT_TOKENS_PER_PROTOTYPE, MIN_SAMPLE_TOKENS = 4, 131_072
 Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
@@ -75,17 +75,17 @@ class Builder:
         if self.model.dtype != torch.float32:  # of the decoder; shards of both would not be of one model
             facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
         with self.lock:
-            found = read_json(self.folder / "settings.json")
-            damaged = found is not None and problem_in(found, {"settings": mapping({})})
-            if damaged or (found is None and (self.folder / "dictionary.json").is_file()):
+            stored = read_json(self.folder / "settings.json")
+            damaged = stored is not None and problem_in(stored, {"settings": mapping({})})
+            if damaged or (stored is None and (self.folder / "dictionary.json").is_file()):
                 raise UserError(f"{self.folder}/settings.json is damaged: remove the folder and build the index again")
-            if found is None:
+            if stored is None:
                 write_json(self.folder / "settings.json", facts)
-            elif found != facts:
-                names = dict.fromkeys([*facts, *found])
-                changed = [name for name in names if found.get(name) != facts.get(name) and name != "settings"]
-                old = found.get("settings", {})
-                changed += [f"index.{n}" for n, value in facts["settings"].items() if old.get(n) != value]
+            elif stored != facts:
+                names = dict.fromkeys([*facts, *stored])
+                changed = [name for name in names if stored.get(name) != facts.get(name) and name != "settings"]
+                stored_settings = stored.get("settings", {})
+                changed += [f"index.{n}" for n, value in facts["settings"].items() if stored_settings.get(n) != value]
                 raise UserError(
                     f"{self.folder} holds an index with another {', '.join(changed)}:"
                     " choose another --index.dir or remove it"
@@ -96,13 +96,13 @@ class Builder:
         """Do this rank's share; True once the index is whole, False while other ranks have shards to finish."""
         with self.lock:
             if integrity_error(self.folder / "dictionary.safetensors") or self._active_stored() is None:
-                self.prepare_frame()
+                self.prepare_dictionary()
         shard_builder = self.shard_builder()
         missing = [n for n in range(rank, self.num_shards, world_size) if not self._finished(n)]
         total = sum(len(self.blocks_of(n)) for n in missing) * self.store.block_size
-        done = 0
+        tokens_done = 0
         for number in missing:
-            done = self.write_shard(number, shard_builder, done, total)
+            tokens_done = self.write_shard(number, shard_builder, tokens_done, total)
         with self.lock:
             # This rank's own shards have just been checked or written.
             if not all(self._finished(n) for n in range(self.num_shards) if n % world_size != rank):
@@ -130,7 +130,7 @@ class Builder:
     def _unfinished(self) -> bool:
         manifest = read_json(self.folder / "manifest.json")
         merged = manifest is not None and not integrity_error(self.folder / "curvature.safetensors")
-        return not (merged and manifest == self._manifest() and made_from(self.folder, self.num_shards))
+        return not (merged and manifest == self._manifest() and curvature_is_current(self.folder, self.num_shards))
 
     def blocks_of(self, shard: int) -> range:
         return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
@@ -150,7 +150,7 @@ class Builder:
     @torch.no_grad()
     def _sample(self) -> Tensor:
         """Hidden states of blocks spread evenly over the corpus."""
-        tokens = self.settings.fit_tokens or max(LEAST_SAMPLE, FIT_TOKENS_PER_PROTOTYPE * self._size())
+        tokens = self.settings.fit_tokens or max(MIN_SAMPLE_TOKENS, FIT_TOKENS_PER_PROTOTYPE * self._size())
         count = min(len(self.store), -(-tokens // self.store.block_size))
         chosen = np.linspace(0, len(self.store) - 1, count).astype(int).tolist()
         parts, total = [], count * self.store.block_size
@@ -164,15 +164,15 @@ class Builder:
             return self.model.config.num_prototypes
         return self.settings.prototypes or default_size(self.tokens, self.settings.tokens_per_prototype)
 
-    def prepare_frame(self) -> None:
+    def prepare_dictionary(self) -> None:
         """Sample hidden states, fit the dictionary, find what records are expressed in."""
         (self.folder / "manifest.json").unlink(missing_ok=True)  # shards of another dictionary are no index any more
         if self.settings.dictionary == "model" and self.model.prototypes is None:
             raise UserError("this model is dense: it has no prototypes; set --index.dictionary fitted")
         sample_ND = self._sample()
         dictionary = self._dictionary(sample_ND)
-        frame = SHARD_BUILDERS[self.settings.space].frame(self.model, self.settings, sample_ND)
-        tensors = {"prototypes": dictionary.prototypes_KD} | frame
+        basis_tensors = SHARD_BUILDERS[self.settings.space].fit_basis(self.model, self.settings, sample_ND)
+        tensors = {"prototypes": dictionary.prototypes_KD} | basis_tensors
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         if self.settings.precision != "fp32":
             arrays["prototypes"] = arrays["prototypes"].astype(np.float16)  # assigned to as they are stored
@@ -212,18 +212,18 @@ class Builder:
         return SHARD_BUILDERS[self.settings.space](self.model, self.settings, dictionary, tensors)
 
     @torch.no_grad()
-    def write_shard(self, number: int, shard_builder: ShardBuilder[Any], done: int, total: int) -> int:
+    def write_shard(self, number: int, shard_builder: ShardBuilder[Any], tokens_done: int, total: int) -> int:
         """Build and write one shard; return the tokens done so far, of a total that `report` is told."""
         shard_builder.begin()
         for batch in self._batches(list(self.blocks_of(number))):
             z_ND, targets_N = self.hidden(batch)
             shard_builder.add(z_ND, targets_N)
-            done += len(z_ND)
-            self.report("indexing", done, total)
+            tokens_done += len(z_ND)
+            self.report("indexing", tokens_done, total)
         tokens = len(self.blocks_of(number)) * self.store.block_size
         path = shard_path(self.folder, number)
         shard_builder.finish().write(path, tokens=tokens, dictionary=self._dictionary_checksum())
-        return done
+        return tokens_done
 
     def _merge(self, shard_builder: ShardBuilder[Any]) -> None:
         """The curvature over all shards, and the manifest, which makes the index whole."""
@@ -231,11 +231,11 @@ class Builder:
         paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
         shards = [shard_builder.shard_type.open(path) for path in paths]
         tensors = shard_builder.curvature(shards, self.tokens)
-        parts = parts_of(self.folder, self.num_shards)
+        parts = part_checksums(self.folder, self.num_shards)
         write_file(self.folder / "curvature.safetensors", tensors, parts=parts)
         write_json(self.folder / "manifest.json", self._manifest())
-        for left in self.folder.rglob("*.partial"):  # by processes that were killed
-            left.unlink(missing_ok=True)
+        for partial in self.folder.rglob("*.partial"):  # by processes that were killed
+            partial.unlink(missing_ok=True)
         self.report("merging", self.num_shards, self.num_shards)
 
     def _manifest(self) -> dict[str, Any]:
@@ -244,12 +244,12 @@ class Builder:
             "shards": self.num_shards,
             "shard_tokens": self.shard_blocks * self.store.block_size,
             "prototypes": self._size(),
-            "active": self._active(),
+            "active": self._active_per_token(),
             "vocabulary": len(self.model.lm_head.weight),
             "documents": self.store.counts["documents"],
             "store": str(self.store.folder.absolute()),
         }
 
-    def _active(self) -> int:
+    def _active_per_token(self) -> int:
         own = self.settings.dictionary == "model"
         return self.model.config.active_prototypes if own else self.settings.active_per_token

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prism_lightning.attribution.build.shards import ShardBuilder, array
 from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis, mean_curvature
-from prism_lightning.attribution.curvature.record_basis import Frame, preconditioner
+from prism_lightning.attribution.curvature.record_basis import RecordBasis, preconditioner
 from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient, records_of
 from prism_lightning.attribution.index.quantisation import quantised
 from prism_lightning.attribution.index.shards import HiddenShard, prototype_lists, total_of
@@ -31,14 +31,14 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
     shard_type = HiddenShard
 
     @cached_property
-    def bases(self) -> Frame:
+    def record_basis(self) -> RecordBasis:
         """What records are expressed in."""
-        frame = self.stored_frame
-        scale = frame["reconstruction_scale"].item()
-        return Frame(self.dictionary, frame["basis"], frame["eigenvalues"], frame.get("hidden"), scale)
+        tensors = self.basis_tensors
+        scale = tensors["reconstruction_scale"].item()
+        return RecordBasis(self.dictionary, tensors["basis"], tensors["eigenvalues"], tensors.get("hidden"), scale)
 
     @staticmethod
-    def frame(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
+    def fit_basis(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
         head_VD = model.lm_head.weight.detach()
         check_float64(head_VD.device, "--index.space hidden")
         step = max(1, len(sample_ND) // CURVATURE_TOKENS)
@@ -55,7 +55,7 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
         return tensors
 
     def begin(self) -> None:
-        basis_Dm = self.bases.basis_Dm if self.settings.curvature == "eigenvalues" else None
+        basis_Dm = self.record_basis.basis_Dm if self.settings.curvature == "eigenvalues" else None
         self.sums = HessianSums(self.head_VD, len(self.dictionary.unit_KD), basis_Dm)
         self.parts: list[dict[str, np.ndarray]] = []
 
@@ -65,21 +65,21 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
         for chunk in head_chunks(self.head_VD, z_ND):
             self.sums.add(chunk, indices_Nk[chunk.rows], activations_Nk[chunk.rows])
             chunks_delta.append(loss_gradient(self.head_VD, chunk.mean_CD, targets_N[chunk.rows]))
-        path, scale = self.settings.activation_path, self.bases.reconstruction_scale
+        path, scale = self.settings.activation_path, self.record_basis.reconstruction_scale
         records = records_of(self.dictionary, z_ND, torch.cat(chunks_delta), path, scale, (indices_Nk, activations_Nk))
-        narrow = np.float32 if self.settings.precision == "fp32" else np.float16
+        activation_type = np.float32 if self.settings.precision == "fp32" else np.float16
         coordinates, scales = quantised(
-            array((records.vectors_NrD @ self.bases.whitening_Dm).flatten(0, 1)), self.settings.precision
+            array((records.vectors_NrD @ self.record_basis.whitening_Dm).flatten(0, 1)), self.settings.precision
         )
         part = {
             "coordinates": coordinates,
             "prototypes": array(records.prototypes_Nk).astype(np.uint32),
-            "activations": array(records.activations_Nk).astype(narrow),
+            "activations": array(records.activations_Nk).astype(activation_type),
         }
         if scales is not None:
             part["scales"] = scales
-        if self.bases.hidden_Dh is not None:
-            hidden, hidden_scales = quantised(array(z_ND @ self.bases.hidden_Dh), "int8")
+        if self.record_basis.hidden_Dh is not None:
+            hidden, hidden_scales = quantised(array(z_ND @ self.record_basis.hidden_Dh), "int8")
             assert hidden_scales is not None
             part |= {"hidden": hidden, "hidden_scales": hidden_scales}
         self.parts.append(part)
@@ -100,7 +100,7 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
     def curvature(self, shards: Sequence[HiddenShard], tokens: int) -> dict[str, np.ndarray]:
         eigenvalues = [shard.sum_eigenvalues for shard in shards if shard.sum_eigenvalues is not None]
         return preconditioner(
-            self.bases,
+            self.record_basis,
             total_of([shard.sum_activation for shard in shards]) / tokens,
             total_of([shard.sum_curvature for shard in shards]) / tokens,
             total_of(eigenvalues) / tokens if eigenvalues else None,

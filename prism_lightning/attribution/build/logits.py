@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from prism_lightning.attribution.build.shards import ShardBuilder, array
-from prism_lightning.attribution.curvature.records import surprise
+from prism_lightning.attribution.curvature.records import target_error_probability
 from prism_lightning.attribution.index.shards import LogitShard, search, total_of
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.models import PrismForCausalLM
@@ -25,7 +25,7 @@ class LogitShardBuilder(ShardBuilder[LogitShard]):
     shard_type = LogitShard
 
     @staticmethod
-    def frame(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
+    def fit_basis(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
         return {}
 
     def begin(self) -> None:
@@ -33,15 +33,15 @@ class LogitShardBuilder(ShardBuilder[LogitShard]):
 
     def add(self, z_ND: Tensor, targets_N: Tensor) -> None:
         indices_Nk, activations_Nk = self.dictionary.assign(z_ND)
-        surprise_N = surprise(self.head_VD, z_ND, targets_N)
-        narrow = (indices_Nk.int(), activations_Nk, surprise_N, targets_N.int())
-        self.parts.append(tuple(array(tensor) for tensor in narrow))
+        target_errors_N = target_error_probability(self.head_VD, z_ND, targets_N)
+        tensors = (indices_Nk.int(), activations_Nk, target_errors_N, targets_N.int())
+        self.parts.append(tuple(array(tensor) for tensor in tensors))
 
     def finish(self) -> LogitShard:
-        indices_Nk, activations_Nk, surprise_N, targets_N = map(np.concatenate, zip(*self.parts, strict=True))
+        indices_Nk, activations_Nk, target_errors_N, targets_N = map(np.concatenate, zip(*self.parts, strict=True))
         self.parts = []
         sizes = (len(self.head_VD), len(self.dictionary.unit_KD))
-        return LogitShard.of_tokens(indices_Nk, activations_Nk, surprise_N, targets_N, *sizes)
+        return LogitShard.of_tokens(indices_Nk, activations_Nk, target_errors_N, targets_N, *sizes)
 
     def curvature(self, shards: Sequence[LogitShard], tokens: int) -> dict[str, np.ndarray]:
         """Return `damping`, its share of the mean of L over the lists there are, and the sums A and P."""

@@ -35,14 +35,14 @@ class ShardBuilder(ABC, Generic[S]):
     shard_type: type[S]
 
     def __init__(
-        self, model: PrismForCausalLM, settings: IndexSettings, dictionary: Dictionary, frame: dict[str, Tensor]
+        self, model: PrismForCausalLM, settings: IndexSettings, dictionary: Dictionary, basis_tensors: dict[str, Tensor]
     ) -> None:
-        self.settings, self.dictionary, self.stored_frame = settings, dictionary, frame
+        self.settings, self.dictionary, self.basis_tensors = settings, dictionary, basis_tensors
         self.head_VD = model.lm_head.weight.detach()
 
     @staticmethod
     @abstractmethod
-    def frame(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
+    def fit_basis(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
         """What is fixed before the pass, from a sample of hidden states."""
 
     @abstractmethod

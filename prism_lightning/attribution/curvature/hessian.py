@@ -27,14 +27,14 @@ class HessianSums:
     """
 
     def __init__(self, head_VD: Tensor, num_prototypes: int, basis_Dm: Tensor | None = None) -> None:
-        wide = partial(torch.zeros, dtype=torch.float64, device=head_VD.device)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=head_VD.device)
         self.head_VD, self.basis_Dm, self.tokens = head_VD, basis_Dm, 0
-        self.activation_K = wide(num_prototypes)
-        self.probability_V = wide(head_VD.shape[0])
-        self.outer_DD = wide(head_VD.shape[1], head_VD.shape[1])
+        self.activation_K = zeros(num_prototypes)
+        self.probability_V = zeros(head_VD.shape[0])
+        self.outer_DD = zeros(head_VD.shape[1], head_VD.shape[1])
         self.eigenvalue_Km: Tensor | None = None
         if basis_Dm is not None:
-            self.eigenvalue_Km = wide(num_prototypes, basis_Dm.shape[1])
+            self.eigenvalue_Km = zeros(num_prototypes, basis_Dm.shape[1])
             self._head_squared_Vm = (head_VD @ basis_Dm).square()
 
     def add(self, chunk: HeadChunk, indices_Ck: Tensor, activations_Ck: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 
 
-class Frame(NamedTuple):
+class RecordBasis(NamedTuple):
     """What is fixed before the pass: the dictionary, and the bases in which records are stored."""
 
     dictionary: Dictionary
@@ -26,7 +26,7 @@ class Frame(NamedTuple):
 
 
 def preconditioner(
-    frame: Frame,
+    basis: RecordBasis,
     activation_K: np.ndarray,
     curvature_DD: np.ndarray,
     eigenvalue_Km: np.ndarray | None,
@@ -47,19 +47,21 @@ def preconditioner(
     curvature of w_rec L_rec, which is 2 w_rec / mean ||z||^2 times A_ii, is added.
     """
     size = len(curvature_DD)
-    whitening_Dm = frame.whitening_Dm.double().cpu().numpy()
-    curvature_DD = curvature_DD + frame.reconstruction_scale * np.eye(size)
-    out: dict[str, np.ndarray] = {}
+    whitening_Dm = basis.whitening_Dm.double().cpu().numpy()
+    curvature_DD = curvature_DD + basis.reconstruction_scale * np.eye(size)
+    tensors: dict[str, np.ndarray] = {}
     if eigenvalue_Km is not None:
-        eigenvalue_Km = eigenvalue_Km + frame.reconstruction_scale * activation_K[:, None]
-        out["eigenvalues"] = (eigenvalue_Km + damping * eigenvalue_Km.mean()).astype(np.float32)
-        out["inverse_activation"] = np.full(len(activation_K), 1 / tokens, dtype=np.float32)
-        out["precondition"] = (whitening_Dm * frame.eigenvalue_m.double().cpu().numpy()).astype(np.float32)
+        eigenvalue_Km = eigenvalue_Km + basis.reconstruction_scale * activation_K[:, None]
+        tensors["eigenvalues"] = (eigenvalue_Km + damping * eigenvalue_Km.mean()).astype(np.float32)
+        tensors["inverse_activation"] = np.full(len(activation_K), 1 / tokens, dtype=np.float32)
+        tensors["precondition"] = (whitening_Dm * basis.eigenvalue_m.double().cpu().numpy()).astype(np.float32)
     else:
         damped_DD = curvature_DD + damping * np.trace(curvature_DD) / size * np.eye(size)
         inverse_mm = np.linalg.inv(whitening_Dm.T @ damped_DD @ whitening_Dm)
-        out["inverse_activation"] = (1 / (tokens * (activation_K + damping * activation_K.mean()))).astype(np.float32)
-        out["precondition"] = (whitening_Dm @ inverse_mm).astype(np.float32)
-    if frame.hidden_Dh is not None:
-        out["hidden_basis"] = frame.hidden_Dh.float().cpu().numpy()
-    return out
+        tensors["inverse_activation"] = (1 / (tokens * (activation_K + damping * activation_K.mean()))).astype(
+            np.float32
+        )
+        tensors["precondition"] = (whitening_Dm @ inverse_mm).astype(np.float32)
+    if basis.hidden_Dh is not None:
+        tensors["hidden_basis"] = basis.hidden_Dh.float().cpu().numpy()
+    return tensors

@@ -41,10 +41,10 @@ class Records(NamedTuple):
             return self.vectors_NrD
         return self.activations_Nk[..., None] * self.vectors_NrD
 
-    def arrays(self, which: slice) -> list[np.ndarray]:
+    def arrays(self, selection: slice) -> list[np.ndarray]:
         """What `HiddenIndex.query` takes, of some tokens."""
         tensors = (self.prototypes_Nk, self.activations_Nk.float(), self.vectors_NrD.float())
-        return [tensor[which].cpu().numpy() for tensor in tensors]
+        return [tensor[selection].cpu().numpy() for tensor in tensors]
 
 
 class LogitRecords(NamedTuple):
@@ -55,10 +55,10 @@ class LogitRecords(NamedTuple):
     targets_Nc: Tensor
     residuals_Nc: Tensor
 
-    def arrays(self, which: slice) -> list[np.ndarray]:
+    def arrays(self, selection: slice) -> list[np.ndarray]:
         """What `LogitIndex.query` takes, of some tokens."""
         tensors = (self.prototypes_Nk, self.activations_Nk.float(), self.targets_Nc, self.residuals_Nc.float())
-        return [tensor[which].cpu().numpy() for tensor in tensors]
+        return [tensor[selection].cpu().numpy() for tensor in tensors]
 
 
 class Residuals(NamedTuple):
@@ -132,7 +132,7 @@ def residuals(
     return Residuals(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def surprise(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor) -> Tensor:
+def target_error_probability(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor) -> Tensor:
     """1 - pi [N] of every target: minus the gradient of its loss with respect to its own logit."""
     return residuals(head_VD, z_ND, targets_N).values_Nc[:, 0]
 

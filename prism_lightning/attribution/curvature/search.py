@@ -61,15 +61,15 @@ class PrototypeSearch:
         shape = (len(slot_order), self.active)
         cosines = torch.full(shape, -2.0, dtype=unit_z_ND.dtype, device=unit_z_ND.device)
         indices = torch.zeros(shape, dtype=torch.long, device=unit_z_ND.device)
-        done = 0
+        begin = 0
         for cell, count in enumerate(counts):
             first, last = self.bounds[cell], self.bounds[cell + 1]
             if count and last > first:
                 width = min(self.active, last - first)
-                best, where = (sorted_z[done : done + count] @ self.sorted_KD[first:last].T).topk(width, dim=-1)
-                cosines[done : done + count, :width] = best
-                indices[done : done + count, :width] = where + first
-            done += count
+                best, where = (sorted_z[begin : begin + count] @ self.sorted_KD[first:last].T).topk(width, dim=-1)
+                cosines[begin : begin + count, :width] = best
+                indices[begin : begin + count, :width] = where + first
+            begin += count
         return self._merged(cosines, indices, slot_order, probes)
 
     def _merged(self, cosines: Tensor, indices: Tensor, slot_order: Tensor, probes: int) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,8 @@ MANIFEST = {
     "vocabulary": whole(1, 2**31),
     "settings": mapping({"space": one_of("logits", "hidden"), "dictionary": text(), "activation_path": flag()}),
 }
-DAMAGED = "run the same `index` command, it builds only what is damaged anew"
-SHOWN = 5  # problems of an index that are looked for; of 100,000 missing shards the first say enough
+REBUILD = "run the same `index` command, it builds only what is damaged anew"
+MAX_PROBLEMS = 5  # problems of an index that are looked for; of 100,000 missing shards the first say enough
 
 
 class Query(NamedTuple):
@@ -60,7 +60,9 @@ class Hits(NamedTuple):
     @classmethod
     def total(cls, parts: list[Hits]) -> Hits:
         """The sum of several hits."""
-        return summed(np.concatenate([part.tokens for part in parts]), np.concatenate([p.influence for p in parts]))
+        return sum_by_token(
+            np.concatenate([part.tokens for part in parts]), np.concatenate([p.influence for p in parts])
+        )
 
     def strongest(self, count: int, opposing: bool = False) -> Hits:
         """The `count` largest influences, descending; with `opposing` the most negative, and none that are not."""
@@ -99,14 +101,14 @@ class Index(ABC):
     def _compare_sizes(self) -> None:
         """Compare the manifest, which has no checksum, with the sizes of tensors: a wrong size gives wrong answers."""
         path = self.folder / "manifest.json"
-        facts = read_manifest(self.folder / "dictionary.json", {"active": whole(1)}, DAMAGED) or {}
+        facts = read_manifest(self.folder / "dictionary.json", {"active": whole(1)}, REBUILD) or {}
         try:
             prototypes = len(map_file(self.folder / "dictionary.safetensors")["prototypes"])
             sizes = {"prototypes": prototypes, "active": facts.get("active"), **self.sizes()}
         except KeyError as error:
-            raise UserError(f"{self.folder} has a file without the tensor {error}: {DAMAGED}") from error
+            raise UserError(f"{self.folder} has a file without the tensor {error}: {REBUILD}") from error
         problems = [
-            f"{path} is damaged ({name} is {self.manifest[name]}, the index's files have {size}): {DAMAGED}"
+            f"{path} is damaged ({name} is {self.manifest[name]}, the index's files have {size}): {REBUILD}"
             for name, size in sizes.items()
             if size != self.manifest[name]
         ]
@@ -118,19 +120,19 @@ class Index(ABC):
         """Sizes that tensors have, by the manifest's name for them."""
 
     def _verify(self) -> None:
-        others = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
+        paths = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
         shards = set(self.shard_paths)
         problems = (
-            f"{'shard ' if path in shards else ''}{path} {what}: {DAMAGED}"
-            for path in [*others, *self.shard_paths]
-            if (what := integrity_error(path))
+            f"{'shard ' if path in shards else ''}{path} {error}: {REBUILD}"
+            for path in [*paths, *self.shard_paths]
+            if (error := integrity_error(path))
         )
-        found = list(islice(problems, SHOWN))
-        if len(found) == SHOWN:
-            found[-1] += "; there may be more"
-        if found:
-            raise UserError(found)
-        if not made_from(self.folder, self.num_shards):
+        shown = list(islice(problems, MAX_PROBLEMS))
+        if len(shown) == MAX_PROBLEMS:
+            shown[-1] += "; there may be more"
+        if shown:
+            raise UserError(shown)
+        if not curvature_is_current(self.folder, self.num_shards):
             raise UserError(f"{self.folder} mixes files of different builds: run the same `index` command to finish it")
 
     @cached_property
@@ -163,7 +165,7 @@ class Index(ABC):
         """List entries that a query reads."""
 
     @abstractmethod
-    def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
+    def contributions_by_prototype(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
         """For each training token, its prototypes that the query touches and the influence each carries."""
 
     @abstractmethod
@@ -186,21 +188,21 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         UserError: no finished index there, one of another version, or a damaged manifest.
     """
     path = folder / "manifest.json"
-    manifest = read_manifest(path, {"format": anything()}, DAMAGED)
+    manifest = read_manifest(path, {"format": anything()}, REBUILD)
     if manifest is None:
         raise UserError(f"{folder} holds no finished index: run `index` with this recipe, it goes on where it stopped")
     if manifest["format"] != FORMAT:
         raise UserError(f"{folder} holds an index of another version of this package: remove it and run `index` again")
-    check_manifest(manifest, MANIFEST, path, DAMAGED)
+    check_manifest(manifest, MANIFEST, path, REBUILD)
     tokens, shard_tokens, shards = (manifest[name] for name in ("tokens", "shard_tokens", "shards"))
     if -(-tokens // shard_tokens) != shards:
         raise UserError(
-            f"{path} is damaged ({tokens} tokens in shards of {shard_tokens} are not {shards} shards): {DAMAGED}"
+            f"{path} is damaged ({tokens} tokens in shards of {shard_tokens} are not {shards} shards): {REBUILD}"
         )
     return manifest
 
 
-def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:
+def sum_by_token(tokens: np.ndarray, influence: np.ndarray) -> Hits:
     """Hits with each token once, its influences added up."""
     order = np.argsort(tokens, kind="stable")
     tokens, influence = tokens[order], influence[order]
@@ -210,15 +212,15 @@ def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:
     return Hits(tokens[starts], np.add.reduceat(influence, starts))
 
 
-def parts_of(folder: Path, num_shards: int) -> list[int | None]:
+def part_checksums(folder: Path, num_shards: int) -> list[int | None]:
     """Checksums of the dictionary and of every shard, as their writers noted them."""
     paths = [folder / "dictionary.json", *(shard_path(folder, n).with_suffix(".json") for n in range(num_shards))]
     return [(read_json(path) or {}).get("crc32") for path in paths]
 
 
-def made_from(folder: Path, num_shards: int) -> bool:
+def curvature_is_current(folder: Path, num_shards: int) -> bool:
     """Whether the curvature was computed from the dictionary and shards that are there now."""
-    return (read_json(folder / "curvature.json") or {}).get("parts") == parts_of(folder, num_shards)
+    return (read_json(folder / "curvature.json") or {}).get("parts") == part_checksums(folder, num_shards)
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from prism_lightning.attribution.index.base import Hits, Index, Query, summed
+from prism_lightning.attribution.index.base import Hits, Index, Query, sum_by_token
 from prism_lightning.attribution.index.shards import HiddenShard
 
 GATHER_ROWS = 65_536  # of a list at once: the longest list of a skewed dictionary may be most of a shard
@@ -62,13 +62,13 @@ class HiddenIndex(Index):
             weight_Qk = weight_Qk * np.asarray(activations_Qk, dtype=np.float32)
         terms = weight_Qk[..., None] * (vectors_QrD @ self.curvature["precondition"])  # r = 1 serves all k
         flat = prototypes_Qk.ravel()
-        prototypes_U, which = np.unique(flat, return_inverse=True)
+        prototypes_U, place = np.unique(flat, return_inverse=True)
         terms = terms.reshape(len(flat), terms.shape[-1])
         if len(prototypes_U) == len(flat):
-            vectors_Um = terms[np.argsort(which)]
+            vectors_Um = terms[np.argsort(place)]
         else:
             vectors_Um = np.zeros((len(prototypes_U), terms.shape[1]), dtype=np.float32)
-            np.add.at(vectors_Um, which, terms)
+            np.add.at(vectors_Um, place, terms)
         if "eigenvalues" in self.curvature:
             vectors_Um = vectors_Um / self.curvature["eigenvalues"][prototypes_U]
         return Query(prototypes_U, vectors_Um)
@@ -87,24 +87,24 @@ class HiddenIndex(Index):
                 dots *= shard.activations[entries]
             rows.append(list_rows)
             scores.append(dots)
-        return summed(np.concatenate(rows) // self.vectors_per_record, np.concatenate(scores))
+        return sum_by_token(np.concatenate(rows) // self.vectors_per_record, np.concatenate(scores))
 
-    def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
-        found = []
-        for token in tokens.tolist():
-            number, row = divmod(token, self.shard_tokens)
-            shard, first = self.shards[number], row * self.vectors_per_record
-            carried = []
-            for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
-                entries = shard.entries(prototype)
-                rows = shard.rows[entries]
-                at = int(np.searchsorted(rows, first))
-                if at < len(rows) and rows[at] < first + self.vectors_per_record:
-                    value = float(_dots(shard, rows[at : at + 1], vector_m)[0])
-                    weight = 1.0 if self.activation_path else float(shard.activations[entries][at])
-                    carried.append((prototype, value * weight))
-            found.append(sorted(carried, key=lambda pair: -abs(pair[1])))
-        return found
+    def contributions_by_prototype(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
+        return [self._contributions_to(query, token) for token in tokens.tolist()]
+
+    def _contributions_to(self, query: Query, token: int) -> list[tuple[int, float]]:
+        number, row = divmod(token, self.shard_tokens)
+        shard, first = self.shards[number], row * self.vectors_per_record
+        contributions = []
+        for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
+            entries = shard.entries(prototype)
+            rows = shard.rows[entries]
+            at = int(np.searchsorted(rows, first))
+            if at < len(rows) and rows[at] < first + self.vectors_per_record:
+                value = float(_dots(shard, rows[at : at + 1], vector_m)[0])
+                weight = 1.0 if self.activation_path else float(shard.activations[entries][at])
+                contributions.append((prototype, value * weight))
+        return sorted(contributions, key=lambda pair: -abs(pair[1]))
 
     def rescored(self, hits: Hits, z_D: np.ndarray, delta_D: np.ndarray) -> Hits:
         """The second stage: the same tokens by the head's K-FAC, (z_q C^-1 z_s)(delta_q S^-1 delta_s) / N.

@@ -24,7 +24,7 @@ from functools import cached_property
 
 import numpy as np
 
-from prism_lightning.attribution.index.base import Hits, Index, Query, summed
+from prism_lightning.attribution.index.base import Hits, Index, Query, sum_by_token
 from prism_lightning.attribution.index.shards import LogitShard
 
 PRIOR = 3.0  # tokens; in another trial 1: .656, 3: .658, 10: .654, 30: .647, without it .645
@@ -70,8 +70,8 @@ class LogitIndex(Index):
         prototypes_Qk, activations_Qk, targets_Qc, residuals_Qc = records
         lists_Qkc = prototypes_Qk[:, :, None].astype(np.int64) * self.vocabulary + targets_Qc[:, None]
         weights_Qkc = activations_Qk[:, :, None] * residuals_Qc[:, None]
-        lists_U, which = np.unique(lists_Qkc.ravel(), return_inverse=True)
-        weights_U = np.bincount(which, weights_Qkc.ravel(), len(lists_U))
+        lists_U, place = np.unique(lists_Qkc.ravel(), return_inverse=True)
+        weights_U = np.bincount(place, weights_Qkc.ravel(), len(lists_U))
         lists_U, weights_U = lists_U[weights_U != 0], weights_U[weights_U != 0]  # prototypes that were removed
         curvature_U = self._curvature(lists_U)
         weights_U = np.divide(weights_U, curvature_U, out=np.zeros_like(weights_U), where=curvature_U > 0)
@@ -92,18 +92,22 @@ class LogitIndex(Index):
     def _hits_by_shard(self, query: Query) -> list[Hits]:
         return [_hits(shard, query) for shard in self.shards]
 
-    def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
-        found: dict[int, list[tuple[int, float]]] = {token: [] for token in tokens.tolist()}
+    def contributions_by_prototype(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
+        contributions: dict[int, list[tuple[int, float]]] = {token: [] for token in tokens.tolist()}
         for number in np.unique(tokens // self.shard_tokens).tolist():
             shard = self.shards[number]
             positions, counts = shard.entries(query.lists_U)
-            wanted = np.isin(shard.rows[positions], tokens - number * self.shard_tokens)
-            rows, which = shard.rows[positions[wanted]], np.repeat(np.arange(len(counts)), counts)[wanted]
-            values = shard.activations[positions[wanted]] * query.vectors_Um[which, 0] * shard.target_errors.take(rows)
-            prototypes = query.lists_U[which] // self.vocabulary
+            of_tokens = np.isin(shard.rows[positions], tokens - number * self.shard_tokens)
+            rows, list_number = shard.rows[positions[of_tokens]], np.repeat(np.arange(len(counts)), counts)[of_tokens]
+            values = (
+                shard.activations[positions[of_tokens]]
+                * query.vectors_Um[list_number, 0]
+                * shard.target_errors.take(rows)
+            )
+            prototypes = query.lists_U[list_number] // self.vocabulary
             for row, pair in zip(rows.tolist(), zip(prototypes.tolist(), values.tolist(), strict=True), strict=True):
-                found[row + number * self.shard_tokens].append(pair)
-        return [sorted(found[token], key=lambda pair: -abs(pair[1])) for token in tokens.tolist()]
+                contributions[row + number * self.shard_tokens].append(pair)
+        return [sorted(contributions[token], key=lambda pair: -abs(pair[1])) for token in tokens.tolist()]
 
 
 def _hits(shard: LogitShard, query: Query) -> Hits:
@@ -116,5 +120,5 @@ def _hits(shard: LogitShard, query: Query) -> Hits:
         tokens = np.flatnonzero(total)
         hits = Hits(tokens.astype(rows.dtype), total[tokens].astype(np.float32))
     else:
-        hits = summed(rows, values)
+        hits = sum_by_token(rows, values)
     return Hits(hits.tokens, hits.influence * shard.target_errors.take(hits.tokens))

@@ -137,7 +137,9 @@ def test_carriers_add_up_to_the_influence(built, model, store):
         records, _ = statistics(model.float(), store, dictionary_of(index), path)
         query = question(index, records, slice(300, 303))
         hits = index.score(query).strongest(20)
-        for influence, carried in zip(hits.influence, index.carriers(query, hits.tokens), strict=True):
+        for influence, carried in zip(
+            hits.influence, index.contributions_by_prototype(query, hits.tokens), strict=True
+        ):
             assert sum(value for _, value in carried) == pytest.approx(influence, rel=1e-4)
         model.float()
 

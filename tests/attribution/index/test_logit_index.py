@@ -34,11 +34,11 @@ def expected_scores(index, model, store, which, competitors=0):
     indices_Nk, activations_Nk, targets_N, pi_NV, _ = everything(index, model, store)
     size, vocabulary = index.num_prototypes, pi_NV.shape[1]
     a_NK = torch.zeros(len(targets_N), size).scatter_(1, indices_Nk, activations_Nk)
-    surprise_N = 1 - pi_NV.gather(1, targets_N[:, None])[:, 0]
-    labels_VK = torch.zeros(vocabulary, size).index_add_(0, targets_N, a_NK.square() * surprise_N[:, None])
+    target_errors_N = 1 - pi_NV.gather(1, targets_N[:, None])[:, 0]
+    labels_VK = torch.zeros(vocabulary, size).index_add_(0, targets_N, a_NK.square() * target_errors_N[:, None])
     counts_VK = torch.zeros(vocabulary, size).index_add_(0, targets_N, (a_NK > 0).float())
-    surprise_V = torch.zeros(vocabulary).index_add_(0, targets_N, surprise_N)
-    separable_VK = surprise_V[:, None] * a_NK.square().sum(0) / len(targets_N)
+    sum_target_error_V = torch.zeros(vocabulary).index_add_(0, targets_N, target_errors_N)
+    separable_VK = sum_target_error_V[:, None] * a_NK.square().sum(0) / len(targets_N)
     curvature_VK = (counts_VK * labels_VK + PRIOR * separable_VK) / (counts_VK + PRIOR)
     curvature_VK += DAMPING * labels_VK[labels_VK > 0].mean()
     scores_N = torch.zeros(len(targets_N))
@@ -47,7 +47,7 @@ def expected_scores(index, model, store, which, competitors=0):
         asked = pi_NV[q].scatter(0, targets_N[q], 2.0).topk(1 + competitors).indices
         kept_V = torch.zeros(vocabulary).scatter(0, asked, residual_V[asked])
         kernel_N = (a_NK * a_NK[q] / curvature_VK[targets_N]).sum(1)
-        scores_N += kept_V[targets_N] * surprise_N * kernel_N
+        scores_N += kept_V[targets_N] * target_errors_N * kernel_N
     return scores_N.numpy()
 
 
@@ -95,9 +95,9 @@ def test_curvature_is_the_gauss_newton_diagonal_under_labels_of_the_models_own(m
     for label in range(vocabulary):
         for token in range(tokens):
             one = slice(token, token + 1)
-            surprise = 1 - pi_NV[one, label].numpy()
+            target_error = 1 - pi_NV[one, label].numpy()
             shard = LogitShard.of_tokens(
-                prototypes[one], activations[one], surprise, np.array([label]), vocabulary, size
+                prototypes[one], activations[one], target_error, np.array([label]), vocabulary, size
             )
             observed_KV.ravel()[shard.lists] += pi_NV[token, label].item() * shard.curvature
     expected_KV = torch.zeros(size, vocabulary, dtype=torch.float64)
@@ -138,7 +138,7 @@ def test_carriers_add_up_to_the_influence(built, model, store):
     index = built(space="logits")
     query = index.query(*records(index, model, store, slice(300, 303), 4).arrays(slice(None)))
     hits = index.score(query).strongest(20)
-    for influence, carried in zip(hits.influence, index.carriers(query, hits.tokens), strict=True):
+    for influence, carried in zip(hits.influence, index.contributions_by_prototype(query, hits.tokens), strict=True):
         assert sum(value for _, value in carried) == pytest.approx(influence, rel=1e-4)
         assert all(0 <= prototype < 24 for prototype, _ in carried)
 
@@ -178,7 +178,7 @@ def test_a_query_about_lists_that_nothing_stands_on_has_no_hits(built, model, st
     prototype, target = next((i, t) for i in range(24) for t in range(300) if (i, t) not in there)
     missing = np.array([[prototype]]), np.array([[1.0]]), np.array([[target]]), np.array([[1.0]])
     assert len(index.score(index.query(*missing)).tokens) == 0
-    assert index.carriers(index.query(*missing), np.array([3, 4])) == [[], []]
+    assert index.contributions_by_prototype(index.query(*missing), np.array([3, 4])) == [[], []]
     assert len(index.score(Query(np.empty(0, np.int64), np.empty((0, 1), np.float32))).tokens) == 0
 
 
