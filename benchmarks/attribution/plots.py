@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.attribution.config import Settings
 
-FAMILIES = {  # colour of a method by its kind
+COLOURS = {  # of a method by its kind
     "prototypes": "#d1495b",
     "target_match": "#c9a0a0",
     "target_kernel": "#8c2f39",
@@ -28,6 +28,7 @@ FAMILIES = {  # colour of a method by its kind
     "bm25": "#444444",
     "random": "#bbbbbb",
 }
+OTHER_COLOUR = "#9b7653"  # of kinds without a colour of their own
 STYLES = (":", "--", "-.", (0, (5, 5)))  # of what reads all records
 NAME_GAP = 0.045  # between names beside a plot, of its height
 
@@ -40,6 +41,10 @@ def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[P
         yield _pareto(run, quality, cost, stem), "LDS against latency and bytes" if cost else "LDS against bytes"
     if cost is not None:
         yield _queries(run, cost, stem), "Time against the number of queries"
+
+
+def _colour(row: dict[str, Any]) -> str:
+    return COLOURS.get(row["settings"]["kind"], OTHER_COLOUR)
 
 
 def _save(figure: Any, stem: Path, name: str) -> Path:
@@ -75,7 +80,7 @@ def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], ki
     rows = sorted(rows, key=lambda row: values[row["method"]])
     at, intervals = [values[row["method"]] for row in rows], [row[kind] for row in rows]
     error = [[max(0, i.value - i.low) for i in intervals], [max(0, i.high - i.value) for i in intervals]]
-    heights, colour = [i.value for i in intervals], FAMILIES[rows[0]["settings"]["kind"]]
+    heights, colour = [i.value for i in intervals], _colour(rows[0])
     axes.errorbar(at, heights, yerr=error, fmt="o-", color=colour, markersize=4, linewidth=0.8, capsize=2)
     best = max(range(len(rows)), key=heights.__getitem__)
     return at[best], heights[best]
@@ -177,7 +182,7 @@ def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
         for row in (row for row in cost if row["size"] == size):
             counts = [count for count in run.cost.counts if f"{kind} {count}" in row["answers"]]
             times = [statistics.median(row["answers"][f"{kind} {count}"]) for count in counts]
-            axes.plot(counts, times, marker="o", color=FAMILIES[row["settings"]["kind"]])
+            axes.plot(counts, times, marker="o", color=_colour(row))
             names[row["method"]] = (counts[-1], times[-1])
         axes.set(xscale="log", yscale="log", xlabel=f"{kind} queries asked together", title=f"{size} sequences")
         axes.set_xticks(run.cost.counts, [str(count) for count in run.cost.counts])

@@ -32,7 +32,7 @@ class Tokens(NamedTuple):
     group_N: Tensor
 
 
-class Trial:
+class RetrainedBenchmark:
     """The first decoder of a run with its main commitment, its losses after retraining, and its tokens' gradients."""
 
     def __init__(self, run: Settings) -> None:
