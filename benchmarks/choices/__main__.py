@@ -20,11 +20,12 @@ from torch import Tensor
 
 from benchmarks.attribution.config import load_settings
 from benchmarks.choices.logit_choices import logit_choices, logit_scores
-from benchmarks.choices.retrained import DAMPING, RetrainedBenchmark
+from benchmarks.choices.retrained import DAMPING, RetrainedBenchmark, Tokens
+from benchmarks.choices.variants import activation_path_gradients, block_eigenvalues, residual_gradient
 from benchmarks.common import finish
 from prism_lightning.attribution.curvature.dictionary import Dictionary
-from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis
-from prism_lightning.attribution.curvature.records import Records, head_chunks, records_of
+from prism_lightning.attribution.curvature.hessian import eigenbasis
+from prism_lightning.attribution.curvature.records import Records
 from prism_lightning.attribution.index.quantisation import quantised
 from prism_lightning.attribution.settings import IndexSettings
 
@@ -47,8 +48,8 @@ def scores(benchmark: RetrainedBenchmark, choice: Choice) -> tuple[Tensor, float
     train, queries, dictionary = benchmark.train, benchmark.queries, choice.dictionary
     scale = 2 * benchmark.model.config.reconstruction_weight / train.z_ND.square().sum(-1).mean().item()
     scale = scale if choice.training_objective else 0.0
-    records = records_of(dictionary, train.z_ND, train.delta_ND, choice.activation_path, scale)
-    query_records = records_of(dictionary, queries.z_ND, queries.delta_ND, choice.activation_path)
+    records, stored_gradients_NkD = tokens_records(train, choice, scale)
+    query_records, query_gradients_NkD = tokens_records(queries, choice, 0.0)
     residual_ND = train.z_ND - dictionary.mixture(records.prototypes_Nk, records.activations_Nk)
     unexplained = (residual_ND.square().sum() / train.z_ND.square().sum()).item()
     usage_K = torch.bincount(records.prototypes_Nk.flatten(), minlength=len(dictionary.unit_KD)).double()
@@ -56,16 +57,29 @@ def scores(benchmark: RetrainedBenchmark, choice: Choice) -> tuple[Tensor, float
     size = benchmark.head_VD.shape[1]
     values_m, basis_Dm = eigenbasis(benchmark.curvature_DD + scale * torch.eye(size), choice.rank or size)
     whitening_Dm = (basis_Dm / values_m.sqrt()).float()
-    stored = (records.gradients_NkD() @ whitening_Dm).numpy()
+    stored = (stored_gradients_NkD @ whitening_Dm).numpy()
     quantised_rows, scales_N = quantised(stored.reshape(-1, stored.shape[-1]), choice.precision)
     stored_NkM = torch.from_numpy(quantised_rows.astype("float32")).view(stored.shape)
     if scales_N is not None:
         stored_NkM *= torch.from_numpy(scales_N).view(*stored.shape[:2], 1)
     out = [
         benchmark.by_sequence((vectors_KM[records.prototypes_Nk] * stored_NkM).sum((-1, -2)))
-        for vectors_KM in query_vectors(benchmark, choice, records, query_records, values_m, whitening_Dm)
+        for vectors_KM in query_vectors(
+            benchmark, choice, records, query_records, query_gradients_NkD, values_m, whitening_Dm
+        )
     ]
     return torch.stack(out), unexplained, touched
+
+
+def tokens_records(tokens: Tokens, choice: Choice, reconstruction_scale: float) -> tuple[Records, Tensor]:
+    """Return the records of some tokens and their gradients g_ti [N, k, D], as the choice has them."""
+    dictionary = choice.dictionary
+    records = Records(*dictionary.assign(tokens.z_ND), tokens.delta_ND)
+    if reconstruction_scale:
+        records = residual_gradient(dictionary, tokens.z_ND, records, reconstruction_scale)
+    if choice.activation_path:
+        return records, activation_path_gradients(dictionary, tokens.z_ND, records)
+    return records, records.gradients_NkD()
 
 
 def query_vectors(
@@ -73,6 +87,7 @@ def query_vectors(
     choice: Choice,
     records: Records,
     query_records: Records,
+    query_gradients_NkD: Tensor,
     values_m: Tensor,
     whitening_Dm: Tensor,
 ) -> Iterator[Tensor]:
@@ -91,7 +106,7 @@ def query_vectors(
     eigenvalue_Km = None
     if choice.curvature == "eigenvalues":
         eigenvalue_Km = _eigenvalues(benchmark, records, size, whitening_Dm * values_m.sqrt().float())
-    gradients_NkM = query_records.gradients_NkD() @ whitening_Dm / (1 + DAMPING)
+    gradients_NkM = query_gradients_NkD @ whitening_Dm / (1 + DAMPING)
     for query in range(benchmark.num_queries):
         in_query = benchmark.queries.group_N == query
         vectors_KM = torch.zeros(size, gradients_NkM.shape[-1]).index_add_(
@@ -135,11 +150,7 @@ def coactive_clusters(gram_KK: Tensor, largest: int = 32) -> Tensor:
 
 
 def _eigenvalues(benchmark: RetrainedBenchmark, records: Records, size: int, basis_Dm: Tensor) -> Tensor:
-    sums = HessianSums(benchmark.head_VD, size, basis_Dm)
-    for chunk in head_chunks(benchmark.head_VD, benchmark.train.z_ND):
-        sums.add(chunk, records.prototypes_Nk[chunk.rows], records.activations_Nk[chunk.rows])
-    assert sums.eigenvalue_Km is not None
-    eigenvalue_Km = sums.eigenvalue_Km / sums.tokens
+    eigenvalue_Km = block_eigenvalues(benchmark.head_VD, benchmark.train.z_ND, records, size, basis_Dm)
     return (eigenvalue_Km + DAMPING * eigenvalue_Km.mean()).float()
 
 

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from benchmarks.common import Spread, finish
 from prism_lightning.attribution.curvature.dictionary import fitted_dictionary
 from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis
-from prism_lightning.attribution.curvature.records import Records, head_chunks, loss_gradient, records_of
+from prism_lightning.attribution.curvature.records import Records, head_chunks, loss_gradient
 from prism_lightning.attribution.index.quantisation import quantised
 from prism_lightning.data.store import TokenStore
 from prism_lightning.lightning_modules.text_data import TextData
@@ -55,7 +55,7 @@ def correlations(stored: Records, query_records: Records, exact_Nm: np.ndarray, 
         0, stored.prototypes_Nk.flatten(), stored.activations_Nk.square().flatten()
     )
     for prototypes_k, activations_k, query_m in zip(
-        query_records.prototypes_Nk, query_records.activations_Nk, query_records.vectors_NrD[:, 0].numpy(), strict=True
+        query_records.prototypes_Nk, query_records.activations_Nk, query_records.delta_ND.numpy(), strict=True
     ):
         weight_N = ((stored.prototypes_Nk[:, :, None] == prototypes_k) * activations_k / squared_K[prototypes_k]).sum(
             -1
@@ -84,8 +84,8 @@ def main() -> None:
     whitening_DD = (basis_DD / values_D.sqrt()).float()
     held_z, held_delta, _ = states(model, data.validation, 12_800)
     chosen = torch.linspace(0, len(held_z) - 1, QUERIES).long()
-    stored = records_of(dictionary, z_ND, delta_ND, False)
-    query_records = records_of(dictionary, held_z[chosen], held_delta[chosen] @ whitening_DD, False)
+    stored = Records(*dictionary.assign(z_ND), delta_ND)
+    query_records = Records(*dictionary.assign(held_z[chosen]), held_delta[chosen] @ whitening_DD)
     exact_Nm = (delta_ND @ whitening_DD).numpy()
     results: list[dict[str, Any]] = []
     for precision, rank in SETTINGS:

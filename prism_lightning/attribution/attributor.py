@@ -25,7 +25,6 @@ from prism_lightning.attribution.curvature.records import (
     contrast_losses,
     contrast_residuals,
     loss_gradients,
-    records_of,
     residuals,
 )
 from prism_lightning.attribution.index.base import Hits, Index, Query
@@ -183,14 +182,13 @@ class Attributor:
     def _hidden_records(
         self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
     ) -> tuple[Tensor, Records]:
-        assert isinstance(self.index, HiddenIndex)
         head_VD, logits_of = self.model.lm_head.weight, self.model.logits
         if other_Q is None:
             loss_Q, delta_QD = loss_gradients(head_VD, z_QD, targets_Q, logits_of)
         else:
             loss_Q = contrast_losses(head_VD, z_QD, targets_Q, other_Q, logits_of)
             delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
-        return loss_Q, records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path, assigned=assigned)
+        return loss_Q, Records(*assigned, delta_QD)
 
     def _logit_records(
         self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
@@ -218,8 +216,8 @@ class Attributor:
         for number in range(*selection.indices(len(tokens.positions))):  # each token on what it itself proposes
             token = slice(number, number + 1)
             proposed = self.index.score(self.query(tokens, token))
-            _, _, delta_1rD = tokens.records.arrays(token)
-            parts.append(self.index.rescored(proposed, tokens.z_QD[number].float().cpu().numpy(), delta_1rD[0, 0]))
+            _, _, delta_1D = tokens.records.arrays(token)
+            parts.append(self.index.rescored(proposed, tokens.z_QD[number].float().cpu().numpy(), delta_1D[0]))
         return query, Hits.total(parts)
 
     def _describe(self, tokens: QueryTokens, selection: slice, kind: str) -> Attribution:

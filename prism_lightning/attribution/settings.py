@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from prism_lightning.common.errors import UserError
+from prism_lightning.common.retired import RETIRED_INDEX_SETTINGS
 
 # By space: k, tokens for each prototype of the default K, damping.
 DEFAULTS = {"logits": (16, 128, 0.05), "hidden": (3, 32, 1e-3)}
-HIDDEN_ONLY = ("rank", "precision", "hidden_rank", "activation_path", "objective", "curvature")
+HIDDEN_ONLY = ("rank", "precision", "hidden_rank")
 
 
 @dataclass
@@ -30,10 +31,6 @@ class IndexSettings:
         precision: space hidden: type of the coordinates: fp32, fp16 or int8.
         hidden_rank: space hidden: coordinates kept of the hidden state, for re-ranking by the head's K-FAC; 0 leaves
             them out.
-        activation_path: space hidden: records with the gradient through the activations too; k vectors per token in
-            place of one.
-        objective: space hidden: "cross_entropy", or "training" for the gradient of w_rec L_rec as well.
-        curvature: space hidden: "separable" A_ii S, or "eigenvalues" of each prototype's own Gauss-Newton block.
         damping: added to the curvature, as a share of its mean; by default 0.05 (0.001 in space hidden).
         shard_tokens: training tokens in one shard, rounded to whole blocks.
         batch_tokens: training tokens in one forward pass.
@@ -50,9 +47,6 @@ class IndexSettings:
     rank: int | None = None
     precision: Literal["fp32", "fp16", "int8"] = "int8"
     hidden_rank: int = 0
-    activation_path: bool = False
-    objective: Literal["cross_entropy", "training"] = "cross_entropy"
-    curvature: Literal["separable", "eigenvalues"] = "separable"
     damping: float | None = None
     shard_tokens: int = 2_097_152
     batch_tokens: int = 8192
@@ -75,11 +69,17 @@ class IndexSettings:
             problems += [
                 f"index.{name} is a setting of --index.space hidden: add that, or leave it out" for name in changed
             ]
-        plain = self.curvature == "separable" and self.objective == "cross_entropy" and not self.activation_path
-        if self.hidden_rank and not plain:
-            problems.append("index.hidden_rank needs separable curvature, cross_entropy and no index.activation_path")
         if problems:
             raise UserError(problems)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the files of an index record: all settings but `dir`.
+
+        Retired settings keep their place and their only value, so that indexes of earlier versions stay the same.
+        """
+        values = [(name, value) for name, value in asdict(self).items() if name != "dir"]
+        place = [name for name, _ in values].index("damping")
+        return dict([*values[:place], *RETIRED_INDEX_SETTINGS.items(), *values[place:]])
 
     @property
     def active_per_token(self) -> int:

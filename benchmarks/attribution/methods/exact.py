@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.task import Queries, Task, hidden, loss_gradients
-from prism_lightning.attribution.curvature.records import Records, records_of
+from prism_lightning.attribution.curvature.records import Records
 from prism_lightning.inspection.localisation import curvatures
 from prism_lightning.models.prototypes import mix
 
@@ -38,7 +38,7 @@ class ExactPrototypes(Prototypes):
         self.head_VD = self.task.model.lm_head.weight.detach()
         self.z_ND = hidden(self.task.model, self.task.train_SL)
         delta_ND = loss_gradients(self.task.model, self.z_ND, self.task.train_SL[:, 1:].flatten())
-        self.stored: Records = records_of(self.dictionary, self.z_ND, delta_ND, False)
+        self.stored = Records(*self.dictionary.assign(self.z_ND), delta_ND)
         size = len(self.dictionary.unit_KD)
         squared_Nk = self.stored.activations_Nk.square()
         self.activation_K = torch.zeros(size).index_add_(0, self.stored.prototypes_Nk.flatten(), squared_Nk.flatten())
@@ -71,7 +71,7 @@ class ExactPrototypes(Prototypes):
     def _by_sequence(self, vectors_QKD: Tensor) -> Tensor:
         """[Q, S] dot products with the summed gradients of every sequence."""
         indices_Nk, activations_Nk = self.stored.prototypes_Nk, self.stored.activations_Nk
-        rows = [(mix(indices_Nk, activations_Nk, v_KD) * self.stored.vectors_NrD[:, 0]).sum(-1) for v_KD in vectors_QKD]
+        rows = [(mix(indices_Nk, activations_Nk, v_KD) * self.stored.delta_ND).sum(-1) for v_KD in vectors_QKD]
         return torch.stack(rows).view(len(rows), len(self.task.train_SL), -1).sum(-1)
 
     def product(self, vectors_QKD: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.task import Queries, Task, hidden, loss_gradients
 from prism_lightning.attribution.build.builder import Builder
 from prism_lightning.attribution.curvature.dictionary import Dictionary
-from prism_lightning.attribution.curvature.records import LogitRecords, Records, records_of, residuals
+from prism_lightning.attribution.curvature.records import LogitRecords, Records, residuals
 from prism_lightning.attribution.index.base import Hits, Query, sum_by_token
 from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
@@ -91,7 +91,7 @@ class Prototypes(ListMethod):
             records = LogitRecords(*self.dictionary.assign(z_ND), targets_N1, residuals_N1 * weights_N1)
             return records, query_N.numpy()
         delta_ND = loss_gradients(model, z_ND, targets_N) * weights_N1
-        return records_of(self.dictionary, z_ND, delta_ND, self.settings.activation_path), query_N.numpy()
+        return Records(*self.dictionary.assign(z_ND), delta_ND), query_N.numpy()
 
     def questions(self, queries: Queries) -> list[Query]:
         records, query_N = self.records(queries)

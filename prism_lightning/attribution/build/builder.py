@@ -7,7 +7,6 @@ gives the same bytes. Rank r of W builds shards r, r + W, ...; whoever finds all
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ class Builder:
             "data": self.store.manifest["fingerprint"],
             "block_size": self.store.block_size,
             "tokens": self.tokens,
-            "settings": {name: value for name, value in asdict(self.settings).items() if name != "dir"},
+            "settings": self.settings.recorded(),
         }
         if self.model.dtype != torch.float32:  # of the decoder; shards of both would not be of one model
             facts["dtype"] = str(self.model.dtype).removeprefix("torch.")

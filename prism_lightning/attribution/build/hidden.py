@@ -15,7 +15,7 @@ from torch import Tensor
 from prism_lightning.attribution.build.shards import ShardBuilder, array
 from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis, mean_curvature
 from prism_lightning.attribution.curvature.record_basis import RecordBasis, preconditioner
-from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient, records_of
+from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient
 from prism_lightning.attribution.index.quantisation import quantised
 from prism_lightning.attribution.index.shards import HiddenShard, prototype_lists, total_of
 from prism_lightning.attribution.settings import IndexSettings
@@ -32,10 +32,9 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
 
     @cached_property
     def record_basis(self) -> RecordBasis:
-        """What records are expressed in."""
+        """The bases of the records."""
         tensors = self.basis_tensors
-        scale = tensors["reconstruction_scale"].item()
-        return RecordBasis(self.dictionary, tensors["basis"], tensors["eigenvalues"], tensors.get("hidden"), scale)
+        return RecordBasis(tensors["basis"], tensors["eigenvalues"], tensors.get("hidden"))
 
     @staticmethod
     def fit_basis(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
@@ -44,10 +43,8 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
         step = max(1, len(sample_ND) // CURVATURE_TOKENS)
         rank = min(settings.rank or head_VD.shape[1], head_VD.shape[1])
         values_m, basis_Dm = eigenbasis(mean_curvature(head_VD, sample_ND[::step]), rank)
-        scale = 0.0
-        if settings.objective == "training":
-            scale = 2 * model.config.reconstruction_weight / sample_ND.square().sum(-1).mean().item()
-        tensors = {"basis": basis_Dm, "eigenvalues": values_m, "reconstruction_scale": torch.tensor([scale])}
+        tensors = {"basis": basis_Dm, "eigenvalues": values_m}
+        tensors["reconstruction_scale"] = torch.zeros(1)  # read by earlier versions, which could have another value
         if settings.hidden_rank:
             second_DD = (sample_ND.T @ sample_ND).double() / len(sample_ND)
             hidden_h, hidden_Dh = eigenbasis(second_DD, min(settings.hidden_rank, len(second_DD)))
@@ -55,26 +52,22 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
         return tensors
 
     def begin(self) -> None:
-        basis_Dm = self.record_basis.basis_Dm if self.settings.curvature == "eigenvalues" else None
-        self.sums = HessianSums(self.head_VD, len(self.dictionary.unit_KD), basis_Dm)
+        self.sums = HessianSums(self.head_VD, len(self.dictionary.unit_KD))
         self.parts: list[dict[str, np.ndarray]] = []
 
     def add(self, z_ND: Tensor, targets_N: Tensor) -> None:
-        chunks_delta = []
+        deltas = []
         indices_Nk, activations_Nk = self.dictionary.assign(z_ND)
         for chunk in head_chunks(self.head_VD, z_ND):
             self.sums.add(chunk, indices_Nk[chunk.rows], activations_Nk[chunk.rows])
-            chunks_delta.append(loss_gradient(self.head_VD, chunk.mean_CD, targets_N[chunk.rows]))
-        path, scale = self.settings.activation_path, self.record_basis.reconstruction_scale
-        records = records_of(self.dictionary, z_ND, torch.cat(chunks_delta), path, scale, (indices_Nk, activations_Nk))
+            deltas.append(loss_gradient(self.head_VD, chunk.mean_CD, targets_N[chunk.rows]))
         activation_type = np.float32 if self.settings.precision == "fp32" else np.float16
-        coordinates, scales = quantised(
-            array((records.vectors_NrD @ self.record_basis.whitening_Dm).flatten(0, 1)), self.settings.precision
-        )
+        whitened_Nm = torch.cat(deltas) @ self.record_basis.whitening_Dm
+        coordinates, scales = quantised(array(whitened_Nm), self.settings.precision)
         part = {
             "coordinates": coordinates,
-            "prototypes": array(records.prototypes_Nk).astype(np.uint32),
-            "activations": array(records.activations_Nk).astype(activation_type),
+            "prototypes": array(indices_Nk).astype(np.uint32),
+            "activations": array(activations_Nk).astype(activation_type),
         }
         if scales is not None:
             part["scales"] = scales
@@ -86,24 +79,15 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
 
     def finish(self) -> HiddenShard:
         joined = {name: np.concatenate([part.pop(name) for part in self.parts]) for name in list(self.parts[0])}
-        size, path = len(self.dictionary.unit_KD), self.settings.activation_path
-        lists = prototype_lists(joined.pop("prototypes"), joined.pop("activations"), size, path)
-        eigenvalue_Km = self.sums.eigenvalue_Km
+        lists = prototype_lists(joined.pop("prototypes"), joined.pop("activations"), len(self.dictionary.unit_KD))
         return HiddenShard(
             **joined,
             **lists,
             sum_activation=array(self.sums.activation_K.float()),
             sum_curvature=array(self.sums.gauss_newton_DD()),
-            sum_eigenvalues=None if eigenvalue_Km is None else array(eigenvalue_Km.float()),
         )
 
     def curvature(self, shards: Sequence[HiddenShard], tokens: int) -> dict[str, np.ndarray]:
-        eigenvalues = [shard.sum_eigenvalues for shard in shards if shard.sum_eigenvalues is not None]
-        return preconditioner(
-            self.record_basis,
-            total_of([shard.sum_activation for shard in shards]) / tokens,
-            total_of([shard.sum_curvature for shard in shards]) / tokens,
-            total_of(eigenvalues) / tokens if eigenvalues else None,
-            tokens,
-            self.settings.damping_share,
-        )
+        activation_K = total_of([shard.sum_activation for shard in shards]) / tokens
+        curvature_DD = total_of([shard.sum_curvature for shard in shards]) / tokens
+        return preconditioner(self.record_basis, activation_K, curvature_DD, tokens, self.settings.damping_share)

@@ -1,6 +1,6 @@
 """What one token tells the prototypes: the gradient of its loss with respect to each active prototype (section 4.1).
 
-Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, K prototypes, k active, r vectors per token, c
+Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, K prototypes, k active, c
 entries of a gradient with respect to the logits.
 """
 
@@ -11,10 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from prism_lightning.attribution.curvature.dictionary import Dictionary
 
 # One chunk of the head's probabilities; the whole [N, V] matrix is never held.
 CHUNK_BYTES = 32 * 2**20
@@ -25,25 +22,19 @@ LogitsOf = Callable[[Tensor], Tensor]  # logits [C, V] of hidden states [C, D]
 
 
 class Records(NamedTuple):
-    """Gradients of N tokens' losses: token t has g_ti = activations[t, i] * vectors[t, 0] on the value path.
-
-    With the activation path there is one vector per active prototype, and it is g_ti itself.
-    """
+    """Gradients of N tokens' losses: token t has g_ti = activations[t, i] * delta[t] for its i-th active prototype."""
 
     prototypes_Nk: Tensor
     activations_Nk: Tensor
-    vectors_NrD: Tensor
-    activation_path: bool
+    delta_ND: Tensor
 
     def gradients_NkD(self) -> Tensor:
-        """g_ti of every active prototype."""
-        if self.activation_path:
-            return self.vectors_NrD
-        return self.activations_Nk[..., None] * self.vectors_NrD
+        """Return g_ti of every active prototype."""
+        return self.activations_Nk[..., None] * self.delta_ND[:, None]
 
     def arrays(self, selection: slice) -> list[np.ndarray]:
-        """What `HiddenIndex.query` takes, of some tokens."""
-        tensors = (self.prototypes_Nk, self.activations_Nk.float(), self.vectors_NrD.float())
+        """Return the arguments of `HiddenIndex.query` for some tokens."""
+        tensors = (self.prototypes_Nk, self.activations_Nk.float(), self.delta_ND.float())
         return [tensor[selection].cpu().numpy() for tensor in tensors]
 
 
@@ -178,35 +169,3 @@ def loss_gradient(head_VD: Tensor, mean_ND: Tensor, targets_N: Tensor) -> Tensor
 def contrast_gradient(head_VD: Tensor, chosen_N: Tensor, other_N: Tensor) -> Tensor:
     """d(logit_other - logit_chosen)/dz: what lowers it makes the chosen token likelier than the other."""
     return head_VD[other_N] - head_VD[chosen_N]
-
-
-def records_of(
-    dictionary: Dictionary,
-    z_ND: Tensor,
-    delta_ND: Tensor,
-    activation_path: bool,
-    reconstruction_scale: float = 0.0,
-    assigned: tuple[Tensor, Tensor] | None = None,
-) -> Records:
-    """Records of tokens with hidden states z whose loss has the gradient delta with respect to them.
-
-    Args:
-        dictionary: the prototypes.
-        z_ND, delta_ND: hidden states, and the gradient of the loss (or of a contrast) there.
-        activation_path: add (delta . p_i) da_ti/dp_i, the gradient through the activation.
-        reconstruction_scale: 2 w_rec / mean ||z||^2 where the objective's L_rec counts, else 0.
-        assigned: prototypes and activations [N, k], where they are known already.
-    """
-    indices_Nk, activations_Nk = assigned or dictionary.assign(z_ND)
-    if reconstruction_scale:
-        residual_ND = z_ND - dictionary.mixture(indices_Nk, activations_Nk)
-        delta_ND = delta_ND - reconstruction_scale * residual_ND
-    if not activation_path:
-        return Records(indices_Nk, activations_Nk, delta_ND[:, None], False)
-    unit_z_ND, vectors = F.normalize(z_ND, dim=-1), []
-    for i_N, a_N in zip(indices_Nk.unbind(-1), activations_Nk.unbind(-1), strict=True):
-        # d cos(z, p)/dp = (z/|z| - cos p/|p|) / |p|, and delta . p times that; zero where ReLU cut the cosine off.
-        slope_N = (delta_ND * dictionary.unit_KD[i_N]).sum(-1) * (a_N > 0)
-        turned_ND = unit_z_ND - a_N[:, None] * dictionary.unit_KD[i_N]
-        vectors.append(a_N[:, None] * delta_ND + slope_N[:, None] * turned_ND)
-    return Records(indices_Nk, activations_Nk, torch.stack(vectors, dim=1), True)

@@ -11,6 +11,7 @@ Shapes: N training tokens, K prototypes, m coordinates of an entry, U lists that
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,7 +24,8 @@ import numpy as np
 from prism_lightning.attribution.index.shards import Shard
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import integrity_error, map_file, read_json
-from prism_lightning.common.manifests import anything, check_manifest, flag, mapping, one_of, read_manifest, text, whole
+from prism_lightning.common.manifests import anything, check_manifest, mapping, one_of, read_manifest, text, whole
+from prism_lightning.common.retired import retired_in
 
 FORMAT = 2
 MANIFEST = {
@@ -38,7 +40,7 @@ MANIFEST = {
     "prototypes": whole(1, 2**31),
     "active": whole(1, 2**16),
     "vocabulary": whole(1, 2**31),
-    "settings": mapping({"space": one_of("logits", "hidden"), "dictionary": text(), "activation_path": flag()}),
+    "settings": mapping({"space": one_of("logits", "hidden"), "dictionary": text()}),
 }
 REBUILD = "run the same `index` command, it builds only what is damaged anew"
 MAX_PROBLEMS = 5  # problems of an index that are looked for; of 100,000 missing shards the first say enough
@@ -194,6 +196,11 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         raise UserError(f"{folder} holds an index of another version of this package: remove it and run `index` again")
     check_manifest(manifest, MANIFEST, path, REBUILD)
+    for name, value in retired_in(manifest["settings"]).items():
+        raise UserError(
+            f"{folder} was built with index.{name} {reprlib.repr(value)}, a retired setting: remove it and run `index`"
+            " again"
+        )
     tokens, shard_tokens, shards = (manifest[name] for name in ("tokens", "shard_tokens", "shards"))
     if -(-tokens // shard_tokens) != shards:
         raise UserError(

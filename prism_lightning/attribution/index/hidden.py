@@ -2,7 +2,7 @@
 
     influence(s, q) = 1/N sum over i active in both of g_qi^T H_i^-1 g_si            (section 4)
 
-Numpy only. Shapes: N training tokens, k active, r vectors per record, m coordinates, D hidden size, Q query tokens, U
+Numpy only. Shapes: N training tokens, k active, m coordinates, D hidden size, Q query tokens, U
 prototypes of a query.
 """
 
@@ -22,22 +22,12 @@ class HiddenIndex(Index):
     """See `Index`; a list is a prototype's."""
 
     @cached_property
-    def activation_path(self) -> bool:
-        """Whether a record has a vector per active prototype."""
-        return bool(self.manifest["settings"]["activation_path"])
-
-    @cached_property
-    def vectors_per_record(self) -> int:
-        """r."""
-        return self.manifest["active"] if self.activation_path else 1
-
-    @cached_property
     def shards(self) -> list[HiddenShard]:
         return [HiddenShard.open(path) for path in self.shard_paths]
 
     def sizes(self) -> dict[str, int]:
         rows = sum(len(shard.coordinates) for shard in self.shards)
-        return {"prototypes": len(self.curvature["inverse_activation"]), "tokens": rows // self.vectors_per_record}
+        return {"prototypes": len(self.curvature["inverse_activation"]), "tokens": rows}
 
     def usage_K(self) -> np.ndarray:
         return np.sum([np.diff(shard.offsets.astype(np.int64)) for shard in self.shards], axis=0)
@@ -49,18 +39,16 @@ class HiddenIndex(Index):
         tokens, activations = [], []
         for number, shard in enumerate(self.shards):
             entries = shard.entries(prototype)
-            within = shard.rows[entries].astype(np.int64) // self.vectors_per_record
+            within = shard.rows[entries].astype(np.int64)
             tokens.append(within + number * self.shard_tokens)
             activations.append(shard.activations[entries])
         return np.concatenate(tokens), np.concatenate(activations)
 
     def query(self, *records: np.ndarray) -> Query:
-        """See `Index`. `records`: prototypes [Q, k], activations [Q, k] and vectors [Q, r, D]."""
-        prototypes_Qk, activations_Qk, vectors_QrD = records
-        weight_Qk = self.curvature["inverse_activation"][prototypes_Qk]
-        if not self.activation_path:  # there the activations are inside the vectors
-            weight_Qk = weight_Qk * np.asarray(activations_Qk, dtype=np.float32)
-        terms = weight_Qk[..., None] * (vectors_QrD @ self.curvature["precondition"])  # r = 1 serves all k
+        """See `Index`. `records`: prototypes [Q, k], activations [Q, k] and loss gradients [Q, D]."""
+        prototypes_Qk, activations_Qk, delta_QD = records
+        weight_Qk = self.curvature["inverse_activation"][prototypes_Qk] * np.asarray(activations_Qk, dtype=np.float32)
+        terms = weight_Qk[..., None] * (delta_QD[:, None] @ self.curvature["precondition"])
         flat = prototypes_Qk.ravel()
         prototypes_U, place = np.unique(flat, return_inverse=True)
         terms = terms.reshape(len(flat), terms.shape[-1])
@@ -69,41 +57,24 @@ class HiddenIndex(Index):
         else:
             vectors_Um = np.zeros((len(prototypes_U), terms.shape[1]), dtype=np.float32)
             np.add.at(vectors_Um, place, terms)
-        if "eigenvalues" in self.curvature:
-            vectors_Um = vectors_Um / self.curvature["eigenvalues"][prototypes_U]
         return Query(prototypes_U, vectors_Um)
 
     def _hits_by_shard(self, query: Query) -> list[Hits]:
-        return [self._hits(shard, query) for shard in self.shards]
-
-    def _hits(self, shard: HiddenShard, query: Query) -> Hits:
-        """Influence of a shard's tokens, counted from its start."""
-        rows, scores = [], []
-        for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
-            entries = shard.entries(prototype)
-            list_rows = shard.rows[entries]
-            dots = _dots(shard, list_rows, vector_m)
-            if not self.activation_path:
-                dots *= shard.activations[entries]
-            rows.append(list_rows)
-            scores.append(dots)
-        return sum_by_token(np.concatenate(rows) // self.vectors_per_record, np.concatenate(scores))
+        return [_hits(shard, query) for shard in self.shards]
 
     def contributions_by_prototype(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
         return [self._contributions_to(query, token) for token in tokens.tolist()]
 
     def _contributions_to(self, query: Query, token: int) -> list[tuple[int, float]]:
         number, row = divmod(token, self.shard_tokens)
-        shard, first = self.shards[number], row * self.vectors_per_record
-        contributions = []
+        shard, contributions = self.shards[number], []
         for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
             entries = shard.entries(prototype)
             rows = shard.rows[entries]
-            at = int(np.searchsorted(rows, first))
-            if at < len(rows) and rows[at] < first + self.vectors_per_record:
+            at = int(np.searchsorted(rows, row))
+            if at < len(rows) and rows[at] == row:
                 value = float(_dots(shard, rows[at : at + 1], vector_m)[0])
-                weight = 1.0 if self.activation_path else float(shard.activations[entries][at])
-                contributions.append((prototype, value * weight))
+                contributions.append((prototype, value * float(shard.activations[entries][at])))
         return sorted(contributions, key=lambda pair: -abs(pair[1]))
 
     def rescored(self, hits: Hits, z_D: np.ndarray, delta_D: np.ndarray) -> Hits:
@@ -123,6 +94,17 @@ class HiddenIndex(Index):
             similarity *= shard.hidden_scales.take(rows)
             influence[in_shard] = similarity * _dots(shard, rows, vector_m)
         return Hits(hits.tokens, influence)
+
+
+def _hits(shard: HiddenShard, query: Query) -> Hits:
+    """Influence of a shard's tokens, counted from its start."""
+    rows, scores = [], []
+    for prototype, vector_m in zip(query.lists_U.tolist(), query.vectors_Um, strict=True):
+        entries = shard.entries(prototype)
+        list_rows = shard.rows[entries]
+        rows.append(list_rows)
+        scores.append(_dots(shard, list_rows, vector_m) * shard.activations[entries])
+    return sum_by_token(np.concatenate(rows), np.concatenate(scores))
 
 
 def _dots(shard: HiddenShard, rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:

@@ -131,14 +131,13 @@ class HiddenShard(Shard):
     Attributes:
         coordinates: [n, m] of each token's record, in fp32, fp16 or int8.
         offsets: [K + 1] first entry of each prototype's list.
-        rows: [E] record of each entry, ascending in a list.
+        rows: [E] token of each entry, counted from the start of the shard; ascending in a list.
         activations: [E] activation of each entry.
         sum_activation: [K] sum of a^2 over the tokens.
         sum_curvature: [D, D] sum of M_t over the tokens.
         scales: [n] factor of each int8 row.
         hidden: [n, h] whitened hidden states in int8, for re-ranking.
         hidden_scales: [n] factor of each of these rows.
-        sum_eigenvalues: [K, m] sum of the eigenvalues of each prototype's own curvature.
     """
 
     coordinates: np.ndarray
@@ -150,7 +149,6 @@ class HiddenShard(Shard):
     scales: np.ndarray | None = None
     hidden: np.ndarray | None = None
     hidden_scales: np.ndarray | None = None
-    sum_eigenvalues: np.ndarray | None = None
 
     def entries(self, prototype: int) -> slice:
         """Return where a prototype's list stands among the entries."""
@@ -187,24 +185,20 @@ def entries_of(lists_P: np.ndarray, offsets_P: np.ndarray, lists_U: np.ndarray) 
     return np.arange(counts.sum()) + np.repeat(starts - before, counts), counts
 
 
-def prototype_lists(
-    prototypes: np.ndarray, activations: np.ndarray, num_prototypes: int, path_vectors: bool
-) -> dict[str, np.ndarray]:
+def prototype_lists(prototypes: np.ndarray, activations: np.ndarray, num_prototypes: int) -> dict[str, np.ndarray]:
     """Return the offsets, rows and activations of a `HiddenShard`; entries with activation 0 are left out.
 
     Args:
         prototypes, activations: [n, k] of a shard's tokens.
         num_prototypes: K.
-        path_vectors: a record has one vector per active prototype (row t k + slot), in place of one (row t).
     """
     token, slot = np.nonzero(activations > 0)
     order = np.argsort(prototypes[token, slot], kind="stable")
     token, slot = token[order], slot[order]
     counts_K = np.bincount(prototypes[token, slot], minlength=num_prototypes)
-    rows = token * prototypes.shape[1] + slot if path_vectors else token
     return {
         "offsets": np.concatenate([[0], np.cumsum(counts_K)]).astype(np.uint32),
-        "rows": rows.astype(np.uint32),
+        "rows": token.astype(np.uint32),
         "activations": activations[token, slot],
     }
 

@@ -166,7 +166,7 @@ def test_an_index_of_something_else_is_not_overwritten(built, make_model, data, 
 
 def test_settings_are_checked_all_at_once():
     with pytest.raises(UserError) as caught:
-        IndexSettings(space="hidden", active=0, damping=-1.0, rank=0, hidden_rank=4, activation_path=True)
+        IndexSettings(space="hidden", active=0, damping=-1.0, rank=0, hidden_rank=-4)
     assert len(caught.value.problems) == 4
     with pytest.raises(UserError, match="index.precision is a setting of --index.space hidden"):
         IndexSettings(precision="fp16")

@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from support.corpus_model import hidden_and_targets
 
+from benchmarks.choices.variants import activation_path_gradients, residual_gradient
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import (
+    Records,
     contrast_gradient,
     contrast_losses,
     head_chunks,
     loss_gradients,
-    records_of,
     residuals,
 )
 
@@ -39,12 +40,20 @@ def mixture_of(prototypes_KD, z_D, indices_k, with_activations):
 @pytest.mark.parametrize("activation_path", [False, True])
 @pytest.mark.parametrize("objective", ["cross_entropy", "training"])
 def test_records_equal_autograd(tokens, activation_path, objective):
-    """The loss sees the residual held fixed, z = r + zhat(P): the routing of method section 2."""
+    """The loss sees the residual held fixed, z = r + zhat(P): the routing of method section 2.
+
+    The index has the first case; `benchmarks.choices` the others.
+    """
     z_ND, targets_N, head_VD, prototypes_KD = tokens
     scale = 0.7 if objective == "training" else 0.0
     dictionary = Dictionary(prototypes_KD, 3)
-    records = records_of(dictionary, z_ND, deltas(head_VD, z_ND, targets_N), activation_path, scale)
+    records = Records(*dictionary.assign(z_ND), deltas(head_VD, z_ND, targets_N))
     gradients_NkD = records.gradients_NkD()
+    if scale:
+        records = residual_gradient(dictionary, z_ND, records, scale)
+        gradients_NkD = records.gradients_NkD()
+    if activation_path:
+        gradients_NkD = activation_path_gradients(dictionary, z_ND, records)
     for t in range(0, 200, 20):
         leaf_KD = prototypes_KD.clone().requires_grad_()
         mixture_D = mixture_of(leaf_KD, z_ND[t], records.prototypes_Nk[t], activation_path)
