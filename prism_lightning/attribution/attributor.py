@@ -1,4 +1,4 @@
-"""Ask a model which training data made it say something.
+"""Attribution of a model's predictions to its training data.
 
 from prism_lightning.attribution.attributor import Attributor
 
@@ -41,14 +41,14 @@ from prism_lightning.models.continuation import continued
 from prism_lightning.run.fingerprints import check_model, check_tokenizer, open_store
 from prism_lightning.run.model_folder import load_exported, run_directory
 
-COMPETITORS = 16  # likeliest other tokens that an opposing question asks about
+COMPETITORS = 16  # number of likeliest other tokens in an opposing query
 
 
 @dataclass
 class QueryTokens:
-    """What is asked about: Q tokens, with the hidden states that predicted them and the gradients of their losses."""
+    """The Q tokens of a query, the hidden states that predicted them and the gradients of their losses."""
 
-    ids: list[int]  # the whole text
+    ids: list[int]  # of the whole text
     positions: list[int]  # of the Q tokens in it
     z_QD: Tensor
     loss_Q: Tensor
@@ -60,11 +60,12 @@ class Attributor:
 
     Args:
         model, tokenizer: as exported by `fit`.
-        index: built for this model.
-        store: the training split the index was built over.
-        top: training tokens, passages and documents to name in each result.
-        rerank: score by the head's K-FAC what the prototypes propose (the index must keep hidden states).
-        opposing: name those of most negative influence in place of most positive.
+        index: an index of this model.
+        store: the training split of the index.
+        top: number of training tokens, passages and documents in each result.
+        rerank: whether the head's K-FAC scores the tokens that the prototypes propose (the index must store hidden
+            states).
+        opposing: whether results have the most negative influences in place of the most positive.
 
     Raises:
         UserError: an index of another tokenizer, or one that cannot re-rank.
@@ -83,7 +84,7 @@ class Attributor:
         check_tokenizer(tokenizer, store)
         if rerank and "hidden_basis" not in index.curvature:
             raise UserError(
-                "this index keeps no hidden states to re-rank by: build one with --index.space hidden"
+                "this index stores no hidden states to re-rank by: build one with --index.space hidden"
                 " --index.hidden_rank 32"
             )
         self.model, self.tokenizer, self.index = model, tokenizer, index
@@ -105,9 +106,14 @@ class Attributor:
         verify: bool = True,
         loaded: tuple[PrismForCausalLM, PreTrainedTokenizerFast] | None = None,
     ) -> Attributor:
-        """Open a run directory with its index (by default RUN/index), every file compared with its checksum.
+        """Open a run directory with its index (by default RUN/index).
 
-        `loaded` is its model and tokenizer, where they were loaded already: on another device than the CPU, say.
+        Args:
+            run: the run directory.
+            index: folder of the index.
+            top, rerank, opposing: see the class.
+            verify: compare every file of the index with its checksum.
+            loaded: the model and tokenizer, where they are loaded already, for example on a GPU.
 
         Raises:
             UserError: no model or index there, a damaged file, or an index of another model, tokenizer or corpus.
@@ -121,7 +127,7 @@ class Attributor:
         return cls(model, tokenizer, opened, store, top=top, rerank=rerank, opposing=opposing)
 
     def text(self, text: str) -> list[Attribution]:
-        """Attribute every token of a text but the first, which nothing predicts; the last result is their sum.
+        """Attribute every token of a text except the first, which nothing predicts; the last result is their sum.
 
         Raises:
             UserError: a text of fewer than two tokens.
@@ -141,7 +147,7 @@ class Attributor:
         return self.attribute(continued(self.model, ids, new_tokens), len(ids))
 
     def contrast(self, prompt: str, why: str, rather_than: str) -> Attribution:
-        """Why, after this prompt, the first token of `why` and not that of `rather_than`.
+        """Attribute the model's preference, after a prompt, for the first token of `why` over that of `rather_than`.
 
         Raises:
             UserError: an empty text, or the same token twice.
@@ -156,7 +162,7 @@ class Attributor:
         return attribution
 
     def attribute(self, ids: list[int], first: int) -> list[Attribution]:
-        """Attribute the tokens of a text from position `first` >= 1 on; where several, the last result is their sum."""
+        """Attribute the tokens of a text from position `first` >= 1 on; the last of several results is their sum."""
         tokens = self.query_tokens(ids, first)
         count = len(tokens.positions)
         attributions = [self._describe(tokens, slice(number, number + 1), "token") for number in range(count)]
@@ -166,14 +172,14 @@ class Attributor:
 
     @torch.no_grad()
     def query_tokens(self, ids: list[int], first: int, other_Q: Tensor | None = None) -> QueryTokens:
-        """Records of the tokens of a text from position `first` on; with other tokens, of the contrast to them."""
+        """Return the records of a text's tokens from position `first` on, or of their contrast to other tokens."""
         positions = list(range(first, len(ids)))
         ids_T = torch.tensor(ids, device=self.model.device)
         z_QD = self.model.hidden_states(ids_T[None, :-1])[0, first - 1 :]
         targets_Q = ids_T[first:]
         indices_Qk, activations_Qk = self.dictionary.assign(z_QD)
         if self.index.manifest["settings"]["dictionary"] == "model":
-            # An intervention scales the model's own prototypes, and so what reaches the logits through them.
+            # An intervention scales the terms of the model's own prototypes in the logits, hence their gradients.
             activations_Qk = activations_Qk * self.model.scaled_terms().factors(indices_Qk, targets_Q)
         records_in_space = self._hidden_records if isinstance(self.index, HiddenIndex) else self._logit_records
         loss_Q, records = records_in_space((indices_Qk, activations_Qk), z_QD, targets_Q, other_Q)
@@ -197,7 +203,7 @@ class Attributor:
         if other_Q is not None:
             loss_Q = contrast_losses(head_VD, z_QD, targets_Q, other_Q, logits_of)
             return loss_Q, LogitRecords(*assigned, *contrast_residuals(targets_Q, other_Q))
-        # What opposes a token are tokens that said something else where it was likely.
+        # A token is opposed by training tokens with other targets, where it was likely.
         competitors = min(COMPETITORS, len(head_VD) - 1) if self.opposing else 0
         loss_Q, tokens_Qc, values_Qc = residuals(head_VD, z_QD, targets_Q, competitors, logits_of)
         return loss_Q, LogitRecords(*assigned, tokens_Qc, values_Qc)
@@ -213,7 +219,7 @@ class Attributor:
             return query, self.index.score(query)
         assert isinstance(self.index, HiddenIndex)
         parts = []
-        for number in range(*selection.indices(len(tokens.positions))):  # each token on what it itself proposes
+        for number in range(*selection.indices(len(tokens.positions))):  # each token re-ranks its own proposals
             token = slice(number, number + 1)
             proposed = self.index.score(self.query(tokens, token))
             _, _, delta_1D = tokens.records.arrays(token)
@@ -261,7 +267,7 @@ class Attributor:
         return self._cut(self._ids(prompt, "prompt"), room, "prompt")
 
     def _cut(self, ids: list[int], room: int, name: str) -> list[int]:
-        """The last tokens that fit; a note in the results says what was cut."""
+        """Return the last tokens that fit; a note in the results says what was cut."""
         self.notes = []
         if len(ids) > room:
             cut = token_text(self.tokenizer, ids[: len(ids) - room])
@@ -273,5 +279,5 @@ class Attributor:
 
 
 def default_index(run: Path) -> Path:
-    """RUN/index."""
+    """Return the path of a run's index, RUN/index."""
     return run_directory(run) / "index"

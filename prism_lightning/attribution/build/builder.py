@@ -1,7 +1,7 @@
 """Build an index: one forward pass over the training blocks, shard by shard, on one process or several.
 
-Every step ends in a file that is whole or absent, so the same command goes on where an interrupted one stopped and
-gives the same bytes. Rank r of W builds shards r, r + W, ...; whoever finds all shards finished merges them.
+Every step ends in a file that is whole or absent, so the same command resumes an interrupted build and gives the same
+bytes. Rank r of W builds shards r, r + W, ...; the process that finds all shards finished merges them.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from prism_lightning.run.fingerprints import model_fingerprint
 
 SHARD_BUILDERS: dict[str, type[ShardBuilder[Any]]] = {"hidden": HiddenShardBuilder, "logits": LogitShardBuilder}
 FIT_TOKENS_PER_PROTOTYPE, MIN_SAMPLE_TOKENS = 4, 131_072
-Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+Report = Callable[[str, int, int], None]  # name of the step, units done, units in all
 
 
 class Builder:
-    """Builds one index, or what is missing of it.
+    """Builds one index, or the missing parts of it.
 
     Args:
         model: in eval mode, on the device that computes.
         store: the training split.
         settings: of the index.
-        folder: where it goes.
-        report: called as the work goes on.
+        folder: of the index.
+        report: called with the progress.
 
     Raises:
         UserError: a folder that holds an index of another model, corpus or settings; a full disk.
@@ -62,7 +62,7 @@ class Builder:
             raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --index.dir") from error
 
     def _claim(self) -> None:
-        """Say what this folder is an index of, or see that it says the same already."""
+        """Write settings.json, or check that it names the same model, corpus and settings."""
         facts = {
             "format": FORMAT,
             "model": model_fingerprint(self.model),
@@ -71,7 +71,7 @@ class Builder:
             "tokens": self.tokens,
             "settings": self.settings.recorded(),
         }
-        if self.model.dtype != torch.float32:  # of the decoder; shards of both would not be of one model
+        if self.model.dtype != torch.float32:  # of the decoder; shards of two types would belong to different models
             facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
         with self.lock:
             stored = read_json(self.folder / "settings.json")
@@ -92,7 +92,7 @@ class Builder:
         self.facts = facts
 
     def build(self, rank: int = 0, world_size: int = 1) -> bool:
-        """Do this rank's share; True once the index is whole, False while other ranks have shards to finish."""
+        """Build this rank's shards; return whether the index is complete, or other ranks have shards to finish."""
         with self.lock:
             if integrity_error(self.folder / "dictionary.safetensors") or self._active_stored() is None:
                 self.prepare_dictionary()
@@ -111,7 +111,7 @@ class Builder:
         return True
 
     def _finished(self, shard: int) -> bool:
-        """Whether a shard is there, undamaged, and assigned to this very dictionary."""
+        """Whether a shard exists, is undamaged and was built with the dictionary on disk."""
         path = shard_path(self.folder, shard)
         facts = read_json(path.with_suffix(".json"))
         if facts is None or facts.get("dictionary") != self._dictionary_checksum():
@@ -122,7 +122,7 @@ class Builder:
         return (read_json(self.folder / "dictionary.json") or {}).get("crc32")
 
     def _active_stored(self) -> int | None:
-        """k of the dictionary that is there; None where its record is damaged."""
+        """Number of active prototypes of the dictionary on disk; None where its record is damaged."""
         facts = read_json(self.folder / "dictionary.json")
         return None if facts is None or problem_in(facts, {"active": whole(1)}) else facts["active"]
 
@@ -132,10 +132,11 @@ class Builder:
         return not (merged and manifest == self._manifest() and curvature_is_current(self.folder, self.num_shards))
 
     def blocks_of(self, shard: int) -> range:
+        """Return the numbers of a shard's blocks."""
         return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
 
     def hidden(self, blocks: list[int]) -> tuple[Tensor, Tensor]:
-        """z [N, D] and targets [N] of some blocks."""
+        """Return the hidden states z [N, D] and targets [N] of some blocks."""
         items = self.store.__getitems__(blocks)
         ids_BT, targets_BT = (
             torch.stack([item[name] for item in items]).to(self.model.device) for name in ("input_ids", "targets")
@@ -148,7 +149,7 @@ class Builder:
 
     @torch.no_grad()
     def _sample(self) -> Tensor:
-        """Hidden states of blocks spread evenly over the corpus."""
+        """Hidden states [N, D] of blocks that are spread evenly over the corpus."""
         tokens = self.settings.fit_tokens or max(MIN_SAMPLE_TOKENS, FIT_TOKENS_PER_PROTOTYPE * self._size())
         count = min(len(self.store), -(-tokens // self.store.block_size))
         chosen = np.linspace(0, len(self.store) - 1, count).astype(int).tolist()
@@ -164,8 +165,8 @@ class Builder:
         return self.settings.prototypes or default_size(self.tokens, self.settings.tokens_per_prototype)
 
     def prepare_dictionary(self) -> None:
-        """Sample hidden states, fit the dictionary, find what records are expressed in."""
-        (self.folder / "manifest.json").unlink(missing_ok=True)  # shards of another dictionary are no index any more
+        """Fit the dictionary and the bases of the records to a sample, and write dictionary.safetensors."""
+        (self.folder / "manifest.json").unlink(missing_ok=True)  # shards of another dictionary no longer make an index
         if self.settings.dictionary == "model" and self.model.prototypes is None:
             raise UserError("this model is dense: it has no prototypes; set --index.dictionary fitted")
         sample_ND = self._sample()
@@ -174,7 +175,9 @@ class Builder:
         tensors = {"prototypes": dictionary.prototypes_KD} | basis_tensors
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         if self.settings.precision != "fp32":
-            arrays["prototypes"] = arrays["prototypes"].astype(np.float16)  # assigned to as they are stored
+            arrays["prototypes"] = arrays["prototypes"].astype(
+                np.float16
+            )  # tokens are assigned to the rounded prototypes
         write_file(self.folder / "dictionary.safetensors", arrays, active=dictionary.active)
 
     def _dictionary(self, sample_ND: Tensor) -> Dictionary:
@@ -225,7 +228,7 @@ class Builder:
         return tokens_done
 
     def _merge(self, shard_builder: ShardBuilder[Any]) -> None:
-        """The curvature over all shards, and the manifest, which makes the index whole."""
+        """Write the curvature over all shards, then the manifest, which marks the index as complete."""
         self.report("merging", 0, self.num_shards)
         paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
         shards = [shard_builder.shard_type.open(path) for path in paths]
@@ -233,12 +236,12 @@ class Builder:
         parts = part_checksums(self.folder, self.num_shards)
         write_file(self.folder / "curvature.safetensors", tensors, parts=parts)
         write_json(self.folder / "manifest.json", self._manifest())
-        for partial in self.folder.rglob("*.partial"):  # by processes that were killed
+        for partial in self.folder.rglob("*.partial"):  # of processes that were killed
             partial.unlink(missing_ok=True)
         self.report("merging", self.num_shards, self.num_shards)
 
     def _manifest(self) -> dict[str, Any]:
-        """What the index is of, and what reading it needs."""
+        """The content of manifest.json: what was indexed, and the sizes that reading needs."""
         return self.facts | {
             "shards": self.num_shards,
             "shard_tokens": self.shard_blocks * self.store.block_size,

@@ -1,4 +1,4 @@
-"""Building the index in the space of hidden states: see `hidden_index` for what it keeps.
+"""Building shards of an index in the space of hidden states (`index/hidden.py`).
 
 Shapes: N tokens of a batch, k active, D hidden size, m coordinates, h coordinates of a hidden state.
 """
@@ -22,11 +22,11 @@ from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.devices import check_float64
 from prism_lightning.models import PrismForCausalLM
 
-CURVATURE_TOKENS = 65_536  # of the sample, for the basis in which records are stored; S itself is summed over all
+CURVATURE_TOKENS = 65_536  # of the sample, for the basis of the records; S itself is summed over all tokens
 
 
 class HiddenShardBuilder(ShardBuilder[HiddenShard]):
-    """See `ShardBuilder`."""
+    """Builds shards with a whitened loss gradient for each token."""
 
     shard_type = HiddenShard
 

@@ -1,4 +1,4 @@
-"""Building the index in the space of logits: see `logit_index` for what it keeps.
+"""Building shards of an index in the space of logits (`index/logits.py`).
 
 Shapes: N tokens of a batch, k active, D hidden size, V vocabulary.
 """
@@ -16,11 +16,11 @@ from prism_lightning.attribution.index.shards import LogitShard, search, total_o
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.models import PrismForCausalLM
 
-PARTS = 64  # of the prototypes: lists of one part at a time are held in memory to be counted
+PARTS = 64  # parts of the prototypes; the lists of one part at a time are in memory while they are counted
 
 
 class LogitShardBuilder(ShardBuilder[LogitShard]):
-    """See `ShardBuilder`."""
+    """Builds shards of posting lists by prototype and target."""
 
     shard_type = LogitShard
 
@@ -44,7 +44,7 @@ class LogitShardBuilder(ShardBuilder[LogitShard]):
         return LogitShard.of_tokens(indices_Nk, activations_Nk, target_errors_N, targets_N, *sizes)
 
     def curvature(self, shards: Sequence[LogitShard], tokens: int) -> dict[str, np.ndarray]:
-        """Return `damping`, its share of the mean of L over the lists there are, and the sums A and P."""
+        """Return `damping`, its share of the mean of L over all lists with entries, and the sums A and P."""
         total = sum(float(shard.curvature.sum(dtype=np.float64)) for shard in shards)
         vocabulary, size = len(self.head_VD), len(self.dictionary.unit_KD)
         count, edges = 0, np.linspace(0, size, PARTS + 1).astype(np.int64) * vocabulary

@@ -1,4 +1,4 @@
-"""What both kinds of index do in a build; `hidden_shards` and `logit_shards` hold what each keeps of a training token.
+"""The interface of shard builders; `build/hidden.py` and `build/logits.py` implement it.
 
 Shapes: N tokens of a batch, D hidden size.
 """
@@ -21,15 +21,15 @@ S = TypeVar("S", bound=Shard)
 
 
 class ShardBuilder(ABC, Generic[S]):
-    """Turns hidden states into a shard, batch by batch; afterwards `begin` starts the next.
+    """Builds shards from hidden states, batch by batch: `begin`, `add` for each batch, `finish`.
 
-    `shard_type` is the class of its shards.
+    `shard_type` is the class of the shards.
 
     Args:
-        model: whose tokens are indexed.
+        model: the model that is indexed.
         settings: of the index.
         dictionary: the prototypes.
-        frame: what `frame` gave, as it was stored.
+        basis_tensors: the result of `fit_basis`, as it was stored.
     """
 
     shard_type: type[S]
@@ -43,7 +43,7 @@ class ShardBuilder(ABC, Generic[S]):
     @staticmethod
     @abstractmethod
     def fit_basis(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
-        """What is fixed before the pass, from a sample of hidden states."""
+        """Return the tensors beside the dictionary that are fixed before the pass, from a sample of hidden states."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -51,7 +51,7 @@ class ShardBuilder(ABC, Generic[S]):
 
     @abstractmethod
     def add(self, z_ND: Tensor, targets_N: Tensor) -> None:
-        """A batch of the shard's tokens, in order."""
+        """Add the next batch of the shard's tokens."""
 
     @abstractmethod
     def finish(self) -> S:
@@ -66,5 +66,5 @@ class ShardBuilder(ABC, Generic[S]):
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """A tensor of any device."""
+    """Return a tensor of any device as an array."""
     return tensor.detach().cpu().numpy()

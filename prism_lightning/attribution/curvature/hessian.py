@@ -1,7 +1,7 @@
-"""The curvature that attribution divides by: Gauss-Newton statistics in one pass (section 4.2).
+"""Gauss-Newton statistics in one pass: the curvature that influence is divided by (section 4.2).
 
 With M_t = W^T (diag(pi_t) - pi_t pi_t^T) W, the block of prototypes i and j is G_ij = E_t[a_ti a_tj M_t]. Off-diagonal
-blocks are dropped, and G_ii is taken for A_ii S with A_ii = E[a_ti^2] and S = E[M_t].
+blocks are dropped, and G_ii is approximated by A_ii S with A_ii = E[a_ti^2] and S = E[M_t].
 
 Shapes: C tokens of a chunk, D hidden size, V vocabulary, K prototypes, k active.
 """
@@ -17,7 +17,7 @@ from prism_lightning.attribution.curvature.records import HeadChunk, head_chunks
 
 
 class HessianSums:
-    """Sums over tokens that make up A and S; all closed form, no label is drawn.
+    """Sums over tokens for A and S, in closed form: no label is drawn.
 
     Args:
         head_VD: W.
@@ -39,22 +39,22 @@ class HessianSums:
         self.outer_DD += (chunk.mean_CD.T @ chunk.mean_CD).double()
 
     def gauss_newton_DD(self) -> Tensor:
-        """sum_t M_t = W^T diag(sum pi) W - sum mean mean^T, in float64."""
+        """Return sum_t M_t = W^T diag(sum pi) W - sum mean mean^T, in float64."""
         head_VD = self.head_VD.double()
         return head_VD.T @ (self.probability_V[:, None] * head_VD) - self.outer_DD
 
 
 def mean_curvature(head_VD: Tensor, z_ND: Tensor) -> Tensor:
-    """S = E[M_t] over some hidden states, in float64."""
+    """Return S = E[M_t] over some hidden states, in float64."""
     sums = HessianSums(head_VD, 1)
     for chunk in head_chunks(head_VD, z_ND):
-        nowhere_C1 = torch.zeros(len(chunk.mean_CD), 1, device=head_VD.device)
-        sums.add(chunk, nowhere_C1.long(), nowhere_C1)
+        inactive_C1 = torch.zeros(len(chunk.mean_CD), 1, device=head_VD.device)
+        sums.add(chunk, inactive_C1.long(), inactive_C1)
     return sums.gauss_newton_DD() / sums.tokens
 
 
 def eigenbasis(curvature_DD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The `rank` largest eigenvalues, descending, floored at 1e-6 of the mean, and their eigenvectors as columns."""
+    """Return the `rank` largest eigenvalues, descending and at least 1e-6 of the mean, and eigenvectors as columns."""
     values_D, vectors_DD = torch.linalg.eigh(curvature_DD)
     values_m, basis_Dm = values_D.flip(0)[:rank], vectors_DD.flip(1)[:, :rank]
     return values_m.clamp_min(1e-6 * values_D.mean()), basis_Dm

@@ -1,4 +1,4 @@
-"""What one token tells the prototypes: the gradient of its loss with respect to each active prototype (section 4.1).
+"""Records of tokens: the gradient of a token's loss with respect to each active prototype (section 4.1).
 
 Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, K prototypes, k active, c
 entries of a gradient with respect to the logits.
@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One chunk of the head's probabilities; the whole [N, V] matrix is never held.
+# Size of one chunk of the head's probabilities; the whole [N, V] matrix is never in memory.
 CHUNK_BYTES = 32 * 2**20
-CACHED_BYTES = 4 * 2**20  # on a CPU: losses at V 4,096 took 31 microseconds a token in chunks of 32 MB, 18 in these
-FEWEST = 32  # tokens of a chunk: below this the product with the head slows down
+CACHED_BYTES = (
+    4 * 2**20
+)  # on a CPU; at V = 4,096 losses took 31 microseconds per token in chunks of 32 MB, and 18 in these
+MIN_CHUNK_TOKENS = 32  # with fewer tokens the product with the head slows down
 
 LogitsOf = Callable[[Tensor], Tensor]  # logits [C, V] of hidden states [C, D]
 
@@ -39,7 +41,7 @@ class Records(NamedTuple):
 
 
 class LogitRecords(NamedTuple):
-    """The same in the space of logits: g_ti has -activations[t, i] * residuals[t, c] at entry targets[t, c]."""
+    """The same in the space of logits: entry targets[t, c] of g_ti is -activations[t, i] * residuals[t, c]."""
 
     prototypes_Nk: Tensor
     activations_Nk: Tensor
@@ -47,13 +49,13 @@ class LogitRecords(NamedTuple):
     residuals_Nc: Tensor
 
     def arrays(self, selection: slice) -> list[np.ndarray]:
-        """What `LogitIndex.query` takes, of some tokens."""
+        """Return the arguments of `LogitIndex.query` for some tokens."""
         tensors = (self.prototypes_Nk, self.activations_Nk.float(), self.targets_Nc, self.residuals_Nc.float())
         return [tensor[selection].cpu().numpy() for tensor in tensors]
 
 
 class Residuals(NamedTuple):
-    """Losses of N tokens in nats, and some entries of minus their gradients with respect to the logits."""
+    """Losses of N tokens in nats, and entries of their negative gradients with respect to the logits."""
 
     losses_N: Tensor
     tokens_Nc: Tensor  # the target first
@@ -69,15 +71,15 @@ class HeadChunk(NamedTuple):
 
 
 def chunk_size(head_VD: Tensor) -> int:
-    """Tokens whose probabilities are held at once."""
+    """Return the number of tokens whose probabilities are in memory at once."""
     token = head_VD.element_size() * head_VD.shape[0]
     if head_VD.device.type == "cpu":
-        return max(1, min(CHUNK_BYTES // token, max(FEWEST, CACHED_BYTES // token)))
+        return max(1, min(CHUNK_BYTES // token, max(MIN_CHUNK_TOKENS, CACHED_BYTES // token)))
     return max(1, CHUNK_BYTES // token)
 
 
 def head_chunks(head_VD: Tensor, z_ND: Tensor) -> Iterator[HeadChunk]:
-    """Predicted probabilities and the head rows' mean under them, a bounded number of tokens at a time."""
+    """Yield predicted probabilities and the mean of the head's rows under them, a bounded number of tokens at a time."""
     size = chunk_size(head_VD)
     for start in range(0, z_ND.shape[0], size):
         rows = slice(start, start + size)
@@ -104,7 +106,7 @@ def log_probability_chunks(
 def residuals(
     head_VD: Tensor, z_ND: Tensor, targets_N: Tensor, competitors: int = 0, logits_of: LogitsOf | None = None
 ) -> Residuals:
-    """Losses, and the entries of e_y - pi at the target and at the likeliest other tokens.
+    """Return losses, and the entries of e_y - pi at the target and at the likeliest other tokens.
 
     Args:
         head_VD, z_ND, targets_N: W, hidden states and targets.
@@ -124,12 +126,12 @@ def residuals(
 
 
 def target_error_probability(head_VD: Tensor, z_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """1 - pi [N] of every target: minus the gradient of its loss with respect to its own logit."""
+    """Return 1 - pi [N] of every target: the negative gradient of its loss with respect to its own logit."""
     return residuals(head_VD, z_ND, targets_N).values_Nc[:, 0]
 
 
 def likeliest_others(probabilities_CV: Tensor, own_C1: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Tokens and probabilities [C, c] of those that were likeliest, the targets left out."""
+    """Return the likeliest tokens and their probabilities [C, c], without the targets."""
     values_Cc, tokens_Cc = probabilities_CV.scatter(1, own_C1, -1.0).topk(count, dim=1)
     return tokens_Cc, values_Cc
 
@@ -137,7 +139,7 @@ def likeliest_others(probabilities_CV: Tensor, own_C1: Tensor, count: int) -> tu
 def loss_gradients(
     head_VD: Tensor, z_ND: Tensor, targets_N: Tensor, logits_of: LogitsOf | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Losses [N] in nats and their gradients delta [N, D] with respect to the hidden states; arguments as above."""
+    """Return losses [N] in nats and their gradients delta [N, D] with respect to hidden states; see `residuals`."""
     losses, deltas = [], []
     for rows, log_p_CV in log_probability_chunks(head_VD, z_ND, logits_of):
         losses.append(-log_p_CV.gather(1, targets_N[rows, None])[:, 0])
@@ -148,7 +150,7 @@ def loss_gradients(
 def contrast_losses(
     head_VD: Tensor, z_ND: Tensor, chosen_N: Tensor, other_N: Tensor, logits_of: LogitsOf | None = None
 ) -> Tensor:
-    """logit_other - logit_chosen [N]; arguments as of `loss_gradients`."""
+    """Return logit_other - logit_chosen [N]; see `residuals` for the other arguments."""
     parts = []
     for rows, log_p_CV in log_probability_chunks(head_VD, z_ND, logits_of):
         parts.append(log_p_CV.gather(1, other_N[rows, None]) - log_p_CV.gather(1, chosen_N[rows, None]))
@@ -156,16 +158,16 @@ def contrast_losses(
 
 
 def contrast_residuals(chosen_N: Tensor, other_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens [N, 2] of a contrast, and minus the gradient of its loss with respect to their logits: 1 and -1."""
+    """Return a contrast's tokens [N, 2], and the negative gradient of its loss at their logits: 1 and -1."""
     values_N2 = torch.tensor([[1.0, -1.0]], device=chosen_N.device).expand(len(chosen_N), 2)
     return torch.stack([chosen_N, other_N], 1), values_N2
 
 
 def loss_gradient(head_VD: Tensor, mean_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """delta_t = dCE/dz = W^T (pi_t - e_y), from the mean of W's rows under pi_t."""
+    """Return delta_t = dCE/dz = W^T (pi_t - e_y), from the mean of W's rows under pi_t."""
     return mean_ND - head_VD[targets_N]
 
 
 def contrast_gradient(head_VD: Tensor, chosen_N: Tensor, other_N: Tensor) -> Tensor:
-    """d(logit_other - logit_chosen)/dz: what lowers it makes the chosen token likelier than the other."""
+    """Return d(logit_other - logit_chosen)/dz [N, D], the gradient of a contrast's loss."""
     return head_VD[other_N] - head_VD[chosen_N]

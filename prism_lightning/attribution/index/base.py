@@ -1,10 +1,8 @@
-"""An index on disk, and its queries: influence of training tokens on a loss, through the prototypes they share.
+"""The base of both kinds of index: influence of training tokens on a query's loss, through shared prototypes.
 
-What both kinds of index share; `hidden_index` and `logit_index` hold what each keeps of a training token.
-
-Sign, here and everywhere: positive = training on the token lowered the query's loss. Unit: nats of the query's loss, to
-first order, that one appearance of the training token is worth among N. Numpy only, so that a process that serves
-queries stays small; the files are memory-mapped.
+`index/hidden.py` and `index/logits.py` implement it. A positive influence always means that training on the token
+lowered the query's loss. Its unit is nats of the query's loss, to first order, for one appearance of the training token
+among N. Numpy alone is used, so that a process that serves queries stays small; the files are memory-mapped.
 
 Shapes: N training tokens, K prototypes, m coordinates of an entry, U lists that a query reads.
 """
@@ -43,31 +41,31 @@ MANIFEST = {
     "settings": mapping({"space": one_of("logits", "hidden"), "dictionary": text()}),
 }
 REBUILD = "run the same `index` command, it builds only what is damaged anew"
-MAX_PROBLEMS = 5  # problems of an index that are looked for; of 100,000 missing shards the first say enough
+MAX_PROBLEMS = 5  # an index with 100,000 missing shards is reported by its first ones
 
 
 class Query(NamedTuple):
-    """One question, already divided by the curvature: the lists it reads, and what their entries are multiplied by."""
+    """A query, divided by the curvature: the lists that it reads, and the vector that multiplies each list's entries."""
 
     lists_U: np.ndarray  # distinct, ascending
     vectors_Um: np.ndarray
 
 
 class Hits(NamedTuple):
-    """Training tokens that share a list with a query, ascending, and the influence of each in nats."""
+    """Training tokens that share a list with a query, ascending, and their influence in nats."""
 
     tokens: np.ndarray
     influence: np.ndarray
 
     @classmethod
     def total(cls, parts: list[Hits]) -> Hits:
-        """The sum of several hits."""
+        """Return the sum of several hits."""
         return sum_by_token(
             np.concatenate([part.tokens for part in parts]), np.concatenate([p.influence for p in parts])
         )
 
     def strongest(self, count: int, opposing: bool = False) -> Hits:
-        """The `count` largest influences, descending; with `opposing` the most negative, and none that are not."""
+        """Return the `count` largest influences, descending; with `opposing`, the most negative ones alone."""
         signed = -self.influence if opposing else self.influence
         count = min(count, int((signed > 0).sum()) if opposing else len(signed))
         if not count:
@@ -78,14 +76,14 @@ class Hits(NamedTuple):
 
 
 class Index(ABC):
-    """A finished index, memory-mapped; see `spaces.open_index`.
+    """A finished index, memory-mapped; `opening.open_index` makes it.
 
     Args:
-        folder: what `index` built.
-        verify: compare every file with its checksum first, which reads the whole index.
+        folder: of the index.
+        verify: whether every file is compared with its checksum first, which reads the whole index.
 
     Raises:
-        UserError: no finished index there, a damaged file, named, or a manifest that its files contradict.
+        UserError: no finished index there, a damaged file, or a manifest that contradicts the files.
     """
 
     def __init__(self, folder: str | Path, verify: bool = True) -> None:
@@ -101,7 +99,7 @@ class Index(ABC):
         self._compare_sizes()
 
     def _compare_sizes(self) -> None:
-        """Compare the manifest, which has no checksum, with the sizes of tensors: a wrong size gives wrong answers."""
+        """Compare the manifest, which has no checksum, with the sizes of tensors; a wrong size gives wrong results."""
         path = self.folder / "manifest.json"
         facts = read_manifest(self.folder / "dictionary.json", {"active": whole(1)}, REBUILD) or {}
         try:
@@ -119,7 +117,7 @@ class Index(ABC):
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Sizes that tensors have, by the manifest's name for them."""
+        """Return the sizes of tensors, by their name in the manifest."""
 
     def _verify(self) -> None:
         paths = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
@@ -144,38 +142,38 @@ class Index(ABC):
 
     @property
     def num_prototypes(self) -> int:
-        """K."""
+        """Number K of prototypes."""
         return self.manifest["prototypes"]
 
     @abstractmethod
     def usage_K(self) -> np.ndarray:
-        """Training tokens in which each prototype is active."""
+        """Return the number [K] of training tokens in which each prototype is active."""
 
     @abstractmethod
     def postings(self, prototype: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training tokens in which a prototype is active, ascending, and their activations."""
+        """Return the training tokens in which a prototype is active, ascending, and their activations."""
 
     @abstractmethod
     def query(self, *records: np.ndarray) -> Query:
         """Divide the records of one or several tokens by the curvature and sum them, list by list.
 
-        Influence is linear in the query, so the sum asks about the summed loss of all Q tokens at once.
+        Influence is linear in the query, so the result is the query for the summed loss of all Q tokens.
         """
 
     @abstractmethod
     def entries_read(self, query: Query) -> int:
-        """List entries that a query reads."""
+        """Return the number of list entries that a query reads."""
 
     @abstractmethod
     def contributions_by_prototype(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
-        """For each training token, its prototypes that the query touches and the influence each carries."""
+        """Return for each training token the prototypes it shares with the query, and the influence through each."""
 
     @abstractmethod
     def _hits_by_shard(self, query: Query) -> list[Hits]:
         """Return the hits of `score` for each shard, with tokens counted from the start of the shard."""
 
     def score(self, query: Query) -> Hits:
-        """Influence of every training token that shares a list with the query; what any other has is left out."""
+        """Return the influence of every training token that shares a list with the query."""
         if not len(query.lists_U):
             return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
         parts = self._hits_by_shard(query)
@@ -184,15 +182,15 @@ class Index(ABC):
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished index, every entry of its type and within its bounds.
+    """Return the manifest of a finished index, with every entry of its type and within its bounds.
 
     Raises:
-        UserError: no finished index there, one of another version, or a damaged manifest.
+        UserError: no finished index there, one of another version or with a retired setting, or a damaged manifest.
     """
     path = folder / "manifest.json"
     manifest = read_manifest(path, {"format": anything()}, REBUILD)
     if manifest is None:
-        raise UserError(f"{folder} holds no finished index: run `index` with this recipe, it goes on where it stopped")
+        raise UserError(f"{folder} holds no finished index: run `index` with this recipe, it resumes where it stopped")
     if manifest["format"] != FORMAT:
         raise UserError(f"{folder} holds an index of another version of this package: remove it and run `index` again")
     check_manifest(manifest, MANIFEST, path, REBUILD)
@@ -210,7 +208,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def sum_by_token(tokens: np.ndarray, influence: np.ndarray) -> Hits:
-    """Hits with each token once, its influences added up."""
+    """Return hits in which each token stands once, with the sum of its influences."""
     order = np.argsort(tokens, kind="stable")
     tokens, influence = tokens[order], influence[order]
     if len(tokens) == 0:
@@ -220,16 +218,16 @@ def sum_by_token(tokens: np.ndarray, influence: np.ndarray) -> Hits:
 
 
 def part_checksums(folder: Path, num_shards: int) -> list[int | None]:
-    """Checksums of the dictionary and of every shard, as their writers noted them."""
+    """Return the recorded checksums of the dictionary and of every shard."""
     paths = [folder / "dictionary.json", *(shard_path(folder, n).with_suffix(".json") for n in range(num_shards))]
     return [(read_json(path) or {}).get("crc32") for path in paths]
 
 
 def curvature_is_current(folder: Path, num_shards: int) -> bool:
-    """Whether the curvature was computed from the dictionary and shards that are there now."""
+    """Return whether the curvature was computed from the present dictionary and shards."""
     return (read_json(folder / "curvature.json") or {}).get("parts") == part_checksums(folder, num_shards)
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """A shard's file."""
+    """Return the path of a shard."""
     return folder / "shards" / f"{number:05d}.safetensors"

@@ -1,4 +1,4 @@
-"""The index in the space of hidden states: a vector for every training token, and posting lists by prototype.
+"""An index in the space of hidden states: a vector for every training token, and posting lists by prototype.
 
     influence(s, q) = 1/N sum over i active in both of g_qi^T H_i^-1 g_si            (section 4)
 
@@ -15,11 +15,11 @@ import numpy as np
 from prism_lightning.attribution.index.base import Hits, Index, Query, sum_by_token
 from prism_lightning.attribution.index.shards import HiddenShard
 
-GATHER_ROWS = 65_536  # of a list at once: the longest list of a skewed dictionary may be most of a shard
+GATHER_ROWS = 65_536  # of a list at once: the longest list may hold most of a shard
 
 
 class HiddenIndex(Index):
-    """See `Index`; a list is a prototype's."""
+    """See `Index`; there is a list for each prototype."""
 
     @cached_property
     def shards(self) -> list[HiddenShard]:
@@ -78,9 +78,9 @@ class HiddenIndex(Index):
         return sorted(contributions, key=lambda pair: -abs(pair[1]))
 
     def rescored(self, hits: Hits, z_D: np.ndarray, delta_D: np.ndarray) -> Hits:
-        """The second stage: the same tokens by the head's K-FAC, (z_q C^-1 z_s)(delta_q S^-1 delta_s) / N.
+        """Return the same tokens scored by the head's K-FAC, (z_q C^-1 z_s)(delta_q S^-1 delta_s) / N (second stage).
 
-        Only for an index that keeps hidden states.
+        The index must store hidden states.
         """
         hidden_h = z_D @ self.curvature["hidden_basis"]
         vector_m = delta_D @ self.curvature["precondition"] / np.float32(self.tokens)
@@ -108,7 +108,7 @@ def _hits(shard: HiddenShard, query: Query) -> Hits:
 
 
 def _dots(shard: HiddenShard, rows: np.ndarray, vector_m: np.ndarray) -> np.ndarray:
-    """Dot products of some rows' coordinates with a vector."""
+    """Return dot products of some rows' coordinates with a vector."""
     dots = np.empty(len(rows), dtype=np.float32)
     for start in range(0, len(rows), GATHER_ROWS):
         gathered = shard.coordinates.take(rows[start : start + GATHER_ROWS], axis=0)

@@ -1,21 +1,20 @@
-"""The index in the space of logits: posting lists by prototype and target, without a vector for any token.
+"""An index in the space of logits: posting lists by prototype and target, without a vector per token.
 
 The parameters are what each prototype adds to the logits, V_i = W p_i, a number for every token of the vocabulary.
 The gradient of a training token's loss with respect to them is a_si (pi_s - e_y); of it the entry of the token's own
 target is kept, -a_si (1 - pi_s(y)). The diagonal of their Gauss-Newton matrix, N times, is sum_s a_si^2 pi_s(v)
-(1 - pi_s(v)). It is estimated from the labels there are, without a [K, V] matrix: the sum of a_si^2 (1 - pi_s(v)) over
-the n tokens of the list (i, v), L_iv, has it for its mean over labels drawn from pi. Short lists are noisy, so L is
-drawn towards the product of the sums over all targets and over all prototypes, as if PRIOR more tokens had said that:
+(1 - pi_s(v)). It is estimated from the observed labels, without a [K, V] matrix: L_iv, the sum of a_si^2 (1 - pi_s(v))
+over the n tokens of list (i, v), has it as its mean over labels drawn from pi. Short lists are noisy, so L is shrunk
+towards the product of the sums over all targets and over all prototypes, with the weight of PRIOR tokens:
 
     S_iv = (n L_iv + PRIOR A_i P_v / N) / (n + PRIOR)        A_i = sum_s a_si^2,  P_v = sum over y_s = v of 1 - pi_s(v)
 
-(LDS .676; without the prior .666, with the exact diagonal .669: docs/attribution.md.) With r_q the query's negative
-gradient with respect to the logits, of which only the entries asked about count, 1 - pi_q at its target,
+(LDS 0.676; 0.666 without the prior, 0.669 with the exact diagonal: docs/attribution.md.) With r_q the query's negative
+gradient with respect to the logits, of which only the entries of its records count, 1 - pi_q at its target,
 
     influence(s, q) = r_q(y_s) (1 - pi_s(y_s)) sum over i active in both of a_qi a_si / (S_i,y_s + d mean L).
 
-Numpy only. Shapes: N training tokens, k active, Q query tokens, c targets of each that are asked about, U lists of a
-query.
+Numpy only. Shapes: N training tokens, k active, Q query tokens, c targets of each, U lists of a query.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ import numpy as np
 from prism_lightning.attribution.index.base import Hits, Index, Query, sum_by_token
 from prism_lightning.attribution.index.shards import LogitShard
 
-PRIOR = 3.0  # tokens; in another trial 1: .656, 3: .658, 10: .654, 30: .647, without it .645
-# Entries are sorted where they are few, and added up in an array of the shard's tokens where there are more than a
-# sixteenth as many: a sequence of 128 tokens asks 3.1 million tokens in 25 ms in place of 78.
+PRIOR = 3.0  # tokens; LDS in another trial: 1 0.656, 3 0.658, 10 0.654, 30 0.647, without prior 0.645
+# Few entries are sorted; more than a sixteenth of the shard's tokens are added up in an array of that size instead. A
+# query of 128 tokens on 3.1 million tokens then takes 25 ms in place of 78 ms.
 DENSE = 16
 
 
 class LogitIndex(Index):
-    """See `Index`; list i V + v is that of prototype i and target v."""
+    """See `Index`; list i V + v belongs to prototype i and target v."""
 
     @property
     def vocabulary(self) -> int:
-        """V."""
+        """Size V of the vocabulary."""
         return self.manifest["vocabulary"]
 
     @cached_property
@@ -72,13 +71,16 @@ class LogitIndex(Index):
         weights_Qkc = activations_Qk[:, :, None] * residuals_Qc[:, None]
         lists_U, place = np.unique(lists_Qkc.ravel(), return_inverse=True)
         weights_U = np.bincount(place, weights_Qkc.ravel(), len(lists_U))
-        lists_U, weights_U = lists_U[weights_U != 0], weights_U[weights_U != 0]  # prototypes that were removed
+        lists_U, weights_U = (
+            lists_U[weights_U != 0],
+            weights_U[weights_U != 0],
+        )  # of prototypes that an intervention removed
         curvature_U = self._curvature(lists_U)
         weights_U = np.divide(weights_U, curvature_U, out=np.zeros_like(weights_U), where=curvature_U > 0)
         return Query(lists_U, weights_U[:, None].astype(np.float32))
 
     def _curvature(self, lists_U: np.ndarray) -> np.ndarray:
-        """S, damped."""
+        """The damped curvature S of some lists."""
         counts_U, sums_U = np.zeros((2, len(lists_U)))
         for shard in self.shards:
             at, present = shard.find(lists_U)

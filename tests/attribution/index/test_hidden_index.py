@@ -60,8 +60,8 @@ def sample_of(model, store):
         return model.hidden_states(ids.clone()).flatten(0, 1)
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.9999), ("fp16", 0.999), ("int8", 0.98)])
-def test_compression_keeps_the_ranking_of_tokens_that_matter(built, model, data, precision, least):
+@pytest.mark.parametrize(("precision", "minimum"), [("fp32", 0.9999), ("fp16", 0.999), ("int8", 0.98)])
+def test_compression_keeps_the_ranking_of_tokens_that_matter(built, model, data, precision, minimum):
     """Over the top 1 % by brute force, of 19,200 tokens, for ten queries."""
     store = FirstBlocks(data.train, 600)
     index = built(over=store, precision=precision, dictionary="fitted", prototypes=64, active=2, fit_steps=20)
@@ -73,7 +73,7 @@ def test_compression_keeps_the_ranking_of_tokens_that_matter(built, model, data,
         expected_N = (stored_NKD * weighed_KD).sum((1, 2)).numpy()
         top = np.argsort(-np.abs(expected_N))[: len(expected_N) // 100]
         got_N = all_scores(index, records, query)
-        assert spearmanr(expected_N[top], got_N[top]).statistic >= least
+        assert spearmanr(expected_N[top], got_N[top]).statistic >= minimum
 
 
 def test_a_summed_query_is_the_sum_of_its_tokens(built, model, store):
