@@ -1,8 +1,8 @@
-"""What every method costs: building, answering q queries from raw tokens to the top 100, disk and memory.
+"""Cost of every method: building, q queries from raw tokens to the top 100, disk space and memory.
 
-One process holds all methods and asks them in turn, repeat by repeat, so that a slow minute of the machine falls on all
-of them; building and the first, cold query are repeated in turn too. Memory is what a build or query adds to the
-process at most. Linux only: memory and the page cache are asked of its kernel.
+One process holds all methods and queries them in turn, repeat by repeat, so that a slow minute of the machine affects
+all of them; builds and first, cold queries are repeated in turn too. Memory is the peak that a build or query adds to
+the process. Linux only, whose kernel reports memory and the page cache.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from benchmarks.attribution.task import Method, Queries, Task
 from prism_lightning.common.files import read_json, write_json
 
 TOP, KINDS = 100, ("token", "sequence")
-# One answer of 7 ms, behind methods that sweep the caches, took 6.8 to 20 ms. In turns of .1 s, a first one of 150 ms
-# in place of 27 was the only one.
+# A single answer of 7 ms, after methods that fill the caches, took 6.8 to 20 ms. In turns of 0.1 s the only answer of
+# one method took 150 ms in place of 27 ms.
 TURN_SECONDS, TURN_ANSWERS = 0.5, 11
 
 
 class Cost:
-    """The cost stage of a run, one JSON file a size; an interrupted run goes on where it stopped.
+    """The cost stage of a run, with one JSON file per size; an interrupted run resumes.
 
     Args:
         run: of the benchmark.
@@ -51,7 +51,7 @@ class Cost:
         self.methods = {name: methods[name] for name in run.cost.methods or methods}
 
     def all_sizes(self) -> list[dict[str, Any]]:
-        """Rows of every method at every size."""
+        """Return rows of every method at every size."""
         retrain(self.run, planned(self.run))
         rows: list[dict[str, Any]] = []
         for size in self.plan.sizes or self.run.corpus.sizes:
@@ -65,11 +65,11 @@ class Cost:
         return rows
 
     def identity(self) -> str:
-        """Of what is measured, not of how often: sizes may be measured one by one, with a patience of their own."""
+        """Return a hash of what is measured. Repeats and patience are not part of it and may differ between sizes."""
         return digest([self.methods, self.plan.counts, self.plan.threads])
 
     def measure_size(self, size: int, partial: Path) -> list[dict[str, Any]]:
-        """Rows of every method at one size; an interrupted call left its measurements in `partial`, and states."""
+        """Return rows of every method at one size; `partial` holds the measurements of an interrupted call."""
         torch.set_num_threads(self.plan.threads)
         states = self.run.folder / "states" / str(size)
         main = self.run.training.commitments[0]
@@ -96,11 +96,11 @@ class Cost:
         return rows
 
     def make_method(self, task: Task, name: str, folder: Path | None = None) -> Method:
-        """A method on its state, or on another folder."""
+        """Make a method on its state, or on another folder."""
         return make(task, folder or self.states[name], self.methods[name], self.corpus.tokenizer, self.checkpoints)
 
     def builds(self, task: Task) -> dict[str, list[dict[str, float]]]:
-        """Every build of every method, in turn: seconds, memory, and seconds of a first query behind it, cold."""
+        """Build every method in turn; return seconds, memory, and seconds of a first, cold query for each build."""
         builds: dict[str, list[dict[str, float]]] = self.measurements["builds"]
         for repeat in range(self.plan.repeats):
             for name in self.methods:
@@ -115,7 +115,7 @@ class Cost:
         return builds
 
     def build(self, task: Task, name: str) -> dict[str, float]:
-        """One build from nothing, and one token query right after `open`, with the state's files out of the cache."""
+        """Measure one build, and one token query after `open` with the state's files out of the page cache."""
         partial = self.states[name].with_name(f"{name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         method, before = self.make_method(task, name, partial), fresh_peak()
@@ -123,7 +123,7 @@ class Cost:
         method.fit()
         seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
         del method
-        partial.rename(self.states[name])  # half a state would otherwise pass for a whole one
+        partial.rename(self.states[name])  # an incomplete state would otherwise be taken for a complete one
         drop_from_cache(self.states[name])
         method, before = self.make_method(task, name), fresh_peak()
         started = time.perf_counter()
@@ -133,16 +133,16 @@ class Cost:
         return {"seconds": seconds, "mib": peak, "cold_seconds": cold, "query_mib": memory("VmHWM") - before}
 
     def queries(self, kind: str, count: int) -> Queries:
-        """The first held-out queries, one target of each or all of them."""
+        """Return the first held-out queries, with one target or all targets of each."""
         ids_QL = self.corpus.queries_QL[:count]
         if kind == "token":
             return Queries.of_tokens(ids_QL, token_targets(self.corpus.queries_QL)[:count])
         return Queries.of_sequences(ids_QL)
 
     def answers(self, methods: dict[str, Method]) -> dict[str, dict[str, list[float]]]:
-        """Seconds of every repeat, by method and by "kind q", behind a first one that is not counted.
+        """Return seconds of every repeat by method and "kind q"; a first, warming one is not counted.
 
-        What takes long is warmed up once, not for every number of queries.
+        Slow methods are warmed up once, not for every number of queries.
         """
         warm: set[str] = set()
         answers: dict[str, dict[str, list[float]]] = self.measurements["answers"]
@@ -164,7 +164,7 @@ class Cost:
         return answers
 
     def _patient(self, times: list[float]) -> bool:
-        """Whether one more measurement like those so far stays within `patience`, all together."""
+        """Whether all measurements with one more stay within `patience`."""
         return not times or sum(times) * (len(times) + 1) / len(times) <= self.plan.patience
 
     def _worth(self, answers: dict[str, list[float]], kind: str, count: int) -> bool:
@@ -176,7 +176,7 @@ class Cost:
         return len(smaller) < 2 or predicted_seconds(fit_line(answers, kind), count) <= self.plan.longest
 
     def look_up(self, method: ListMethod) -> dict[str, list[float]]:
-        """Seconds from a query's question to its top 100, one by one: token queries and sequences."""
+        """Return seconds from a prepared query to its top 100, for single token and sequence queries."""
         times_by_kind = {}
         for kind in KINDS:
             queries = self.queries(kind, 64)
@@ -192,7 +192,7 @@ class Cost:
 
 
 def time_answer(method: Method, queries: Queries) -> float:
-    """Seconds from raw tokens to the top: the median of a turn's answers, which is a single one where it takes long."""
+    """Return seconds from raw tokens to the top 100: the median of a turn, which is one answer where it takes long."""
     times: list[float] = []
     while sum(times) < TURN_SECONDS and len(times) < TURN_ANSWERS:
         started = time.perf_counter()
@@ -202,13 +202,13 @@ def time_answer(method: Method, queries: Queries) -> float:
 
 
 def memory(field: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at most since `fresh_peak`."""
+    """Return MiB of this process: VmRSS is the present use, VmHWM the peak since `fresh_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
 
 
 def fresh_peak() -> float:
-    """Give back what the allocator holds, forget the highest memory so far, and say what is held now."""
+    """Release freed memory, reset the peak, and return the MiB in use."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -226,25 +226,25 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def fit_line(answers: dict[str, list[float]], kind: str) -> tuple[float, float]:
-    """Intercept and slope, in seconds, of the median time over the number of queries (weighted by 1 / time)."""
+    """Fit the median time over the number of queries (weights 1 / time); return intercept and slope in seconds."""
     medians = {int(key.split()[1]): statistics.median(t) for key, t in answers.items() if key.startswith(kind) and t}
     slope, intercept = np.polyfit(list(medians), list(medians.values()), 1, w=1 / np.array(list(medians.values())))
     return float(intercept), float(slope)
 
 
 def predicted_seconds(intercept_and_slope: tuple[float, float], count: int, per_pass: int | None = None) -> float:
-    """Seconds that a line predicts for a number of queries; every pass over the training data has the intercept."""
+    """Return the seconds that a line predicts; every pass over the training data costs the intercept."""
     passes = 1 if per_pass is None else -(-count // per_pass)
     return intercept_and_slope[0] * passes + intercept_and_slope[1] * count
 
 
 def growth(sizes: list[int], seconds: list[float]) -> float:
-    """Exponent of the power law that fits a cost over sizes of corpus best."""
+    """Return the exponent of the power law fitted to a cost over corpus sizes."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def break_even(first: tuple[float, float, float], second: tuple[float, float, float]) -> str:
-    """For how many queries the first of two (build, intercept, slope) is the cheaper one in all."""
+    """Return, in words, the number of queries for which the first (build, intercept, slope) costs less in total."""
     saved, lost = second[2] - first[2], first[0] + first[1] - second[0] - second[1]
     if lost <= 0 <= saved:
         return "any number of"

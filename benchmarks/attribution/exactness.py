@@ -1,4 +1,4 @@
-"""What the index's shortcut to the curvature does: the whole Gauss-Newton matrix of the same prototypes beside it."""
+"""Effect of the index's separable curvature: a comparison with the whole Gauss-Newton matrix of the same prototypes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _solve(run: Settings, name: str, path: Path) -> None:
 
 
 def compared(run: Settings) -> list[dict[str, Any]]:
-    """LDS of both on the smallest corpus, and how far they agree."""
+    """Return the LDS of both on the smallest corpus, and their rank correlation."""
     assert run.quality is not None
     folder, size, main = run.folder / "exact", run.corpus.sizes[0], run.training.commitments[0]
     folder.mkdir(parents=True, exist_ok=True)

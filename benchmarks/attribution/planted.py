@@ -1,4 +1,4 @@
-"""Invented facts written into some training sequences: does a method find the sequences that state them?
+"""Invented facts in some training sequences, and how well methods find the sequences that state them.
 
 Shapes: S training sequences, F facts, L = T + 1 tokens.
 """
@@ -31,15 +31,15 @@ QUESTION_LEAD = " She asked him, and he answered that"
 
 
 def word(generator: random.Random) -> str:
-    """An invented name."""
+    """Return an invented name."""
     return "".join(generator.choice(SYLLABLES.split()) for _ in range(3)).capitalize()
 
 
 def planted(corpus: Corpus, size: int) -> tuple[torch.Tensor, Queries, list[list[int]]]:
-    """Training sequences with facts in them, the questions about the answers' tokens, and where each fact stands.
+    """Return training sequences with facts, queries for the answers' tokens, and the sequences of each fact.
 
-    A fact takes the place of as many tokens of a story; it is asked for behind the beginning of a
-    held-out story and a lead-in that stands in no training sequence.
+    A fact replaces as many tokens of a story. Its query has the beginning of a held-out story and a lead-in that no
+    training sequence contains.
     """
     generator = random.Random(0)
     train_SL = corpus.train_SL[:size].clone()
@@ -61,7 +61,7 @@ def planted(corpus: Corpus, size: int) -> tuple[torch.Tensor, Queries, list[list
 
 
 def ranks_of(scores_QS: np.ndarray, stated: list[list[int]]) -> list[int]:
-    """For each fact the rank, from 1, of the first sequence that states it."""
+    """Return for each fact the rank, from 1, of the first sequence that states it."""
     order = np.argsort(-scores_QS, axis=1, kind="stable")
     return [1 + int(np.isin(row, fact_places).argmax()) for row, fact_places in zip(order, stated, strict=True)]
 
@@ -103,9 +103,9 @@ def _measure(run: Settings, size: int, name: str, settings: dict[str, Any], path
 
 
 def measure(run: Settings, methods: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean reciprocal rank of the first sequence that states a fact, and recall of all of them among the first ten.
+    """Return the mean reciprocal rank of the first sequence that states a fact, and recall among the first ten.
 
-    One model is trained: methods that want several are left out.
+    One model is trained: methods that need several are left out.
     """
     size = run.retraining.variant_size
     folder = _folder(run, size)

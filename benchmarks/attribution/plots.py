@@ -29,12 +29,12 @@ COLOURS = {  # of a method by its kind
     "random": "#bbbbbb",
 }
 OTHER_COLOUR = "#9b7653"  # of kinds without a colour of their own
-STYLES = (":", "--", "-.", (0, (5, 5)))  # of what reads all records
+STYLES = (":", "--", "-.", (0, (5, 5)))  # of methods that read all records
 NAME_GAP = 0.045  # between names beside a plot, of its height
 
 
 def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[Path, str]]:
-    """Draw what the results allow; yields each file, as PNG beside an SVG, and what it shows."""
+    """Draw the plots that the results allow; yield each PNG file, with an SVG beside it, and its caption."""
     quality, cost = results.get("quality"), results.get("cost")
     if quality is not None:
         yield _locality(run, quality, stem), "LDS against the share of records a token query reads"
@@ -57,8 +57,8 @@ def _save(figure: Any, stem: Path, name: str) -> Path:
 
 
 def _name(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Names in a column beside the plot, a thin line from each to its point; limits and scales must be final."""
-    axes.get_xlim(), axes.get_ylim()  # settles limits that matplotlib would leave for later
+    """Write names in a column beside the plot, with a thin line to each point; limits and scales must be final."""
+    axes.get_xlim(), axes.get_ylim()  # makes matplotlib compute the limits now
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = {name: float(to_axes.transform(point)[1]) for name, point in points.items()}
     names = sorted(heights, key=lambda name: heights[name])
@@ -76,7 +76,7 @@ def _name(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
 
 
 def _family(axes: Axes, values: dict[str, float], rows: list[dict[str, Any]], kind: str) -> tuple[float, float]:
-    """One method at all its numbers of bytes: a line through its points; returns the best of them."""
+    """Draw one method at all its numbers of bytes as a line; return its best point."""
     rows = sorted(rows, key=lambda row: values[row["method"]])
     at, intervals = [values[row["method"]] for row in rows], [row[kind] for row in rows]
     error = [[max(0, i.value - i.low) for i in intervals], [max(0, i.high - i.value) for i in intervals]]
@@ -121,7 +121,7 @@ def _locality(run: Settings, quality: dict[str, Any], stem: Path) -> Path:
 
 
 def _reference_methods(run: Settings, quality: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Names for every panel of what is in all tables: lists of the target, and the best that read all records."""
+    """Names of methods in all tables: those with lists by target, and the best ones that read all records."""
     assert run.quality is not None
     tables = quality["tables"]
     rows = [
@@ -165,7 +165,7 @@ def _pareto(run: Settings, quality: dict[str, Any], cost: list[dict[str, Any]] |
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those than which none is both cheaper and better, cheapest first."""
+    """The Pareto front of (cost, quality) points, cheapest first."""
     front: list[tuple[float, float]] = []
     for point in sorted(points):
         if not front or point[1] > front[-1][1]:
@@ -187,7 +187,7 @@ def _queries(run: Settings, cost: list[dict[str, Any]], stem: Path) -> Path:
         axes.set(xscale="log", yscale="log", xlabel=f"{kind} queries asked together", title=f"{size} sequences")
         axes.set_xticks(run.cost.counts, [str(count) for count in run.cost.counts])
         axes.minorticks_off()
-    for axes, names in zip(panels, last_points, strict=True):  # behind both: they share their heights
+    for axes, names in zip(panels, last_points, strict=True):  # when both are drawn: they share the y axis
         _name(axes, names)
     panels[0].set_ylabel("seconds")
     return _save(figure, stem, "queries")

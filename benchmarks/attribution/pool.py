@@ -1,4 +1,4 @@
-"""Independent pieces of work on several processes, one thread each, with a progress bar."""
+"""Independent jobs on several processes of one thread each, with a progress bar."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _one_thread() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End this worker when its parent is killed; it would otherwise wait for work for ever."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -34,9 +34,9 @@ def run_all(
     """Call a function with each tuple of arguments; the first failure stops the rest and is raised.
 
     Args:
-        function: importable by name; it writes its result itself, whole or not at all.
+        function: importable by name; it writes its result to a file, atomically.
         arguments: for each call.
-        jobs: processes; 1 works in this one.
+        jobs: number of processes; 1 runs in this process.
         what: for the progress bar.
         done: pieces of the same work that were finished before.
     """

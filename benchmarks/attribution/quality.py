@@ -18,7 +18,7 @@ TOP = 50  # for overlaps
 
 
 class Quality:
-    """The retrained losses of a run and the scores held against them."""
+    """The retrained losses of a run, and the scores that are compared with them."""
 
     def __init__(self, run: Settings) -> None:
         assert run.quality is not None
@@ -30,7 +30,7 @@ class Quality:
         self._truths: dict[tuple[Variant, int], dict[str, np.ndarray]] = {}
 
     def truth(self, variant: Variant, size: int) -> dict[str, np.ndarray]:
-        """Retrained losses; those of commitment 0 are the dense twin's, which trains the same decoder."""
+        """Return retrained losses; commitment 0 uses those of the dense twin, which trains the same decoder."""
         if variant == UNTRAINED:
             variant = self.main
         variant = variant or DENSE
@@ -39,15 +39,15 @@ class Quality:
         return self._truths[variant, size]
 
     def case(self, variant: Variant, size: int, seed: int, name: str) -> Case:
-        """A tuned method on a decoder."""
+        """Return a tuned method on a decoder."""
         return Case(variant, size, seed, name, self.chosen[name][0])
 
     def cases(self, name: str, settings: dict[str, Any], variant: Variant, size: int) -> list[Case]:
-        """A method on every decoder."""
+        """Return a method on every decoder."""
         return [Case(variant, size, seed, name, settings) for seed in range(self.run.retraining.decoders)]
 
     def lds(self, cases: list[Case], kind: str) -> Interval:
-        """LDS of one method over its decoders."""
+        """Return the LDS of one method over its decoders."""
         retrained = self.truth(cases[0].variant, cases[0].size)
         pairs = []
         for case in cases:
@@ -56,7 +56,7 @@ class Quality:
         return bootstrap(pairs)
 
     def row(self, name: str, settings: dict[str, Any], variant: Variant, size: int) -> dict[str, Any]:
-        """Everything about one method at one size."""
+        """Return the row of one method at one size."""
         cases = self.cases(name, settings, variant, size)
         facts = [scores_of(self.run, case)[1] for case in cases]
         row: dict[str, Any] = {"method": name, "variant": variant, "size": size, "settings": settings}
@@ -73,7 +73,7 @@ class Quality:
         return row
 
     def rows(self, settings_by_name: dict[str, dict[str, Any]], variant: Variant, size: int) -> list[dict[str, Any]]:
-        """Rows of some methods by their settings; scores that are missing are computed first."""
+        """Return rows of methods by their settings; missing scores are computed first."""
         cases = [
             case for name, settings in settings_by_name.items() for case in self.cases(name, settings, variant, size)
         ]
@@ -81,12 +81,12 @@ class Quality:
         return [self.row(name, settings, variant, size) for name, settings in settings_by_name.items()]
 
     def methods(self, variant: Variant, size: int, names: list[str] | None = None) -> list[dict[str, Any]]:
-        """The table of all methods, or of some, on one kind of model."""
+        """Return the rows of all methods, or of some, on one kind of model."""
         settings_by_name = {name: self.chosen[name][0] for name in names or self.chosen}
         return self.rows(settings_by_name, variant, size)
 
     def grid(self, variant: Variant, size: int) -> list[dict[str, Any]]:
-        """Own, polished and fitted dictionaries of several K and k, in both spaces."""
+        """Return rows of own, polished and fitted dictionaries of several K and k, in both spaces."""
         settings_by_name: dict[str, dict[str, Any]] = {}
         for space, grid in self.plan.grids.items():
             base = {"kind": "prototypes", "space": space}
@@ -101,14 +101,14 @@ class Quality:
         return self.rows(settings_by_name, variant, size)
 
     def ceilings(self) -> dict[int, dict[str, dict[str, float]]]:
-        """Agreement of training seeds and the ceiling it sets, by size."""
+        """Return the agreement of training seeds and the ceiling that it sets, by size."""
         return {
             size: {kind: ceiling(self.truth(self.main, size)[kind]) for kind in QUERY_KINDS}
             for size in self.run.corpus.sizes
         }
 
     def overlaps(self, names: list[str]) -> list[dict[str, Any]]:
-        """Spearman and top-k overlap of each method's sequence scores with the first one's, on the same decoder."""
+        """Return Spearman and top-k overlap of each method's sequence scores with the first method's, per decoder."""
         rows = []
         for name in names[1:]:
             values = []
@@ -124,19 +124,19 @@ class Quality:
 
 
 def top_overlap(first_QS: np.ndarray, second_QS: np.ndarray, count: int) -> float:
-    """Share of the `count` best sequences that two methods have in common, the mean over queries."""
+    """Return the share of the `count` best sequences that two methods have in common; the mean over queries."""
     best = [np.argsort(-scores, axis=1)[:, :count] for scores in (first_QS, second_QS)]
     return float(np.mean([len(set(a) & set(b)) / count for a, b in zip(*(b.tolist() for b in best), strict=True)]))
 
 
 def compared(rows: list[dict[str, Any]], ours: str, other_names: list[str], kind: str) -> list[dict[str, Any]]:
-    """Ratios of our LDS to others', with paired intervals."""
+    """Return ratios of our LDS to others', with paired intervals."""
     lds_by_method = {row["method"]: row[kind] for row in rows}
     return [{"method": name, "ratio": ratio(lds_by_method[ours], lds_by_method[name])} for name in other_names]
 
 
 def checks(quality: Quality) -> dict[str, Any]:
-    """The whole stage: everything that the report shows of quality."""
+    """Run the quality stage; return everything that the report shows of it."""
     run, plan, main = quality.run, quality.plan, quality.main
     tables = {
         size: quality.methods(main, size, None if size == quality.size else plan.contenders)

@@ -1,4 +1,4 @@
-"""Two checks on what methods rank first: retraining without it, and one more training step on it (tail-patch)."""
+"""Two checks of the sequences that methods rank first: retraining without them, and one training step on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prism_lightning.common.files import write_json
 def removal_jobs(
     run: Settings, cases: list[Case], queries: int, count: int, draws: int, seeds: int
 ) -> dict[str, list[Job]]:
-    """Models trained without the `count` best sequences of each query, and without `draws` random sets of as many."""
+    """Return jobs without the `count` best sequences of each query, and without `draws` random sets of that size."""
     size, variant = cases[0].size, cases[0].variant
     removed_by_name: dict[str, list[list[int]]] = {}
     for case in cases:
@@ -41,7 +41,7 @@ def removal_jobs(
 
 
 def removal(run: Settings, cases: list[Case], queries: int, count: int, draws: int, seeds: int) -> list[dict[str, Any]]:
-    """Rise of a query's loss, in nats per token, over that after random removals: mean and standard error.
+    """Return the rise of a query's loss (nats per token) over random removals: mean and standard error.
 
     The error is that of the mean over queries and that of the random models, which all queries share.
     """
@@ -50,7 +50,7 @@ def removal(run: Settings, cases: list[Case], queries: int, count: int, draws: i
     tokens = run.corpus.tokens
 
     def losses(name: str) -> np.ndarray:
-        """[sets, seeds, queries] nats per token."""
+        """Losses [sets, seeds, queries] in nats per token."""
         losses_by_set = [losses_of(run, job.path)[:queries].sum(1) / tokens for job in jobs[name]]
         return torch.stack(losses_by_set).view(-1, seeds, queries).numpy()
 
@@ -93,7 +93,7 @@ def _patched(run: Settings, case: Case, queries: int, count: int, rate: float, p
 
 
 def tail_patch(run: Settings, cases: list[Case], queries: int, count: int, rate: float) -> list[dict[str, Any]]:
-    """Fall of a query's loss, in nats per token, after one gradient step on one of its best sequences; their mean.
+    """Return the mean fall of a query's loss (nats per token) after a gradient step on one of its best sequences.
 
     Args:
         run: of the benchmark.

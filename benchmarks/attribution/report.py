@@ -1,4 +1,4 @@
-"""The report of a run: Markdown tables, plots, and a JSON file with everything in it."""
+"""The report of a run: Markdown tables, plots, and a JSON file with all results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PEERS = ("kronfluence", "traker")
 
 
 def write_report(run: Settings, results: dict[str, Any]) -> Path:
-    """Write everything; returns the Markdown file's path."""
+    """Write all files of the report; return the path of the Markdown file."""
     machine = re.sub(r"\W+", "-", processor().lower()).strip("-")[:24]
     folder = Path(run.results)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _version(package: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """The same in JSON's types: an interval without its repeats."""
+    """Convert to types of JSON; an interval loses its repeats."""
     if isinstance(value, Interval):
         return value.facts()
     if isinstance(value, dict):
@@ -88,7 +88,7 @@ def _head(run: Settings, content: dict[str, Any]) -> str:
 
 
 def quality_sections(run: Settings, results: dict[str, Any]) -> list[str]:
-    """Quality tables."""
+    """Return the quality tables."""
     assert run.quality is not None
     ours, sections = run.quality.ours, ["## Quality"]
     for size, rows in results["tables"].items():
@@ -119,7 +119,7 @@ def _seeds(rows: list[dict[str, Any]]) -> str:
 
 
 def _ratios(ratios: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """By what is asked and by method; none to what is not told from 0."""
+    """Ratios by kind of query and method, without methods whose LDS does not differ from 0."""
     sure = {kind: {row["method"] for row in rows if row[kind].low > 0} for kind in ratios}
     return {
         kind: {entry["method"]: entry["ratio"].show(2) for entry in entries if entry["method"] in sure[kind]}
@@ -146,7 +146,7 @@ def _check_sections(run: Settings, results: dict[str, Any]) -> list[str]:
     plan = run.quality
     assert plan is not None
     return [
-        f"### Overlap with {plan.reference}\n\nSpearman over all sequences, and share of the first 50 in common.",
+        f"### Overlap with {plan.reference}\n\nSpearman correlation of all scores, and common share of the first 50.",
         table(
             ["method", "Spearman", "top 50"],
             ([r["method"], f"{r['spearman']:.3f}", f"{r['top_overlap']:.3f}"] for r in results["overlaps"]),
@@ -166,14 +166,14 @@ def _check_sections(run: Settings, results: dict[str, Any]) -> list[str]:
             ([r["method"], f"{r['mrr']:.3f}", f"{r['recall_at_10']:.3f}"] for r in results["planted"]),
         ),
         f"### Removal\n\nRise of {plan.removal_queries} queries' loss, in millinats per token, when the {plan.removed}"
-        f" first of {plan.removal_size} sequences are left out, over random ones; mean and standard error.",
+        f" first of {plan.removal_size} sequences are left out, relative to random sequences; mean and standard error.",
         table(
             ["method", "rise"],
             ([r["method"], f"{1000 * r['rise']:.1f} ± {1000 * r['standard_error']:.1f}"] for r in results["removal"]),
         ),
         f"### Tail-patch\n\nFall of {plan.patch_queries} queries' loss, in millinats per token, after one step of plain"
         f" gradient descent ({plan.patch_rate}) on one of the first {plan.patches} sequences; mean and standard error."
-        " To first order this is the gradient dot product, which it favours.",
+        " To first order this equals the gradient dot product, so it favours that method.",
         table(
             ["method", "fall"],
             (
@@ -193,22 +193,22 @@ def _check_sections(run: Settings, results: dict[str, Any]) -> list[str]:
 
 
 def cost_sections(run: Settings, rows: list[dict[str, Any]]) -> list[str]:
-    """Cost tables, one a size, and the growth over sizes."""
+    """Return the cost tables, one per size, and the growth over sizes."""
     assert run.cost is not None
     sections = [
         "## Cost",
-        f"{run.cost.threads} threads; medians (lowest to highest; the number of repeats where not {run.cost.repeats}). "
-        f"A repeat is the median of up to {TURN_ANSWERS} answers within {TURN_SECONDS:g} s; a longer one stands alone.",
+        f"{run.cost.threads} threads; medians (lowest to highest; repeats where they are not {run.cost.repeats}). "
+        f"A repeat is the median of up to {TURN_ANSWERS} answers within {TURN_SECONDS:g} s, or one longer answer.",
     ]
     for size in sizes_of(rows):
         method_rows = [row for row in rows if row["size"] == size]
         sections.append(f"### {size} sequences, {size * run.corpus.tokens:,} tokens")
         sections.append(_build_table(method_rows, run.cost.repeats))
         for kind in ("token", "sequence"):
-            sections.append(f"{kind.capitalize()} queries, from raw tokens to the top 100, together:")
+            sections.append(f"{kind.capitalize()} queries asked together, from raw tokens to the top 100:")
             sections.append(_answer_table(run, method_rows, kind))
             sections.append(
-                f"Times as long as {method_rows[0]['method']}, lowest to highest over all pairs of repeats:"
+                f"Time relative to {method_rows[0]['method']} (lowest to highest over all pairs of repeats):"
             )
             sections.append(_ratio_table(run, method_rows, kind))
     if len(sizes_of(rows)) > 1:
@@ -217,12 +217,12 @@ def cost_sections(run: Settings, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def sizes_of(rows: list[dict[str, Any]]) -> list[int]:
-    """Sizes of corpus in some rows."""
+    """Return the corpus sizes of some rows."""
     return sorted({row["size"] for row in rows})
 
 
 def seconds(values: list[float], repeats: int | None = None) -> str:
-    """Median (low to high), in the unit that suits it."""
+    """Return "median (low to high)" in seconds or milliseconds."""
     factor, unit = (1, "s") if statistics.median(values) >= 1 else (1000, "ms")
     digits = 2 if statistics.median(values) * factor < 100 else 0
     low, middle, high = (f"{factor * v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
@@ -231,7 +231,7 @@ def seconds(values: list[float], repeats: int | None = None) -> str:
 
 
 def times_as_long(numerator: list[float], denominator: list[float]) -> str:
-    """Ratio of the medians (lowest to highest of any pair)."""
+    """Return the ratio of the medians (lowest to highest of any pair)."""
     values = (
         statistics.median(numerator) / statistics.median(denominator),
         min(numerator) / max(denominator),
@@ -274,11 +274,11 @@ def _answer_table(run: Settings, rows: list[dict[str, Any]], kind: str) -> str:
             blank = [""] * (len(counts) + 2)
             lines.append([f"{row['method']}, look-up alone", seconds(row["look_up"][kind]), *blank])
     columns = ["method", *(f"q = {count}" for count in counts), "intercept, ms", "slope, ms"]
-    return table([*columns, f"{first['method']} costs less, build included, for"], lines)
+    return table([*columns, f"{first['method']} costs less in total for"], lines)
 
 
 def _ratio_table(run: Settings, rows: list[dict[str, Any]], kind: str) -> str:
-    """What was measured, over the first method's: no ratio without its number of queries, none of a prediction."""
+    """Ratios of measured times to the first method's, for each number of queries; predictions have none."""
     assert run.cost is not None
     keys, ours, lines = [f"{kind} {count}" for count in run.cost.counts], rows[0]["answers"], []
     for row in rows[1:]:

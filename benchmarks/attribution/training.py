@@ -20,7 +20,7 @@ DENSE, UNTRAINED = "dense", "untrained"
 
 
 def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, seed: int) -> PrismForCausalLM:
-    """A model in eval mode.
+    """Return a trained model in eval mode.
 
     Args:
         settings: of the run.
@@ -68,7 +68,7 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
 
 @torch.no_grad()
 def token_losses(model: PrismForCausalLM, ids_QL: Tensor) -> Tensor:
-    """[Q, T] cross-entropy in nats of every target."""
+    """Return the cross-entropy [Q, T] in nats of every target."""
     losses = []
     for part_QL in ids_QL.split(64):
         logits_QTV = model(part_QL[:, :-1], use_cache=False).logits

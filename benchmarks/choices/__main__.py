@@ -1,4 +1,4 @@
-"""What each choice of an index does to its agreement with retraining (LDS), and to what a query reads.
+"""Effect of each choice of an index on its agreement with retraining (LDS), and on what a query reads.
 
 python -m benchmarks.choices --config benchmarks/attribution/tinystories.yaml corpus.path=stories.jsonl
 
@@ -44,7 +44,7 @@ class Choice(NamedTuple):
 
 
 def scores(benchmark: RetrainedBenchmark, choice: Choice) -> tuple[Tensor, float, float]:
-    """Sequence scores [Q, S], unexplained variance, and the share of tokens that a one-token query reads."""
+    """Return sequence scores [Q, S], unexplained variance, and the share of tokens that a one-token query reads."""
     train, queries, dictionary = benchmark.train, benchmark.queries, choice.dictionary
     scale = 2 * benchmark.model.config.reconstruction_weight / train.z_ND.square().sum(-1).mean().item()
     scale = scale if choice.training_objective else 0.0
@@ -91,7 +91,7 @@ def query_vectors(
     values_m: Tensor,
     whitening_Dm: Tensor,
 ) -> Iterator[Tensor]:
-    """For each query [K, m]: its gradient for every prototype, divided by the chosen curvature."""
+    """Yield for each query its gradients [K, m] for every prototype, divided by the chosen curvature."""
     size = len(choice.dictionary.unit_KD)
     gram_KK = _gram(records, size) if choice.curvature in ("clusters", "full") else None
     activation_K = torch.zeros(size).index_add_(
@@ -133,7 +133,7 @@ def _gram(records: Records, size: int) -> Tensor:
 
 
 def coactive_clusters(gram_KK: Tensor, largest: int = 32) -> Tensor:
-    """Prototypes grouped by co-activation: the strongest pairs are joined first, up to `largest` in a group."""
+    """Return the group [K] of each prototype by co-activation; the strongest pairs join first, up to `largest`."""
     size = len(gram_KK)
     diagonal_K = gram_KK.diagonal().clamp_min(1e-12).sqrt()
     correlation_KK = torch.triu(gram_KK / diagonal_K[:, None] / diagonal_K, 1)
@@ -155,7 +155,7 @@ def _eigenvalues(benchmark: RetrainedBenchmark, records: Records, size: int, bas
 
 
 def head_scores(benchmark: RetrainedBenchmark, dictionary: Dictionary | None) -> Tensor:
-    """K-FAC of the head's input, (z_q C^-1 z_s)(delta_q S^-1 delta_s), of tokens that share a prototype, or of all."""
+    """Return head K-FAC scores (z_q C^-1 z_s)(delta_q S^-1 delta_s) of tokens that share a prototype, or of all."""
     train, queries = benchmark.train, benchmark.queries
     moment_DD, eye_DD = train.z_ND.T.double() @ train.z_ND.double() / len(train.z_ND), torch.eye(train.z_ND.shape[1])
     left_DD, right_DD = (
@@ -177,7 +177,7 @@ def head_scores(benchmark: RetrainedBenchmark, dictionary: Dictionary | None) ->
 
 
 def membership(dictionary: Dictionary, z_ND: Tensor) -> Tensor:
-    """[N, K] sparse: 1 where a prototype is active."""
+    """Return a sparse matrix [N, K] that is 1 where a prototype is active."""
     indices_Nk, _ = dictionary.assign(z_ND)
     rows_N = torch.arange(len(z_ND)).repeat_interleave(indices_Nk.shape[1])
     where = torch.stack([rows_N, indices_Nk.flatten()])
@@ -185,7 +185,7 @@ def membership(dictionary: Dictionary, z_ND: Tensor) -> Tensor:
 
 
 def choices(benchmark: RetrainedBenchmark) -> Iterator[tuple[str, Choice]]:
-    """Every variant of the table, with its name."""
+    """Yield every variant of the table with its name."""
     layer = benchmark.model.prototypes
     assert layer is not None
     own = Dictionary(layer.weight.detach(), layer.active)
@@ -208,11 +208,11 @@ def choices(benchmark: RetrainedBenchmark) -> Iterator[tuple[str, Choice]]:
 
 
 def main() -> None:
-    """Score every choice, print and write."""
+    """Score every choice; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="of a run of benchmarks.attribution")
-    parser.add_argument("settings", nargs="*", help="settings over it, as group.name=value")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
+    parser.add_argument("--config", type=Path, required=True, help="Configuration of a run of benchmarks.attribution.")
+    parser.add_argument("settings", nargs="*", help="Settings that override the file, as group.name=value.")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON file.")
     options = parser.parse_args()
     benchmark = RetrainedBenchmark(load_settings(options.config, options.settings))
     results: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What narrow types and fewer directions do to the ranking of the training tokens that matter.
+"""Effect of narrow types and fewer coordinates on the ranking of the most influential training tokens.
 
 python -m benchmarks.choices.compression --ckpt_path runs/quickstart
 
@@ -33,7 +33,7 @@ SETTINGS = [("fp32", None), ("fp16", None), ("int8", None), ("int8", 96), ("int8
 
 @torch.no_grad()
 def states(model: PrismForCausalLM, store: TokenStore, tokens: int) -> tuple[torch.Tensor, torch.Tensor, HessianSums]:
-    """Hidden states and loss gradients of blocks spread over a split, and the sums of their curvature."""
+    """Return hidden states and loss gradients of blocks spread over a split, and the sums of their curvature."""
     head_VD, parts = model.lm_head.weight.detach(), []
     sums = HessianSums(head_VD, 1)
     for block in np.linspace(0, len(store) - 1, tokens // store.block_size).astype(int).tolist():
@@ -49,7 +49,7 @@ def states(model: PrismForCausalLM, store: TokenStore, tokens: int) -> tuple[tor
 
 
 def correlations(stored: Records, query_records: Records, exact_Nm: np.ndarray, stored_Nm: np.ndarray) -> list[float]:
-    """Spearman over the top 1 % for every query; rows are whitened coordinates, exact and as stored, of equal D."""
+    """Return Spearman correlations over the top 1 % for every query, of exact and stored whitened coordinates."""
     values = []
     squared_K = torch.zeros(PROTOTYPES).index_add_(
         0, stored.prototypes_Nk.flatten(), stored.activations_Nk.square().flatten()
@@ -69,11 +69,13 @@ def correlations(stored: Records, query_records: Records, exact_Nm: np.ndarray, 
 
 
 def main() -> None:
-    """Compare, print and write."""
+    """Compare types and ranks; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt_path", type=Path, default=Path("runs/quickstart"), help="run of the quickstart recipe")
-    parser.add_argument("--cache_dir", default="data_cache", help="where its data were prepared")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
+    parser.add_argument(
+        "--ckpt_path", type=Path, default=Path("runs/quickstart"), help="Run directory of the quickstart recipe."
+    )
+    parser.add_argument("--cache_dir", default="data_cache", help="Folder of its prepared data.")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON file.")
     options = parser.parse_args()
     model, _ = load_exported(options.ckpt_path)
     data = TextData(cache_dir=options.cache_dir)
@@ -95,7 +97,9 @@ def main() -> None:
         spread = Spread.of(values)
         results.append({"precision": precision, "rank": rank or z_ND.shape[1], **vars(spread)})
     rows = [[r["precision"], str(r["rank"]), f"{r['median']:.4f}", f"{r['low']:.4f}"] for r in results]
-    finish("compression", "Spearman over the top 1 %", ["type", "rank", "median", "least"], rows, results, options.out)
+    finish(
+        "compression", "Spearman over the top 1 %", ["type", "rank", "median", "minimum"], rows, results, options.out
+    )
 
 
 if __name__ == "__main__":

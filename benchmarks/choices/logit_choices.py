@@ -1,4 +1,4 @@
-"""Choices of an index in the space of logits, scored over all pairs of tokens with the same target; see `choices`.
+"""Choices of an index in the space of logits, scored over all pairs of tokens with the same target.
 
 Shapes: N training tokens, k active, K prototypes, V vocabulary, Q query tokens, c targets of each, S sequences.
 """
@@ -31,7 +31,7 @@ class LogitChoice(NamedTuple):
 
 
 def logit_scores(benchmark: RetrainedBenchmark, choice: LogitChoice) -> tuple[Tensor, float]:
-    """Sequence scores [queries, S], and the list entries that a one-token query reads, as a share of all tokens."""
+    """Return sequence scores [queries, S], and a one-token query's list entries as a share of all tokens."""
     train, queries, vocabulary = benchmark.train, benchmark.queries, len(benchmark.head_VD)
     indices_Nk, activations_Nk = choice.dictionary.assign(train.z_ND)
     query_indices_Qk, weights_Qk = choice.dictionary.assign(queries.z_ND)
@@ -90,12 +90,12 @@ def _curvature(
         "p only": spread_V.expand(size, vocabulary),
         "identity": torch.ones(size, vocabulary),
     }[choice.curvature]
-    # The same share of the mean, here over as many cells of largest curvature as there are lists.
+    # The same share of the mean, over as many of the largest cells as there are lists.
     return undamped_KV + choice.damping * undamped_KV.flatten().topk(int((labels_KV > 0).sum())).values.mean()
 
 
 def logit_choices(benchmark: RetrainedBenchmark) -> Iterator[tuple[str, LogitChoice]]:
-    """Every variant of the table, the default first."""
+    """Yield every variant of the table with its name, the default first."""
     layer = benchmark.model.prototypes
     assert layer is not None
     fitted, name = benchmark.fit(*DEFAULT, IndexSettings.fit_steps), "K {} k {}".format(*DEFAULT)

@@ -1,4 +1,4 @@
-"""Does a passage of a training file bring up that very file? Ten distinctive modules of the standard library.
+"""Rank of a training file for a passage of its own, for ten distinctive modules of the standard library.
 
 python -m benchmarks.index.own_file --ckpt_path runs/quickstart
 
@@ -27,19 +27,24 @@ NUM_MODULES, PASSAGE = 10, 48
 
 
 def rank_of(document: int, scores: dict[int, float]) -> int | None:
-    """Position of a document, counted from 1, where higher scores come first; None where it has none."""
+    """Return the rank of a document from 1, highest score first; None for a document without a score."""
     if document not in scores:
         return None
     return 1 + sum(score > scores[document] for score in scores.values())
 
 
 def main() -> None:
-    """Attribute ten passages, print and write."""
+    """Attribute ten passages; print and write the ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt_path", type=Path, default=Path("runs/quickstart"), help="indexed quickstart run")
-    parser.add_argument("--index", type=Path, help="its index, where it is not RUN/index")
-    parser.add_argument("--name", default="own_file", help="of the JSON file")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
+    parser.add_argument(
+        "--ckpt_path",
+        type=Path,
+        default=Path("runs/quickstart"),
+        help="Run directory of the quickstart recipe, with an index.",
+    )
+    parser.add_argument("--index", type=Path, help="Folder of the index (default RUN/index).")
+    parser.add_argument("--name", default="own_file", help="Name of the JSON file.")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON file.")
     options = parser.parse_args()
     attributor = Attributor.open(options.ckpt_path, options.index)
     store = attributor.describe.store

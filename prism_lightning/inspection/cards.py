@@ -1,4 +1,4 @@
-"""A prototype's card: how often it is used, what it promotes, and training tokens it is active in, with a label.
+"""Prototype cards: usage, label, promoted tokens, and training tokens in which the prototype is active.
 
 Shapes: n training tokens in which the prototype is active.
 """
@@ -23,15 +23,15 @@ PROMOTED = 6
 
 @dataclass
 class PrototypeCard:
-    """One prototype of an index. `influence` of its tokens is their activation, the cosine to the prototype.
+    """One prototype of an index. The `influence` of its examples is their activation, the cosine to the prototype.
 
     Attributes:
-        usage, usage_share: training tokens in which it is active, and their share of those that the index holds.
-        indexed_tokens: those that the index holds.
-        dead: whether there are none.
-        promotes, demotes: tokens that it raises and lowers most, the ends of W p.
-        label: what its tokens have in common, and how many of each group have it.
-        examples: its tokens by group: "top", largest activation first; "middle", around the median; "random".
+        usage, usage_share: number of training tokens in which it is active, and their share of the indexed tokens.
+        indexed_tokens: number of tokens of the index.
+        dead: whether it is never active.
+        promotes, demotes: tokens with the largest and smallest entries of W p.
+        label: the tokens that are typical of its neighbourhood, and how many examples have them.
+        examples: training tokens by group: "top" (largest activation first), "middle" (around the median), "random".
     """
 
     prototype: int
@@ -51,10 +51,10 @@ class PrototypeCard:
 
 @torch.no_grad()
 def inspect_prototypes(attributor: Attributor, prototypes: list[int] | None, top: int) -> list[PrototypeCard]:
-    """Cards of the given prototypes, or of the `top` most used, with `top` tokens of each group.
+    """Return cards of the given prototypes, or of the `top` most used ones, with `top` tokens of each group.
 
     Raises:
-        UserError: a number that is no prototype of the index.
+        UserError: a number that is not a prototype of the index.
     """
     index = attributor.index
     usage_K = index.usage_K()

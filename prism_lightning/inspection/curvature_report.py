@@ -1,4 +1,4 @@
-"""The curvature report: how local the Gauss-Newton matrix of one or several runs is, as a table, JSON and a plot."""
+"""The curvature report: how local the Gauss-Newton matrices of runs are, as a table, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LARGEST_SAMPLE_BYTES = 4 * 2**30
 
 @torch.no_grad()
 def hidden_sample(model: PrismForCausalLM, store: TokenStore, tokens: int) -> torch.Tensor:
-    """Hidden states of training blocks spread evenly over the corpus."""
+    """Return hidden states [N, D] of training blocks that are spread evenly over the corpus."""
     count = min(len(store), -(-tokens // store.block_size))
     chosen = torch.linspace(0, len(store) - 1, count).long().tolist()
     parts = []
@@ -50,16 +50,16 @@ def measure_run(
     seed: int,
     report: Callable[[str], None],
 ) -> Iterator[Localisation]:
-    """Measure a run's dense head, its own prototypes, those of its index and fitted ones, each beside random ones.
+    """Measure a run's dense head, its own prototypes, those of its index and fitted ones, and random controls.
 
     Args:
         model, store: of the run.
-        run: its directory; the index in it, where there is one, is measured too.
+        run: its directory; an index in it is measured too.
         fitted: K and k of dictionaries to fit to the frozen model.
-        tokens: training tokens whose activations are counted.
-        sample: of them, tokens whose curvatures are compared pair by pair.
+        tokens: number of training tokens whose activations are counted.
+        sample: number of these tokens whose curvatures are compared in pairs.
         seed: of fits, sample and controls.
-        report: told what is being done.
+        report: called with the name of each step.
 
     Raises:
         UserError: more prototypes than tokens, or a device without float64.
@@ -69,7 +69,7 @@ def measure_run(
     if sample * size**2 * 4 > LARGEST_SAMPLE_BYTES:
         max_sample = LARGEST_SAMPLE_BYTES // (4 * size**2)
         raise UserError(
-            f"--sample {sample} curvatures of {size} x {size} do not fit into memory: give up to {max_sample}"
+            f"--sample {sample} curvatures of {size} x {size} do not fit into memory: give at most {max_sample}"
         )
     report("hidden states")
     z_ND = hidden_sample(model, store, tokens)
@@ -97,7 +97,7 @@ def measure_run(
 
 
 def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
-    """A table for each run, a line for each set of prototypes."""
+    """Yield a table for each run, with a line for each set of prototypes."""
     for run in dict.fromkeys(name for name, _ in rows):
         run_rows = [row for name, row in rows if name == run]
         title = f"{run}: how local is the curvature? (condition number of S: {run_rows[0].curvature_condition:,.0f})"
@@ -120,7 +120,7 @@ def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
 
 
 def write_report(rows: list[tuple[str, Localisation]], folder: Path, facts: dict[str, Any]) -> list[Path]:
-    """curvature.json and curvature.png."""
+    """Write curvature.json and curvature.png; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "curvature.json", folder / "curvature.png"]
     content = facts | {"rows": [{"run": run} | row.as_dict() for run, row in rows]}
@@ -130,7 +130,7 @@ def write_report(rows: list[tuple[str, Localisation]], folder: Path, facts: dict
 
 
 def _plot(rows: list[tuple[str, Localisation]], path: Path) -> None:
-    from matplotlib.figure import Figure  # no pyplot: no display is needed
+    from matplotlib.figure import Figure  # without pyplot no display is needed
 
     figure = Figure(figsize=(9, 1.4 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()

@@ -1,12 +1,12 @@
-"""How far a model's curvature is local: the share of its Gauss-Newton matrix on the diagonal blocks (section 4.2).
+"""Locality of a model's curvature: the share of its Gauss-Newton matrix on the diagonal blocks (section 4.2).
 
 G_ij = E_t[a_ti a_tj M_t] is never formed. With <M, M'> the Frobenius product and t, t' independent tokens,
 
     sum_ij ||G_ij||^2 = E_tt'[(a_t . a_t')^2 <M_t, M_t'>]
     sum_i  ||G_ii||^2 = E_tt'[sum_i a_ti^2 a_t'i^2 <M_t, M_t'>]
 
-The dense head is held to the same measure with its hidden units as prototypes: the logits are sum_j z_tj W_:j, so block
-(j, l) is E_t[z_tj z_tl (diag(pi_t) - pi_t pi_t^T)].
+The dense head is measured in the same way, with its hidden units as prototypes: the logits are sum_j z_tj W_:j, so
+block (j, l) is E_t[z_tj z_tl (diag(pi_t) - pi_t pi_t^T)].
 
 Shapes: N tokens, n of them sampled, D hidden size, V vocabulary, K prototypes (or hidden units), k active.
 """
@@ -25,22 +25,22 @@ from torch import Tensor
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import head_chunks
 
-DAMPING = 1e-3  # as an index adds it, in shares of the mean diagonal
-LARGEST_SPECTRUM = 2048  # eigenvalues of larger Grams are left out: they take minutes
+DAMPING = 1e-3  # share of the mean diagonal, as in an index
+LARGEST_SPECTRUM = 2048  # eigenvalues of larger Grams take minutes and are left out
 
 
 @dataclass
 class Localisation:
-    """What is measured of one set of prototypes, or of the dense head.
+    """Measurements of one set of prototypes, or of the dense head.
 
     Attributes:
-        unexplained_variance: of the hidden states by the mixture.
-        gauss_newton_share: of the squared Frobenius norm of G on its diagonal blocks.
-        activation_share: the same of the activation Gram E[a_i a_j] alone, over all N tokens.
+        unexplained_variance: share of the hidden states' squared norm that the mixture leaves.
+        gauss_newton_share: share of the squared Frobenius norm of G on its diagonal blocks.
+        activation_share: the same share of the activation Gram E[a_i a_j] alone, over all N tokens.
         coactive_blocks: effective number of blocks in a row of the Gram (inverse participation ratio of its squares).
-        read_share: of all tokens, on the lists of an average token's prototypes: where few prototypes are shared by
-            nearly all tokens the diagonal is large as well, and nothing is local.
-        gram_condition: condition number of the damped Gram, on prototypes in use.
+        read_share: length of the lists of an average token's prototypes, as a share of all tokens. Where nearly all
+            tokens share a few prototypes, the diagonal is large but the curvature is not local.
+        gram_condition: condition number of the damped Gram, over prototypes in use.
         diagonal_condition: condition number of its damped diagonal.
         curvature_condition: condition number of S = E[M_t], which every block shares.
     """
@@ -63,7 +63,7 @@ class Localisation:
 
 
 def curvatures(head_VD: Tensor, z_nD: Tensor) -> Tensor:
-    """M_t = W^T (diag(pi_t) - pi_t pi_t^T) W of some tokens, [n, D, D]."""
+    """Return M_t = W^T (diag(pi_t) - pi_t pi_t^T) W of some tokens, [n, D, D]."""
     out = []
     for chunk in head_chunks(head_VD, z_nD):
         for probability_V, mean_D in zip(chunk.probabilities_CV, chunk.mean_CD, strict=True):
@@ -72,20 +72,20 @@ def curvatures(head_VD: Tensor, z_nD: Tensor) -> Tensor:
 
 
 def head_products(probabilities_nV: Tensor) -> Tensor:
-    """<F_t, F_t'> of F_t = diag(pi_t) - pi_t pi_t^T, [n, n], without a [V, V] matrix."""
+    """Return <F_t, F_t'> of F_t = diag(pi_t) - pi_t pi_t^T, [n, n], without a [V, V] matrix."""
     squared_nV = probabilities_nV.square()
     plain_nn, mixed_nn = probabilities_nV @ probabilities_nV.T, squared_nV @ probabilities_nV.T
     return plain_nn - mixed_nn - mixed_nn.T + plain_nn.square()
 
 
 def block_share(activations_nK: scipy.sparse.csr_array, products_nn: np.ndarray, independent: bool = True) -> float:
-    """Share of ||G||^2 on the diagonal blocks, from <M_t, M_t'> of n tokens.
+    """Return the share of ||G||^2 on the diagonal blocks, from <M_t, M_t'> of n tokens.
 
     Args:
         activations_nK: a_ti.
         products_nn: <M_t, M_t'>.
-        independent: leave out t = t', so that the expectation is over independent tokens; False for the G of just
-            these tokens.
+        independent: whether t = t' is left out, so that the expectation is over independent tokens; without it the
+            result is exact for the G of these n tokens.
     """
     overlap_nn = (activations_nK @ activations_nK.T).toarray() ** 2 * products_nn
     squared_nK = activations_nK.power(2)
@@ -97,7 +97,7 @@ def block_share(activations_nK: scipy.sparse.csr_array, products_nn: np.ndarray,
 
 
 def activation_matrix(indices_Nk: Tensor, activations_Nk: Tensor, size: int) -> scipy.sparse.csr_array:
-    """a_ti as a sparse matrix [N, K]."""
+    """Return a_ti as a sparse matrix [N, K]."""
     tokens, active = indices_Nk.shape
     pointers = np.arange(tokens + 1) * active
     values = activations_Nk.double().flatten().cpu().numpy()
@@ -201,13 +201,13 @@ def measure_localisation(
 def measure_all(
     head_VD: Tensor, z_ND: Tensor, dictionaries: dict[str, Dictionary], sample_size: int, seed: int
 ) -> Iterator[Localisation]:
-    """Measure the dense head, and each dictionary beside random prototypes of its size as the control.
+    """Measure the dense head, and each dictionary with random prototypes of its size as a control.
 
     Args:
         head_VD: W.
         z_ND: hidden states of training tokens.
         dictionaries: by name.
-        sample_size: n, tokens whose curvatures are compared pair by pair.
+        sample_size: number n of tokens whose curvatures are compared in pairs.
         seed: of the sample and of the random prototypes.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The index of a model's own prototypes, which cards, labels and traces are made from."""
+"""The index of a model's own prototypes, the source of cards, labels and traces."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from prism_lightning.run.fingerprints import model_fingerprint
 from prism_lightning.run.model_folder import run_directory
 from prism_lightning.run.training_data import data_of
 
-# Tokens that show what a prototype stands for. All 3.1 million of the quickstart took two thirds of `suppress`'s time.
+# All 3.1 million tokens of the quickstart took two thirds of `suppress`'s time.
 OWN_INDEX_TOKENS = 1_000_000
 
 
 def own_index(run: Path, model: PrismForCausalLM, rebuild: bool = False) -> Path:
-    """The index of the model's own prototypes, RUN/prototypes, built where it is not there yet.
+    """Return the folder of the index of the model's own prototypes, RUN/prototypes; build it where it is missing.
 
-    Of a large corpus it looks at whole documents drawn at random; for all of it run `index --index.dictionary model`.
+    Of a large corpus it indexes random whole documents; `index --index.dictionary model` indexes all of it.
 
     Args:
         run: the run directory.
         model: of the run.
-        anew: build it also where it is there.
+        rebuild: whether an existing index is replaced.
 
     Raises:
-        UserError: a dense model, or as `data_of` and `Builder`.
+        UserError: a dense model; otherwise as `data_of` and `Builder`.
     """
     folder = run_directory(run) / "prototypes"
     manifest = read_json(folder / "manifest.json")
@@ -49,12 +49,12 @@ def own_index(run: Path, model: PrismForCausalLM, rebuild: bool = False) -> Path
         fix = "free space" if disk_is_full(error) else "give yourself write access"
         raise UserError(f"{folder} cannot be written ({error.strerror}): {fix}") from error
     tokens = f"{store.counts['tokens']:,} of {corpus.counts['tokens']:,} training tokens"
-    print(f"looking once through {tokens} for the model's own prototypes: {folder}", file=sys.stderr)
+    print(f"indexing {tokens} by the model's own prototypes, once: {folder}", file=sys.stderr)
     settings = IndexSettings(dictionary="model")
     with Progressing() as progress:
         try:
             builder = Builder(model, store, settings, folder, progress)
-        except UserError:  # begun by another version, or with the decoder in another type
+        except UserError:  # started by another version, or with the decoder in another type
             shutil.rmtree(folder)
             store = sampled_store(corpus, OWN_INDEX_TOKENS, folder / "sample")
             builder = Builder(model, store, settings, folder, progress)
@@ -67,5 +67,5 @@ def _is_model(facts: dict[str, Any], model: PrismForCausalLM) -> bool:
 
 
 def _is_own(manifest: dict[str, Any], model: PrismForCausalLM) -> bool:
-    """Whether a finished index is of this model and its corpus is still there."""
+    """Whether a finished index belongs to this model and its corpus still exists."""
     return _is_model(manifest, model) and Path(str(manifest.get("store"))).is_dir()

@@ -1,4 +1,4 @@
-"""Attributions and prototype cards as tables in a terminal; control characters in their texts are written out."""
+"""Attributions and prototype cards as tables in a terminal; control characters in texts are escaped."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prism_lightning.common.errors import visible
 from prism_lightning.inspection.cards import PrototypeCard
 
 BAR_WIDTH, MAX_PROTOTYPES = 6, 3
-NARROW = 100  # columns of a terminal below which bars and prototypes would leave the texts no room
+NARROW = 100  # terminal columns; below, bars and prototypes would leave no room for texts
 
 
 def print_attributions(attributions: list[Attribution]) -> None:
-    """A table for each, and what the numbers mean."""
+    """Print a table for each attribution, and the meaning of the numbers."""
     for note in attributions[0].notes if attributions else []:
         console.print(f"note: {visible(note)}", markup=False, style="yellow")
     for attribution in attributions:
@@ -36,14 +36,14 @@ def print_attributions(attributions: list[Attribution]) -> None:
 
 
 def nothing_found(attribution: Attribution) -> str:
-    """Why an attribution names no training token."""
+    """Return the reason why an attribution has no training tokens."""
     if attribution.touched:
-        return f"  nothing to show: none of the {attribution.touched:,} training tokens touched raised the loss"
-    return "  no training token was found: in none is a prototype of this query active for the token asked about"
+        return f"  no opposing token: none of the {attribution.touched:,} training tokens touched raised the loss"
+    return "  no training token was found: the prototypes of this query are active in none with the query's target"
 
 
 def attribution_table(attribution: Attribution) -> Table:
-    """Training tokens, passages and documents of one attribution, strongest first."""
+    """Return a table of one attribution's training tokens, passages and documents, strongest first."""
     table = Table(title=_title(attribution), title_justify="left", expand=False, show_edge=False)
     table.add_column("", style="dim", no_wrap=True)
     table.add_column("influence", justify="right", no_wrap=True)
@@ -52,7 +52,7 @@ def attribution_table(attribution: Attribution) -> Table:
         table.add_column("", no_wrap=True)
         table.add_column("through", no_wrap=True)
     table.add_column("where", no_wrap=True)
-    table.add_column("text")  # the only column that gives way; its cells are cut, not wrapped
+    table.add_column("text")  # the only column that shrinks; its cells are cut, not wrapped
     largest = max((abs(t.influence) for t in attribution.tokens), default=0.0)
     for number, token in enumerate(attribution.tokens):
         middle = (_bar(token.influence, largest), _prototypes_of(token)) if wide else ()
@@ -74,14 +74,14 @@ def attribution_table(attribution: Attribution) -> Table:
 
 
 def _prototypes_of(token: TrainingToken) -> str:
-    """The prototypes that carry most of a token's influence."""
+    """The prototypes with most of a token's influence."""
     names = [str(prototype) for prototype, _ in token.prototypes]
     more = f" +{len(names) - MAX_PROTOTYPES}" if len(names) > MAX_PROTOTYPES else ""
     return " ".join(names[:MAX_PROTOTYPES]) + more
 
 
 def highlighted(token: TrainingToken) -> Text:
-    """A training token in its surroundings, itself highlighted and in sight on narrow terminals too."""
+    """Return a training token in its context, highlighted, and visible on narrow terminals too."""
     beside = min(32, max(10, (console.width - 84) // 2))
     return Text.assemble(
         (_without_indentation(token.before)[-beside:], "dim"),
@@ -93,7 +93,7 @@ def highlighted(token: TrainingToken) -> Text:
 
 
 def print_cards(cards: list[PrototypeCard]) -> None:
-    """A table of prototypes: label, promoted and demoted tokens, and tokens of each group."""
+    """Print a table of prototypes: label, promoted and demoted tokens, and examples of each group."""
     table = Table("prototype", "", "cosine", "where", "training tokens", show_edge=False)
     for card in cards:
         table.add_section()
@@ -138,12 +138,12 @@ def _on_one_line(text: str) -> str:
 
 
 def _without_indentation(text: str) -> str:
-    """A line with indentation cut short: it says little and takes the room of words."""
+    """A text on one line, with indentation shortened to leave room for words."""
     return re.sub(" {2,}", " ", _on_one_line(text))
 
 
 def _source(source: str) -> Text:
-    """A source, its end kept where it is too long: the file and line matter most."""
+    """A source; of a long one the end is kept, which has the file and line."""
     source, width = visible(source), max(14, console.width // 4)
     return Text(source if len(source) <= width else "…" + source[1 - width :], no_wrap=True)
 

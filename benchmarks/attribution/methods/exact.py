@@ -1,8 +1,8 @@
 """Influence through the prototypes under their whole Gauss-Newton matrix, solved by conjugate gradients.
 
-What the index leaves out of the curvature is here: blocks between different prototypes, and a curvature of the head
+It includes what the index leaves out of the curvature: blocks between different prototypes, and a curvature of the head
 that differs from token to token. One product with the matrix costs two passes of the head over all training tokens, so
-this is for a few queries on a small corpus: it says what the index's shortcut does to the ranking.
+it serves a few queries on a small corpus: it measures the effect of the index's approximation on the ranking.
 
 Shapes: N training tokens, C of them at once, Q queries, K prototypes, k active, D hidden size, V vocabulary.
 """
@@ -43,7 +43,7 @@ class ExactPrototypes(Prototypes):
         squared_Nk = self.stored.activations_Nk.square()
         self.activation_K = torch.zeros(size).index_add_(0, self.stored.prototypes_Nk.flatten(), squared_Nk.flatten())
         self.activation_K /= len(self.z_ND)
-        # All M_t at once: 1.2 GB for 32,000 tokens and D 96, and a product in a second in place of a minute.
+        # All M_t take 1.2 GB for 32,000 tokens and D = 96; a product then takes a second in place of a minute.
         self.curvature_NDD = curvatures(self.head_VD, self.z_ND)
         self.curvature_DD = self.curvature_NDD.mean(0)
         self.ridge = self.damping * (self.activation_K.mean() * self.curvature_DD.diagonal().mean()).item()
@@ -62,20 +62,20 @@ class ExactPrototypes(Prototypes):
         return torch.cat(out) / len(self.z_ND)
 
     def _gradient(self, records: Records, in_query_N: Tensor) -> Tensor:
-        """[K, D]: a query's gradient with respect to all prototypes."""
+        """The gradient [K, D] of a query with respect to all prototypes."""
         gradient_KD = torch.zeros_like(self.dictionary.prototypes_KD)
         return gradient_KD.index_add_(
             0, records.prototypes_Nk[in_query_N].flatten(), records.gradients_NkD()[in_query_N].flatten(0, 1)
         )
 
     def _by_sequence(self, vectors_QKD: Tensor) -> Tensor:
-        """[Q, S] dot products with the summed gradients of every sequence."""
+        """Dot products [Q, S] with the summed gradients of every sequence."""
         indices_Nk, activations_Nk = self.stored.prototypes_Nk, self.stored.activations_Nk
         rows = [(mix(indices_Nk, activations_Nk, v_KD) * self.stored.delta_ND).sum(-1) for v_KD in vectors_QKD]
         return torch.stack(rows).view(len(rows), len(self.task.train_SL), -1).sum(-1)
 
     def product(self, vectors_QKD: Tensor) -> Tensor:
-        """(G + ridge) v, G_ij = E_t[a_ti a_tj W^T (diag(pi_t) - pi_t pi_t^T) W]."""
+        """Return (G + ridge) v with G_ij = E_t[a_ti a_tj W^T (diag(pi_t) - pi_t pi_t^T) W]."""
         vectors_KQD = vectors_QKD.transpose(0, 1)
         out_KQD = self.ridge * vectors_KQD
         for start in range(0, len(self.z_ND), CHUNK):
@@ -88,7 +88,7 @@ class ExactPrototypes(Prototypes):
         return out_KQD.transpose(0, 1)
 
     def solved(self, gradients_QKD: Tensor) -> Tensor:
-        """(G + ridge)^-1 of every query's gradient, preconditioned by the separable curvature that the index uses."""
+        """Return (G + ridge)^-1 g of every query, by conjugate gradients with the separable preconditioner."""
         eye_DD = torch.eye(len(self.curvature_DD))
         share = self.damping * self.curvature_DD.diagonal().mean()
         inverse_DD = torch.linalg.inv(self.curvature_DD + share * eye_DD)

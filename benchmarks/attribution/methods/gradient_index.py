@@ -126,12 +126,12 @@ class GradientIndex(Method):
         return torch.cat([queries_Qm @ rows_Cm.T for rows_Cm in self._rows()], dim=1) * self._factors()
 
     def fixed_bytes(self) -> int:
-        """Bytes on disk that do not grow with S: projections, eigenvectors and eigenvalues of F, headers."""
+        """Return the bytes on disk that do not grow with S: projections, eigenvectors and eigenvalues of F, headers."""
         row = self.coordinates_Sm[0].nbytes + (2 if self.coordinates_Sm.dtype == torch.int8 else 0)
         return self.state_bytes() - row * len(self.coordinates_Sm)
 
     def _factors(self) -> Tensor:
-        """[S], or [1]: what products with stored rows are multiplied by."""
+        """Factors [S] or [1] of the products with stored rows."""
         if not self.unit_norm:
             return self.scales_S
         if self.lengths is None or self.lengths[0] != self.damping:
@@ -185,7 +185,7 @@ class GradientIndex(Method):
 
 
 def captured(model: PrismForCausalLM, layers: list[nn.Linear], queries: Queries) -> list[tuple[Tensor, Tensor]]:
-    """Inputs x [B, T, I] of each layer, and gradients delta [B, T, O] of the summed losses there; nothing is left."""
+    """Return inputs x [B, T, I] and output gradients delta [B, T, O] of the summed losses for each layer."""
     captured_by_layer: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def keep(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -206,7 +206,7 @@ def captured(model: PrismForCausalLM, layers: list[nn.Linear], queries: Queries)
 
 
 class MomentSketch:
-    """Leading eigenvectors of A = sum of v v^T over rows v, without A: Nystrom's approximation from A times r vectors.
+    """Leading eigenvectors of A = sum of v v^T over rows v, by Nystrom's approximation from A times r vectors.
 
     Exact where r reaches the size of v. The head's A would be V x V and cost more than the model itself.
     """
@@ -221,7 +221,7 @@ class MomentSketch:
         self.product_Ir += rows_NI.T @ (rows_NI @ self.test_Ir)
 
     def top(self) -> Tensor:
-        """[I, count] orthonormal."""
+        """Return orthonormal columns [I, count]."""
         test_Ir, product_Ir = self.test_Ir.double(), self.product_Ir.double()
         product_Ir += 1e-6 * product_Ir.norm() / test_Ir.norm() * test_Ir  # A + shift I, positive definite
         core_rr = test_Ir.T @ product_Ir

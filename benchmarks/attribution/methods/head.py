@@ -133,7 +133,7 @@ class Head(Method):
 
 
 def _records(model: torch.nn.Module, head_VD: Tensor, ids_BL: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z, delta, the head rows' mean under the predictions [N, D] each, and the summed predictions [V] in float64."""
+    """z, delta and the head rows' mean under the predictions [N, D], and the summed predictions [V] in float64."""
     z_ND = model.hidden_states(ids_BL[:, :-1]).flatten(0, 1)  # type: ignore[operator]
     chunks = [(chunk.mean_CD, chunk.probabilities_CV.sum(0).double()) for chunk in head_chunks(head_VD, z_ND)]
     mean_ND = torch.cat([mean for mean, _ in chunks])

@@ -25,7 +25,7 @@ from prism_lightning.models.polishing import polish
 
 
 class Prototypes(ListMethod):
-    """An index over the sequences.
+    """An index over the sequences as a method.
 
     Args:
         task, folder: see `Method`.
@@ -54,7 +54,7 @@ class Prototypes(ListMethod):
 
     @property
     def builder(self) -> Builder:
-        """What builds it."""
+        """The builder of the index."""
         store = SequenceStore(self.task.train_SL, self.folder, self.task.model.config.vocab_size)
         return Builder(self.task.model, store, self.settings, self.folder, lambda *_: None)
 
@@ -80,7 +80,7 @@ class Prototypes(ListMethod):
 
     @torch.no_grad()
     def records(self, queries: Queries) -> tuple[Records | LogitRecords, np.ndarray]:
-        """Records of all targets asked about, and the query each belongs to; weights are in the gradients."""
+        """Return records of all queried targets, with weights in the gradients, and the query of each."""
         model = self.task.model
         query_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
         last = int(at_N.max()) + 1
@@ -107,7 +107,7 @@ class Prototypes(ListMethod):
 
     @torch.no_grad()
     def unexplained_variance(self) -> float:
-        """Of the first training sequences' hidden states, by this dictionary."""
+        """Return the unexplained variance of the first training sequences' hidden states."""
         z_ND = hidden(self.task.model, self.task.train_SL[:256])
         residual_ND = z_ND - self.dictionary.mixture(*self.dictionary.assign(z_ND))
         return (residual_ND.square().sum() / z_ND.square().sum()).item()
@@ -115,7 +115,7 @@ class Prototypes(ListMethod):
 
 @torch.no_grad()
 def polished(task: Task, steps: int) -> PrismForCausalLM:
-    """A copy of the model whose own prototypes are fitted to the hidden states of all training tokens."""
+    """Return a copy of the model whose own prototypes are fitted to the hidden states of all training tokens."""
     model = deepcopy(task.model)
     assert model.prototypes is not None
     z_ND = hidden(model, task.train_SL)

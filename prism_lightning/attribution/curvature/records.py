@@ -15,9 +15,7 @@ from torch import Tensor
 
 # Size of one chunk of the head's probabilities; the whole [N, V] matrix is never in memory.
 CHUNK_BYTES = 32 * 2**20
-CACHED_BYTES = (
-    4 * 2**20
-)  # on a CPU; at V = 4,096 losses took 31 microseconds per token in chunks of 32 MB, and 18 in these
+CACHED_BYTES = 4 * 2**20  # on a CPU; at V = 4,096 a loss took 31 microseconds in chunks of 32 MB, 18 in these
 MIN_CHUNK_TOKENS = 32  # with fewer tokens the product with the head slows down
 
 LogitsOf = Callable[[Tensor], Tensor]  # logits [C, V] of hidden states [C, D]
@@ -79,7 +77,7 @@ def chunk_size(head_VD: Tensor) -> int:
 
 
 def head_chunks(head_VD: Tensor, z_ND: Tensor) -> Iterator[HeadChunk]:
-    """Yield predicted probabilities and the mean of the head's rows under them, a bounded number of tokens at a time."""
+    """Yield predicted probabilities and the head rows' mean under them, a bounded number of tokens at a time."""
     size = chunk_size(head_VD)
     for start in range(0, z_ND.shape[0], size):
         rows = slice(start, start + size)

@@ -45,7 +45,7 @@ MAX_PROBLEMS = 5  # an index with 100,000 missing shards is reported by its firs
 
 
 class Query(NamedTuple):
-    """A query, divided by the curvature: the lists that it reads, and the vector that multiplies each list's entries."""
+    """A query, divided by the curvature: the lists that it reads, and the vector for each list's entries."""
 
     lists_U: np.ndarray  # distinct, ascending
     vectors_Um: np.ndarray

@@ -74,7 +74,7 @@ class LogitIndex(Index):
         lists_U, weights_U = (
             lists_U[weights_U != 0],
             weights_U[weights_U != 0],
-        )  # of prototypes that an intervention removed
+        )  # removed prototypes
         curvature_U = self._curvature(lists_U)
         weights_U = np.divide(weights_U, curvature_U, out=np.zeros_like(weights_U), where=curvature_U > 0)
         return Query(lists_U, weights_U[:, None].astype(np.float32))
