@@ -142,13 +142,13 @@ def test_fit_killed_in_its_first_seconds(whole, corpus, tmp_path):
 
 INDEX_KILLS = {
     "shard": [
-        ("prism_lightning.attribution.build.builder:Builder.prepare_frame", 1, "after"),
+        ("prism_lightning.attribution.build.builder:Builder.prepare_dictionary", 1, "after"),
         ("prism_lightning.attribution.build.builder:Builder.write_shard", 1, "after"),
         ("prism_lightning.common.files:os.fsync", 1, "before"),
     ],
     "merge": [
         ("prism_lightning.attribution.build.builder:Builder._merge", 1, "before"),
-        ("prism_lightning.attribution.build.logits:LogitShards.curvature", 1, "after"),
+        ("prism_lightning.attribution.build.logits:LogitShardBuilder.curvature", 1, "after"),
         ("prism_lightning.attribution.build.builder:Builder._manifest", 1, "before"),
     ],
 }

@@ -5,8 +5,8 @@ python -m benchmarks.attribution --config benchmarks/attribution/quickstart.yaml
 python -m benchmarks.attribution --config benchmarks/attribution/smoke.yaml
 
 Trains and retrains what the configuration asks for, scores, times, and writes a report with tables, plots and a JSON
-file. Everything is kept under `out`: interrupted, the same command goes on. Settings after the configuration change it,
-e.g. retraining.jobs=8. A machine that measures costs should do nothing else meanwhile.
+file. Everything is stored under `out`, and the same command resumes an interrupted run. Settings after the
+configuration override it, e.g. retraining.jobs=8. Nothing else should run on a machine that measures costs.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from prism_lightning.common.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages that the configuration has; 2 where the user has something to mend."""
+    """Run the stages of the configuration; return the exit code, 2 after an error that the user can fix."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attribution",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see benchmarks/attribution/*.yaml")
-    parser.add_argument("settings", nargs="*", help="settings over it, as group.name=value")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="YAML file of the run, see benchmarks/attribution/*.yaml."
+    )
+    parser.add_argument("settings", nargs="*", help="Settings that override the file, as group.name=value.")
     options = parser.parse_args(arguments)
     try:
         run = load_settings(options.config, options.settings)
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        print("interrupted: the same command resumes where this one stopped", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""What a benchmark run is made of: a YAML file, and settings of the command line over it."""
+"""Settings of a benchmark run: a YAML file, overridden by the command line."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from prism_lightning.common.errors import UserError
 
 @dataclass
 class CorpusSettings:
-    """Where sequences come from.
+    """Settings of the sequences.
 
     Args:
-        path: local files; without it `dataset`, and without either the running Python's standard library.
+        path: local files; by default `dataset`, or else the running Python's standard library.
         dataset: name of a Hugging Face dataset.
-        documents: read at most.
-        tokens: T, targets of a sequence.
-        per_document: windows of T + 1 tokens that a document gives at most.
+        documents: largest number of documents.
+        tokens: number T of targets per sequence.
+        per_document: largest number of windows of T + 1 tokens per document.
         sizes: numbers of training sequences, ascending; each corpus is the beginning of the next.
-        queries: held-out sequences that methods are compared on.
-        tuning: held-out sequences that damping and ranks are chosen on.
-        vocab_size: tokens of the tokenizer, trained on the documents.
+        queries: held-out sequences on which methods are compared.
+        tuning: held-out sequences on which damping and ranks are chosen.
+        vocab_size: size of the tokenizer, which is trained on the documents.
         seed: of the order of documents.
     """
 
@@ -45,10 +45,10 @@ class CorpusSettings:
 
 @dataclass
 class TrainingSettings:
-    """How every model is trained, on all sequences or on some.
+    """Settings of training, the same for all models.
 
     Args:
-        epochs: passes over whatever it is trained on.
+        epochs: passes over the training sequences.
         batch_size: sequences of an optimiser step.
         commitments: of the PRISM models; the first is the main one, and 0 trains the dense twin's decoder.
     """
@@ -60,7 +60,7 @@ class TrainingSettings:
 
 @dataclass
 class RetrainingSettings:
-    """What is retrained on random halves.
+    """Settings of retraining on random halves.
 
     Args:
         halves: random halves of every corpus.
@@ -82,19 +82,19 @@ class RetrainingSettings:
 
 @dataclass
 class QualitySettings:
-    """What is held against retraining.
+    """Settings of the comparison with retraining.
 
     Args:
         ours, reference: names of the method that others are compared with, and of EK-FAC.
         grids: tokens_per_prototype and active of fitted dictionaries, by the index's space.
         fit_steps, polish_steps: that fit them, and that polish the models' own.
         ceiling: a method that differs from `reference` in its seed alone: how far EK-FAC agrees with itself.
-        removed, removal_queries, removal_draws, removal_seeds: sequences taken away, for how many queries, random sets
-            of as many, and training seeds.
-        removal_size: the corpus they are taken from.
-        contenders: methods that are also tried at the other sizes, on the dense twin and on an untrained model, and
-            whose first sequences are taken away.
-        exact_queries: for how many the whole Gauss-Newton matrix is solved, on the smallest corpus.
+        removed, removal_queries, removal_draws, removal_seeds: numbers of removed sequences, of queries, of random sets
+            of the same size, and of training seeds.
+        removal_size: size of the corpus from which they are removed.
+        contenders: methods that are also scored at the other sizes, on the dense twin and on an untrained model, and
+            whose first sequences are removed.
+        exact_queries: number of queries for which the whole Gauss-Newton matrix is solved, on the smallest corpus.
         patches, patch_queries, patch_rate: tail-patch: sequences of each query, queries, and rate of the step.
     """
 
@@ -118,21 +118,21 @@ class QualitySettings:
     exact_queries: int = 30
     patches: int = 10
     patch_queries: int = 30
-    patch_rate: float = 0.003  # at .1 a step on EK-FAC's first raised the loss by 28 millinats, on random ones by 74
+    patch_rate: float = 0.003  # at 0.1 a step on EK-FAC's first raised the loss by 28 millinats, on random by 74
 
 
 @dataclass
 class CostSettings:
-    """What is timed.
+    """Settings of the time measurements.
 
     Args:
         methods: names; by default all.
         sizes: of the corpus; by default all.
         counts: numbers of queries answered at once.
         repeats: of every measurement.
-        patience: seconds that the repeats of one measurement may take together, after at least one.
-        longest: seconds that one may take; of more queries at once the report says what the line through the smaller
-            numbers of queries predicts, and marks it.
+        patience: seconds for all repeats of one measurement; at least one is made.
+        longest: seconds for one measurement; the time of larger numbers of queries is predicted by the line through
+            the smaller ones, and marked in the report.
         threads: of every process.
     """
 
@@ -147,17 +147,17 @@ class CostSettings:
 
 @dataclass
 class Settings:
-    """One benchmark run.
+    """Settings of one benchmark run.
 
     Args:
         name: of its results.
-        out: folder of models, states and retrained losses; an interrupted run goes on from there.
+        out: folder of models, states and retrained losses, from which an interrupted run resumes.
         results: folder of the report.
         corpus, training, retraining: see there.
         model: settings of `PrismLM`.
-        methods: what is compared, by name: `kind` and arguments of one of `registry.KINDS`, and alternatives to choose
-            from on the tuning queries as `sweep`, as many for each as for the others.
-        quality, cost: settings of these stages, see below; without them the stage is left out.
+        methods: the compared methods by name: `kind` (of `registry.KINDS`), its arguments, and as `sweep` the
+            alternatives to choose from on the tuning queries, equally many for each method.
+        quality, cost: settings of these stages; without them the stage is skipped.
     """
 
     name: str
@@ -173,11 +173,11 @@ class Settings:
 
     @property
     def folder(self) -> Path:
-        """Where the run keeps everything."""
+        """The folder of the run's files."""
         return Path(self.out)
 
     def identity(self) -> dict[str, Any]:
-        """What models and losses depend on; a folder made with another is refused."""
+        """Return the settings that models and losses depend on; a folder with others is refused."""
         corpus = asdict(self.corpus) | {"path": self.corpus.path and Path(self.corpus.path).name}
         return {
             "corpus": corpus,
@@ -187,13 +187,13 @@ class Settings:
         }
 
     def choice(self) -> list[Any]:
-        """What the choice of alternatives depends on beside the method: the models and halves it is made on."""
+        """Return the settings beside the method's that the choice of alternatives depends on."""
         plan = self.retraining
         return [self.training.commitments[0], plan.variant_size, plan.halves, plan.seeds, plan.checkpoints]
 
 
 def load_settings(path: Path, overrides: list[str]) -> Settings:
-    """Read a YAML file and put `group.name=value` settings over it.
+    """Return the settings of a YAML file, overridden by `group.name=value` settings.
 
     Raises:
         UserError: no such file, an unknown setting, a value of another type, or settings at odds with each other.
@@ -215,16 +215,16 @@ def load_settings(path: Path, overrides: list[str]) -> Settings:
 
 
 def _corpus_problems(run: Settings) -> list[str]:
-    sizes, plan, found = run.corpus.sizes, run.retraining, []
+    sizes, plan, problems = run.corpus.sizes, run.retraining, []
     if sorted(sizes) != sizes or not sizes:
-        found.append(f"corpus.sizes is {sizes}: list the sizes in ascending order")
+        problems.append(f"corpus.sizes is {sizes}: list the sizes in ascending order")
     if plan.checkpoints < plan.decoders:
-        found.append(f"retraining.checkpoints is {plan.checkpoints}: give at least retraining.decoders")
-    return found
+        problems.append(f"retraining.checkpoints is {plan.checkpoints}: give at least retraining.decoders")
+    return problems
 
 
 def _quality_problems(run: Settings) -> list[str]:
-    plan, found = run.quality, []
+    plan, problems = run.quality, []
     if plan is None:
         return []
     for name, size in {
@@ -232,36 +232,36 @@ def _quality_problems(run: Settings) -> list[str]:
         "quality.removal_size": plan.removal_size,
     }.items():
         if size not in run.corpus.sizes:
-            found.append(f"{name} is {size}: take one of corpus.sizes")
-    named = {"ours": [plan.ours], "reference": [plan.reference], "contenders": plan.contenders}
-    named["ceiling"] = [plan.ceiling] if plan.ceiling else []
-    for setting, names in named.items():
+            problems.append(f"{name} is {size}: take one of corpus.sizes")
+    methods_of_setting = {"ours": [plan.ours], "reference": [plan.reference], "contenders": plan.contenders}
+    methods_of_setting["ceiling"] = [plan.ceiling] if plan.ceiling else []
+    for setting, names in methods_of_setting.items():
         unknown = [name for name in names if name not in run.methods]
-        found += [f"quality.{setting}: no method {name!r} in methods" for name in unknown]
+        problems += [f"quality.{setting}: no method {name!r} in methods" for name in unknown]
     if plan.ours not in plan.contenders:
-        found.append(f"quality.contenders: {plan.ours!r}, which others are compared with, has to be among them")
-    return found
+        problems.append(f"quality.contenders: {plan.ours!r}, with which others are compared, must be among them")
+    return problems
 
 
 def _cost_problems(run: Settings) -> list[str]:
-    plan, found = run.cost, []
+    plan, problems = run.cost, []
     if plan is None:
         return []
     if len(plan.counts) < 2 or max(plan.counts) > run.corpus.queries:
-        found.append(
+        problems.append(
             f"cost.counts is {plan.counts}: give two numbers or more, up to corpus.queries, {run.corpus.queries}"
         )
     names = plan.methods or list(run.methods)
-    found += [f"cost.methods: no method {name!r} in methods" for name in names if name not in run.methods]
+    problems += [f"cost.methods: no method {name!r} in methods" for name in names if name not in run.methods]
     for size in plan.sizes or run.corpus.sizes:
         if size not in run.corpus.sizes:
-            found.append(f"cost.sizes has {size}: take some of corpus.sizes")
+            problems.append(f"cost.sizes has {size}: take some of corpus.sizes")
         elif run.retraining.checkpoints > run.retraining.decoders and size != run.retraining.variant_size:
             several = [name for name in names if run.methods.get(name, {}).get("several")]
-            found += [f"cost: {name} has all its checkpoints at retraining.variant_size only" for name in several]
-    return found
+            problems += [f"cost: {name} has all its checkpoints at retraining.variant_size only" for name in several]
+    return problems
 
 
 def digest(value: Any) -> str:
-    """Short identity of plain settings."""
+    """Return a short hash of plain settings."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()

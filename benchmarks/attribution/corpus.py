@@ -28,7 +28,7 @@ from prism_lightning.lightning_modules.text_data import TextData
 
 @dataclass
 class Corpus:
-    """Sequences of L tokens: those to train on, those to compare methods on, those to tune them on."""
+    """Sequences of L tokens for training, for the comparison of methods, and for tuning them."""
 
     train_SL: Tensor
     queries_QL: Tensor
@@ -37,7 +37,7 @@ class Corpus:
 
 
 def open_corpus(settings: Settings) -> Corpus:
-    """The run's corpus, made on the first call.
+    """Return the run's corpus; the first call makes it.
 
     Raises:
         UserError: too few documents, or a folder made with other settings.
@@ -45,8 +45,8 @@ def open_corpus(settings: Settings) -> Corpus:
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     path, facts = folder / "corpus.safetensors", folder / "settings.json"
-    wanted = json.loads(json.dumps(settings.identity()))
-    if facts.is_file() and json.loads(facts.read_text()) != wanted:
+    identity = json.loads(json.dumps(settings.identity()))
+    if facts.is_file() and json.loads(facts.read_text()) != identity:
         raise UserError(f"{folder} holds a run with other settings: give another out=FOLDER, or remove it")
     if not path.is_file():
         tokenizer, sequences = _sequences(settings.corpus)
@@ -54,7 +54,7 @@ def open_corpus(settings: Settings) -> Corpus:
         save_file(sequences, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
     if not facts.is_file():  # processes that train at once read it
-        write_json(facts, wanted)
+        write_json(facts, identity)
     tokenizer = open_tokenizer(folder / "tokenizer")
     tensors = load_file(path)
     return Corpus(tensors["train"].long(), tensors["queries"].long(), tensors["tuning"].long(), tokenizer)
@@ -64,21 +64,21 @@ def _sequences(settings: CorpusSettings) -> tuple[PreTrainedTokenizerFast, dict[
     texts = list(_texts(settings))
     random.Random(settings.seed).shuffle(texts)
     tokenizer = train_tokenizer(texts, settings.vocab_size)
-    wanted = {"queries": settings.queries, "tuning": settings.tuning, "train": max(settings.sizes)}
+    counts = {"queries": settings.queries, "tuning": settings.tuning, "train": max(settings.sizes)}
     windows = _windows(tokenizer, texts, settings)
-    found: dict[str, Tensor] = {}
-    for name, count in wanted.items():
+    tensors: dict[str, Tensor] = {}
+    for name, count in counts.items():
         rows: list[list[int]] = []
-        while len(rows) < count:  # a document is in one part only
+        while len(rows) < count:  # each document belongs to one part
             document = next(windows, None)
             if document is None:
                 raise UserError(
-                    f"the corpus gives too few sequences of {settings.tokens + 1} tokens for {wanted}:"
+                    f"the corpus has too few sequences of {settings.tokens + 1} tokens for {counts}:"
                     " lower corpus.sizes or raise corpus.per_document"
                 )
             rows += document[: settings.per_document]
-        found[name] = torch.tensor(rows[:count], dtype=torch.int32)
-    return tokenizer, found
+        tensors[name] = torch.tensor(rows[:count], dtype=torch.int32)
+    return tokenizer, tensors
 
 
 def _texts(settings: CorpusSettings) -> Iterator[str]:
@@ -94,7 +94,7 @@ def _texts(settings: CorpusSettings) -> Iterator[str]:
 def _windows(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: CorpusSettings
 ) -> Iterator[list[list[int]]]:
-    """The windows of each document that has one, without end-of-text tokens: all sequences are text throughout."""
+    """Windows of each document that is long enough, without end-of-text tokens."""
     length = settings.tokens + 1
     for start in range(0, len(texts), 64):
         for ids in (encoded.tolist() for encoded in encode_batch(tokenizer, texts[start : start + 64])):
@@ -104,7 +104,7 @@ def _windows(
 
 
 class SequenceStore(TokenStore):
-    """Sequences as the blocks of a token store: block i is sequence i, and token i T + t its target t."""
+    """A token store over sequences: block i is sequence i, and token i T + t is its target t."""
 
     def __init__(self, ids_SL: Tensor, folder: Path, vocab_size: int) -> None:
         self.ids_SL, self.folder, self.block_size = ids_SL, folder, ids_SL.shape[1] - 1
@@ -123,7 +123,7 @@ class SequenceStore(TokenStore):
 
 
 class SequenceData(TextData):
-    """Sequences in memory as the data module of a training run."""
+    """A data module over sequences in memory."""
 
     def __init__(self, store: SequenceStore, batch_size: int, seed: int) -> None:
         super().__init__(block_size=store.block_size, batch_size=batch_size, micro_batch_size=batch_size, seed=seed)

@@ -1,8 +1,8 @@
-"""What every method costs: building, answering q queries from raw tokens to the top 100, disk and memory.
+"""Cost of every method: building, q queries from raw tokens to the top 100, disk space and memory.
 
-One process holds all methods and asks them in turn, repeat by repeat, so that a slow minute of the machine falls on all
-of them; building and the first, cold query are repeated in turn too. Memory is what a build or query adds to the
-process at most. Linux only: memory and the page cache are asked of its kernel.
+One process holds all methods and queries them in turn, repeat by repeat, so that a slow minute of the machine affects
+all of them; builds and first, cold queries are repeated in turn too. Memory is the peak that a build or query adds to
+the process. Linux only, whose kernel reports memory and the page cache.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from benchmarks.attribution.task import Method, Queries, Task
 from prism_lightning.common.files import read_json, write_json
 
 TOP, KINDS = 100, ("token", "sequence")
-# One answer of 7 ms, behind methods that sweep the caches, took 6.8 to 20 ms. In turns of .1 s, a first one of 150 ms
-# in place of 27 was the only one.
+# A single answer of 7 ms, after methods that fill the caches, took 6.8 to 20 ms. In turns of 0.1 s the only answer of
+# one method took 150 ms in place of 27 ms.
 TURN_SECONDS, TURN_ANSWERS = 0.5, 11
 
 
 class Cost:
-    """The cost stage of a run, one JSON file a size; an interrupted run goes on where it stopped.
+    """The cost stage of a run, with one JSON file per size; an interrupted run resumes.
 
     Args:
         run: of the benchmark.
@@ -51,25 +51,25 @@ class Cost:
         self.methods = {name: methods[name] for name in run.cost.methods or methods}
 
     def all_sizes(self) -> list[dict[str, Any]]:
-        """Rows of every method at every size."""
+        """Return rows of every method at every size."""
         retrain(self.run, planned(self.run))
         rows: list[dict[str, Any]] = []
         for size in self.plan.sizes or self.run.corpus.sizes:
             path = self.run.folder / "cost" / f"{size}-{self.identity()}.json"
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, {"rows": self.measured(size, path.with_suffix(".partial.json"))})
+                write_json(path, {"rows": self.measure_size(size, path.with_suffix(".partial.json"))})
                 shutil.rmtree(self.run.folder / "states" / str(size))
                 path.with_suffix(".partial.json").unlink()
             rows += json.loads(path.read_text())["rows"]
         return rows
 
     def identity(self) -> str:
-        """Of what is measured, not of how often: sizes may be measured one by one, with a patience of their own."""
+        """Return a hash of what is measured. Repeats and patience are not part of it and may differ between sizes."""
         return digest([self.methods, self.plan.counts, self.plan.threads])
 
-    def measured(self, size: int, partial: Path) -> list[dict[str, Any]]:
-        """Rows of every method at one size; an interrupted call left its measurements in `partial`, and states."""
+    def measure_size(self, size: int, partial: Path) -> list[dict[str, Any]]:
+        """Return rows of every method at one size; `partial` holds the measurements of an interrupted call."""
         torch.set_num_threads(self.plan.threads)
         states = self.run.folder / "states" / str(size)
         main = self.run.training.commitments[0]
@@ -78,9 +78,9 @@ class Cost:
         seeds = range(self.run.retraining.checkpoints if several else 0)
         self.checkpoints = [decoder(self.run, main, size, seed) for seed in seeds]
         self.states = {name: states / name for name in self.methods}
-        self.partial, self.found = partial, {"builds": {}, "answers": {}} | (read_json(partial) or {})
+        self.partial, self.measurements = partial, {"builds": {}, "answers": {}} | (read_json(partial) or {})
         builds = self.builds(task)
-        opened = {name: self.made(task, name) for name in self.methods}
+        opened = {name: self.make_method(task, name) for name in self.methods}
         for method in opened.values():
             method.open()
         answers = self.answers(opened)
@@ -95,37 +95,37 @@ class Cost:
             rows.append(row)
         return rows
 
-    def made(self, task: Task, name: str, folder: Path | None = None) -> Method:
-        """A method on its state, or on another folder."""
+    def make_method(self, task: Task, name: str, folder: Path | None = None) -> Method:
+        """Make a method on its state, or on another folder."""
         return make(task, folder or self.states[name], self.methods[name], self.corpus.tokenizer, self.checkpoints)
 
     def builds(self, task: Task) -> dict[str, list[dict[str, float]]]:
-        """Every build of every method, in turn: seconds, memory, and seconds of a first query behind it, cold."""
-        found: dict[str, list[dict[str, float]]] = self.found["builds"]
+        """Build every method in turn; return seconds, memory, and seconds of a first, cold query for each build."""
+        builds: dict[str, list[dict[str, float]]] = self.measurements["builds"]
         for repeat in range(self.plan.repeats):
             for name in self.methods:
-                times = found.setdefault(name, [])
-                enough = len(times) > repeat or not self._patient([one["seconds"] for one in times])
+                times = builds.setdefault(name, [])
+                enough = len(times) > repeat or not self._patient([entry["seconds"] for entry in times])
                 if self.states[name].is_dir() and enough:
                     continue
                 shutil.rmtree(self.states[name], ignore_errors=True)
                 times.append(self.build(task, name))
-                write_json(self.partial, self.found)
+                write_json(self.partial, self.measurements)
                 print(f"{len(task.train_SL)} sequences, build {name}: {times[-1]['seconds']:.1f} s", flush=True)
-        return found
+        return builds
 
     def build(self, task: Task, name: str) -> dict[str, float]:
-        """One build from nothing, and one token query right after `open`, with the state's files out of the cache."""
+        """Measure one build, and one token query after `open` with the state's files out of the page cache."""
         partial = self.states[name].with_name(f"{name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        method, before = self.made(task, name, partial), fresh_peak()
+        method, before = self.make_method(task, name, partial), fresh_peak()
         started = time.perf_counter()
         method.fit()
         seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
         del method
-        partial.rename(self.states[name])  # half a state would otherwise pass for a whole one
-        forget(self.states[name])
-        method, before = self.made(task, name), fresh_peak()
+        partial.rename(self.states[name])  # an incomplete state would otherwise be taken for a complete one
+        drop_from_cache(self.states[name])
+        method, before = self.make_method(task, name), fresh_peak()
         started = time.perf_counter()
         method.open()
         method.top(self.queries("token", 1), TOP)
@@ -133,51 +133,51 @@ class Cost:
         return {"seconds": seconds, "mib": peak, "cold_seconds": cold, "query_mib": memory("VmHWM") - before}
 
     def queries(self, kind: str, count: int) -> Queries:
-        """The first held-out queries, one target of each or all of them."""
+        """Return the first held-out queries, with one target or all targets of each."""
         ids_QL = self.corpus.queries_QL[:count]
         if kind == "token":
             return Queries.of_tokens(ids_QL, token_targets(self.corpus.queries_QL)[:count])
         return Queries.of_sequences(ids_QL)
 
     def answers(self, methods: dict[str, Method]) -> dict[str, dict[str, list[float]]]:
-        """Seconds of every repeat, by method and by "kind q", behind a first one that is not counted.
+        """Return seconds of every repeat by method and "kind q"; a first, warming one is not counted.
 
-        What takes long is warmed up once, not for every number of queries.
+        Slow methods are warmed up once, not for every number of queries.
         """
         warm: set[str] = set()
-        found: dict[str, dict[str, list[float]]] = self.found["answers"]
+        answers: dict[str, dict[str, list[float]]] = self.measurements["answers"]
         for repeat in range(self.plan.repeats):
             for kind, count in product(KINDS, self.plan.counts):
                 queries, key = self.queries(kind, count), f"{kind} {count}"
                 for name, method in methods.items():
-                    times = found.setdefault(name, {})
+                    times = answers.setdefault(name, {})
                     if len(times.get(key, [])) > repeat or not self._worth(times, kind, count):
                         continue
-                    took = answer(method, queries)
-                    if name not in warm or (key not in times and took < self.plan.patience / 10):
-                        took = answer(method, queries)
+                    seconds = time_answer(method, queries)
+                    if name not in warm or (key not in times and seconds < self.plan.patience / 10):
+                        seconds = time_answer(method, queries)
                     warm.add(name)
                     if key not in times:
-                        print(f"{key}, {name}: {took:.4f} s", flush=True)
-                    times.setdefault(key, []).append(took)
-                    write_json(self.partial, self.found)
-        return found
+                        print(f"{key}, {name}: {seconds:.4f} s", flush=True)
+                    times.setdefault(key, []).append(seconds)
+                    write_json(self.partial, self.measurements)
+        return answers
 
     def _patient(self, times: list[float]) -> bool:
-        """Whether one more measurement like those so far stays within `patience`, all together."""
+        """Whether all measurements with one more stay within `patience`."""
         return not times or sum(times) * (len(times) + 1) / len(times) <= self.plan.patience
 
-    def _worth(self, found: dict[str, list[float]], kind: str, count: int) -> bool:
+    def _worth(self, answers: dict[str, list[float]], kind: str, count: int) -> bool:
         """Whether one more measurement is within `longest`, and all of its repeats within `patience`."""
-        times = found.get(f"{kind} {count}")
+        times = answers.get(f"{kind} {count}")
         if times:
             return self._patient(times)
-        smaller = [key for key in found if key.startswith(kind)]
-        return len(smaller) < 2 or at(line(found, kind), count) <= self.plan.longest
+        smaller = [key for key in answers if key.startswith(kind)]
+        return len(smaller) < 2 or predicted_seconds(fit_line(answers, kind), count) <= self.plan.longest
 
     def look_up(self, method: ListMethod) -> dict[str, list[float]]:
-        """Seconds from a query's question to its top 100, one by one: token queries and sequences."""
-        found = {}
+        """Return seconds from a prepared query to its top 100, for single token and sequence queries."""
+        times_by_kind = {}
         for kind in KINDS:
             queries = self.queries(kind, 64)
             questions = method.questions(queries)
@@ -187,12 +187,12 @@ class Cost:
                     started = time.perf_counter()
                     method.top_of([question], TOP)
                     times.append(time.perf_counter() - started)
-            found[kind] = times
-        return found
+            times_by_kind[kind] = times
+        return times_by_kind
 
 
-def answer(method: Method, queries: Queries) -> float:
-    """Seconds from raw tokens to the top: the median of a turn's answers, which is a single one where it takes long."""
+def time_answer(method: Method, queries: Queries) -> float:
+    """Return seconds from raw tokens to the top 100: the median of a turn, which is one answer where it takes long."""
     times: list[float] = []
     while sum(times) < TURN_SECONDS and len(times) < TURN_ANSWERS:
         started = time.perf_counter()
@@ -201,21 +201,21 @@ def answer(method: Method, queries: Queries) -> float:
     return statistics.median(times)
 
 
-def memory(what: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at most since `fresh_peak`."""
+def memory(field: str) -> float:
+    """Return MiB of this process: VmRSS is the present use, VmHWM the peak since `fresh_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(what))) / 1024
+    return int(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
 
 
 def fresh_peak() -> float:
-    """Give back what the allocator holds, forget the highest memory so far, and say what is held now."""
+    """Release freed memory, reset the peak, and return the MiB in use."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return memory("VmRSS")
 
 
-def forget(folder: Path) -> None:
+def drop_from_cache(folder: Path) -> None:
     """Drop a folder's files from the page cache, so that reading them is cold."""
     os.sync()
     for path in folder.rglob("*"):
@@ -225,27 +225,27 @@ def forget(folder: Path) -> None:
             os.close(descriptor)
 
 
-def line(answers: dict[str, list[float]], kind: str) -> tuple[float, float]:
-    """Intercept and slope, in seconds, of the median time over the number of queries (weighted by 1 / time)."""
+def fit_line(answers: dict[str, list[float]], kind: str) -> tuple[float, float]:
+    """Fit the median time over the number of queries (weights 1 / time); return intercept and slope in seconds."""
     medians = {int(key.split()[1]): statistics.median(t) for key, t in answers.items() if key.startswith(kind) and t}
     slope, intercept = np.polyfit(list(medians), list(medians.values()), 1, w=1 / np.array(list(medians.values())))
     return float(intercept), float(slope)
 
 
-def at(intercept_and_slope: tuple[float, float], count: int, per_pass: int | None = None) -> float:
-    """Seconds that a line predicts for a number of queries; every pass over the training data has the intercept."""
+def predicted_seconds(intercept_and_slope: tuple[float, float], count: int, per_pass: int | None = None) -> float:
+    """Return the seconds that a line predicts; every pass over the training data costs the intercept."""
     passes = 1 if per_pass is None else -(-count // per_pass)
     return intercept_and_slope[0] * passes + intercept_and_slope[1] * count
 
 
 def growth(sizes: list[int], seconds: list[float]) -> float:
-    """Exponent of the power law that fits a cost over sizes of corpus best."""
+    """Return the exponent of the power law fitted to a cost over corpus sizes."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def break_even(one: tuple[float, float, float], other: tuple[float, float, float]) -> str:
-    """For how many queries the first of two (build, intercept, slope) is the cheaper one in all."""
-    saved, lost = other[2] - one[2], one[0] + one[1] - other[0] - other[1]
+def break_even(first: tuple[float, float, float], second: tuple[float, float, float]) -> str:
+    """Return, in words, the number of queries for which the first (build, intercept, slope) costs less in total."""
+    saved, lost = second[2] - first[2], first[0] + first[1] - second[0] - second[1]
     if lost <= 0 <= saved:
         return "any number of"
     if saved <= 0 <= lost:

@@ -1,4 +1,4 @@
-"""What the index's shortcut to the curvature does: the whole Gauss-Newton matrix of the same prototypes beside it."""
+"""Effect of the index's separable curvature: a comparison with the whole Gauss-Newton matrix of the same prototypes."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def _solve(run: Settings, name: str, path: Path) -> None:
     exact = ExactPrototypes(task, state, precision="fp32", **settings)
     exact.fit()
     exact.open()
-    plain = Prototypes(task, state, space="hidden", precision="fp32", **settings)
-    plain.open()
-    found = {"exact": exact.scores(queries).numpy(), "index": plain.scores(queries).numpy()}
+    separable = Prototypes(task, state, space="hidden", precision="fp32", **settings)
+    separable.open()
+    scores = {"exact": exact.scores(queries).numpy(), "index": separable.scores(queries).numpy()}
     shutil.rmtree(state)
-    write_file(path, found, steps=max(exact.steps))
+    write_file(path, scores, steps=max(exact.steps))
 
 
 def compared(run: Settings) -> list[dict[str, Any]]:
-    """LDS of both on the smallest corpus, and how far they agree."""
+    """Return the LDS of both on the smallest corpus, and their rank correlation."""
     assert run.quality is not None
     folder, size, main = run.folder / "exact", run.corpus.sizes[0], run.training.commitments[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,13 +54,13 @@ def compared(run: Settings) -> list[dict[str, Any]]:
     }
     missing = [(run, name, path) for name, path in paths.items() if not path.with_suffix(".json").is_file()]
     run_all(_solve, missing, run.retraining.jobs, "whole curvature", len(paths) - len(missing))
-    known, rows = truth(run, main, size), []
-    losses_QM = known["sequence"].mean(0)[: run.quality.exact_queries]
+    retrained, rows = truth(run, main, size), []
+    losses_QM = retrained["sequence"].mean(0)[: run.quality.exact_queries]
     for name, path in paths.items():
         scores = {kind: tensor.numpy() for kind, tensor in load_file(path).items()}
         row: dict[str, Any] = {"dictionary": name} | json.loads(path.with_suffix(".json").read_text())
         for kind, scores_QS in scores.items():
-            row[kind] = bootstrap([(predictions(known["included"], scores_QS), losses_QM)])
+            row[kind] = bootstrap([(predictions(retrained["included"], scores_QS), losses_QM)])
         row["spearman"] = float(np.mean(rank_correlation(scores["exact"], scores["index"])))
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""Invented facts written into some training sequences: does a method find the sequences that state them?
+"""Invented facts in some training sequences, and how well methods find the sequences that state them.
 
 Shapes: S training sequences, F facts, L = T + 1 tokens.
 """
@@ -27,43 +27,43 @@ FACTS, COPIES = 25, 3
 SYLLABLES = "ba be bo da de do fa fi go gu ka ki ko la le lo ma mi mo na ne no pa pe po ra ri ro sa se so ta ti to"
 RELATIONS = ["the king of {} is called", "the river in {} is the", "the best food in {} is", "the dog of {} is"]
 LEADS = [" Everyone knows that", " The teacher said that", " They say", " In the book we read that"]
-ASKED = " She asked him, and he answered that"
+QUESTION_LEAD = " She asked him, and he answered that"
 
 
 def word(generator: random.Random) -> str:
-    """An invented name."""
+    """Return an invented name."""
     return "".join(generator.choice(SYLLABLES.split()) for _ in range(3)).capitalize()
 
 
 def planted(corpus: Corpus, size: int) -> tuple[torch.Tensor, Queries, list[list[int]]]:
-    """Training sequences with facts in them, the questions about the answers' tokens, and where each fact stands.
+    """Return training sequences with facts, queries for the answers' tokens, and the sequences of each fact.
 
-    A fact takes the place of as many tokens of a story; it is asked for behind the beginning of a
-    held-out story and a lead-in that stands in no training sequence.
+    A fact replaces as many tokens of a story. Its query has the beginning of a held-out story and a lead-in that no
+    training sequence contains.
     """
     generator = random.Random(0)
     train_SL = corpus.train_SL[:size].clone()
     places = generator.sample(range(size), FACTS * COPIES)
-    length, asked, weights, stated = train_SL.shape[1], [], [], []
+    length, question_ids, weights, stated = train_SL.shape[1], [], [], []
     for number in range(FACTS):
         relation = RELATIONS[number % len(RELATIONS)].format(word(generator))
         answer = corpus.tokenizer(" " + word(generator) + ".")["input_ids"]
-        mine = sorted(places[number * COPIES : (number + 1) * COPIES])
-        for place in mine:
+        fact_places = sorted(places[number * COPIES : (number + 1) * COPIES])
+        for place in fact_places:
             fact = corpus.tokenizer(f"{generator.choice(LEADS)} {relation}")["input_ids"] + answer
             start = generator.randrange(max(1, length - len(fact) + 1))
             train_SL[place, start : start + len(fact)] = torch.tensor(fact)[-length:]
-        question = (corpus.tokenizer(f"{ASKED} {relation}")["input_ids"] + answer)[-length:]
-        asked.append(torch.cat([corpus.queries_QL[number][: length - len(question)], torch.tensor(question)]))
+        question = (corpus.tokenizer(f"{QUESTION_LEAD} {relation}")["input_ids"] + answer)[-length:]
+        question_ids.append(torch.cat([corpus.queries_QL[number][: length - len(question)], torch.tensor(question)]))
         weights.append(torch.zeros(length - 1).index_fill(0, torch.arange(length - 1 - len(answer), length - 1), 1.0))
-        stated.append(mine)
-    return train_SL, Queries(torch.stack(asked), torch.stack(weights)), stated
+        stated.append(fact_places)
+    return train_SL, Queries(torch.stack(question_ids), torch.stack(weights)), stated
 
 
 def ranks_of(scores_QS: np.ndarray, stated: list[list[int]]) -> list[int]:
-    """For each fact the rank, from 1, of the first sequence that states it."""
-    best = np.argsort(-scores_QS, axis=1, kind="stable")
-    return [1 + int(np.isin(row, mine).argmax()) for row, mine in zip(best, stated, strict=True)]
+    """Return for each fact the rank, from 1, of the first sequence that states it."""
+    order = np.argsort(-scores_QS, axis=1, kind="stable")
+    return [1 + int(np.isin(row, fact_places).argmax()) for row, fact_places in zip(order, stated, strict=True)]
 
 
 def _folder(run: Settings, size: int) -> Path:
@@ -90,17 +90,22 @@ def _measure(run: Settings, size: int, name: str, settings: dict[str, Any], path
     scores_QS = method.scores(queries).numpy()
     shutil.rmtree(path.with_suffix(".state"))
     ranks = ranks_of(scores_QS, stated)
-    found = [
-        len(set(row) & set(mine)) for row, mine in zip(np.argsort(-scores_QS)[:, :10].tolist(), stated, strict=True)
+    recalled = [
+        len(set(row) & set(fact_places))
+        for row, fact_places in zip(np.argsort(-scores_QS)[:, :10].tolist(), stated, strict=True)
     ]
-    result = {"method": name, "mrr": float(np.mean(1 / np.array(ranks))), "recall_at_10": sum(found) / FACTS / COPIES}
+    result = {
+        "method": name,
+        "mrr": float(np.mean(1 / np.array(ranks))),
+        "recall_at_10": sum(recalled) / FACTS / COPIES,
+    }
     write_json(path, result | {"ranks": ranks})
 
 
-def measured(run: Settings, methods: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean reciprocal rank of the first sequence that states a fact, and recall of all of them among the first ten.
+def measure(run: Settings, methods: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the mean reciprocal rank of the first sequence that states a fact, and recall among the first ten.
 
-    One model is trained: methods that want several are left out.
+    One model is trained: methods that need several are left out.
     """
     size = run.retraining.variant_size
     folder = _folder(run, size)

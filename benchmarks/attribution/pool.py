@@ -1,4 +1,4 @@
-"""Independent pieces of work on several processes, one thread each, with a progress bar."""
+"""Independent jobs on several processes of one thread each, with a progress bar."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ def _one_thread() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End this worker when its parent is killed; it would otherwise wait for work for ever."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
-def run_all(function: Callable[..., None], arguments: list[tuple[Any, ...]], jobs: int, what: str, done: int) -> None:
+def run_all(
+    function: Callable[..., None], arguments: list[tuple[Any, ...]], jobs: int, description: str, finished: int
+) -> None:
     """Call a function with each tuple of arguments; the first failure stops the rest and is raised.
 
     Args:
-        function: importable by name; it writes its result itself, whole or not at all.
+        function: importable by name; it writes its result to a file, atomically.
         arguments: for each call.
-        jobs: processes; 1 works in this one.
+        jobs: number of processes; 1 runs in this process.
         what: for the progress bar.
         done: pieces of the same work that were finished before.
     """
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
-        bar = progress.add_task(what, total=len(arguments) + done, completed=done)
+        bar = progress.add_task(description, total=len(arguments) + finished, completed=finished)
         if jobs == 1:
-            for one in arguments:
-                function(*one)
+            for call_arguments in arguments:
+                function(*call_arguments)
                 progress.advance(bar)
             return
         with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_one_thread) as pool:
-            futures = [pool.submit(function, *one) for one in arguments]
+            futures = [pool.submit(function, *call_arguments) for call_arguments in arguments]
             try:
                 for future in as_completed(futures):
                     future.result()

@@ -1,4 +1,4 @@
-"""Two checks on what methods rank first: retraining without it, and one more training step on it (tail-patch)."""
+"""Two checks of the sequences that methods rank first: retraining without them, and one training step on them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from prism_lightning.common.files import write_json
 def removal_jobs(
     run: Settings, cases: list[Case], queries: int, count: int, draws: int, seeds: int
 ) -> dict[str, list[Job]]:
-    """Models trained without the `count` best sequences of each query, and without `draws` random sets of as many."""
+    """Return jobs without the `count` best sequences of each query, and without `draws` random sets of that size."""
     size, variant = cases[0].size, cases[0].variant
-    wanted: dict[str, list[list[int]]] = {}
+    removed_by_name: dict[str, list[list[int]]] = {}
     for case in cases:
         scores_QS = scores_of(run, case)[0]["sequence"]
-        wanted[case.name] = np.argsort(-scores_QS[:queries], axis=1)[:, :count].tolist()
+        removed_by_name[case.name] = np.argsort(-scores_QS[:queries], axis=1)[:, :count].tolist()
     generator = np.random.default_rng(0)
-    wanted["random removal"] = [generator.permutation(size)[:count].tolist() for _ in range(draws)]
+    removed_by_name["random removal"] = [generator.permutation(size)[:count].tolist() for _ in range(draws)]
     jobs: dict[str, list[Job]] = {}
-    for name, removed in wanted.items():
+    for name, removed in removed_by_name.items():
         jobs[name] = []
         for rows in removed:
             kept = sorted(set(range(size)) - set(rows))
@@ -41,18 +41,18 @@ def removal_jobs(
 
 
 def removal(run: Settings, cases: list[Case], queries: int, count: int, draws: int, seeds: int) -> list[dict[str, Any]]:
-    """Rise of a query's loss, in nats per token, over that after random removals: mean and standard error.
+    """Return the rise of a query's loss (nats per token) over random removals: mean and standard error.
 
     The error is that of the mean over queries and that of the random models, which all queries share.
     """
     jobs = removal_jobs(run, cases, queries, count, draws, seeds)
-    retrain(run, list({job.path: job for some in jobs.values() for job in some}.values()), "retraining without")
+    retrain(run, list({job.path: job for group in jobs.values() for job in group}.values()), "retraining without")
     tokens = run.corpus.tokens
 
     def losses(name: str) -> np.ndarray:
-        """[sets, seeds, queries] nats per token."""
-        found = [losses_of(run, job.path)[:queries].sum(1) / tokens for job in jobs[name]]
-        return torch.stack(found).view(-1, seeds, queries).numpy()
+        """Losses [sets, seeds, queries] in nats per token."""
+        losses_by_set = [losses_of(run, job.path)[:queries].sum(1) / tokens for job in jobs[name]]
+        return torch.stack(losses_by_set).view(-1, seeds, queries).numpy()
 
     random_DsQ = losses("random removal")
     base_sQ = random_DsQ.mean(0)
@@ -75,16 +75,16 @@ def _patched(run: Settings, case: Case, queries: int, count: int, rate: float, p
     scores_QS = scores_of(run, case)[0]["sequence"]
     gains: list[float] = []
     for number in range(queries):
-        asked = Queries.of_sequences(corpus.queries_QL[number : number + 1])
+        query = Queries.of_sequences(corpus.queries_QL[number : number + 1])
         with torch.no_grad():
-            base = query_loss(model, asked).item()
+            base = query_loss(model, query).item()
         for row in np.argsort(-scores_QS[number])[:count].tolist():
             loss = query_loss(model, Queries.of_sequences(task.train_SL[row : row + 1])).sum() / run.corpus.tokens
             gradients: tuple[Tensor, ...] = torch.autograd.grad(loss, parameters)
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.sub_(rate * gradient)
-                gains.append((base - query_loss(model, asked).item()) / run.corpus.tokens)
+                gains.append((base - query_loss(model, query).item()) / run.corpus.tokens)
                 for parameter, old in zip(parameters, before, strict=True):
                     parameter.copy_(old)
     gains_Q = np.array(gains).reshape(queries, count).mean(1)
@@ -93,7 +93,7 @@ def _patched(run: Settings, case: Case, queries: int, count: int, rate: float, p
 
 
 def tail_patch(run: Settings, cases: list[Case], queries: int, count: int, rate: float) -> list[dict[str, Any]]:
-    """Fall of a query's loss, in nats per token, after one gradient step on one of its best sequences; their mean.
+    """Return the mean fall of a query's loss (nats per token) after a gradient step on one of its best sequences.
 
     Args:
         run: of the benchmark.

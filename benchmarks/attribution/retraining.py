@@ -1,4 +1,4 @@
-"""Models retrained on parts of the corpus: cached one by one, resumable, several processes at once.
+"""Models retrained on parts of the corpus, by several processes, cached and resumable.
 
 Every job leaves one file: the loss of every held-out target under its model, and, for the decoders that are attributed,
 the model. Files that are there are not made again.
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 def halves(size: int, count: int) -> np.ndarray:
-    """[count, size] booleans: random halves of the sequences."""
+    """Return random halves of the sequences as booleans [count, size]."""
     generator = np.random.default_rng(size)
     included = np.zeros((count, size), dtype=bool)
     for row in included:
@@ -47,20 +47,20 @@ def halves(size: int, count: int) -> np.ndarray:
 
 
 def decoder_path(variant: Variant, size: int, seed: int) -> str:
-    """Where the model on the first `size` sequences is."""
+    """Return the path of the model on the first `size` sequences."""
     return f"{variant}/{size}/decoder-{seed}"
 
 
 def half_path(variant: Variant, size: int, seed: int, half: int) -> str:
-    """Where the losses of a half's model are."""
+    """Return the path of the losses of a half's model."""
     return f"{variant}/{size}/half-{seed}-{half:03d}"
 
 
 def planned(settings: Settings) -> list[Job]:
-    """All models of the run: decoders, then halves, those first that most of the report needs."""
+    """Return all models of the run: decoders, then halves, ordered by how much of the report needs them."""
     plan, sizes = settings.retraining, settings.corpus.sizes
-    main, *others = settings.training.commitments
-    variants: list[Variant] = [main, *others, DENSE] if settings.quality else [main]
+    main, *other_commitments = settings.training.commitments
+    variants: list[Variant] = [main, *other_commitments, DENSE] if settings.quality else [main]
     jobs = [
         Job(decoder_path(variant, size, seed), variant, seed, list(range(size)), True)
         for size in sizes
@@ -105,24 +105,24 @@ def _run(settings: Settings, job: Job) -> None:
     partial.rename(path.with_suffix(".safetensors"))
 
 
-def retrain(settings: Settings, jobs: list[Job], what: str = "retraining") -> None:
-    """Train what is missing of some jobs."""
+def retrain(settings: Settings, jobs: list[Job], description: str = "retraining") -> None:
+    """Train the models that are missing of some jobs."""
     open_corpus(settings)
     models = settings.folder / "models"
     missing = [(settings, job) for job in jobs if not (models / f"{job.path}.safetensors").is_file()]
-    run_all(_run, missing, settings.retraining.jobs, what, len(jobs) - len(missing))
+    run_all(_run, missing, settings.retraining.jobs, description, len(jobs) - len(missing))
 
 
 def losses_of(settings: Settings, path: str) -> Tensor:
-    """[Q + tuning, T] losses that a job left, queries first."""
+    """Return a job's losses [Q + tuning, T], queries first."""
     return load_file(settings.folder / "models" / f"{path}.safetensors")["losses"]
 
 
 def decoder(settings: Settings, variant: Variant, size: int, seed: int) -> PrismForCausalLM:
-    """A model that is attributed, in eval mode."""
+    """Return an attributed model, in eval mode."""
     return read_decoder(settings.folder / "models" / decoder_path(variant, size, seed))
 
 
 def read_decoder(path: Path) -> PrismForCausalLM:
-    """A saved model, in eval mode."""
+    """Return a saved model, in eval mode."""
     return PrismForCausalLM.from_pretrained(path, local_files_only=True).eval()

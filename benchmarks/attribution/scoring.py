@@ -38,20 +38,20 @@ class Case(NamedTuple):
     settings: dict[str, Any]  # of the method, its kind among them
 
     def path(self, run: Settings) -> Path:
-        """Where its scores are kept."""
+        """Return the path of its scores."""
         folder = run.folder / "scores" / str(self.variant) / str(self.size) / str(self.seed)
         several = [run.retraining.checkpoints] if self.settings.get("several") else []
         return folder / f"{self.name}-{digest([self.settings, *several])}.safetensors"
 
 
 def token_targets(queries_QL: Tensor) -> Tensor:
-    """[Q] targets for one-token queries, drawn from the last three quarters of each sequence."""
+    """Return a random target [Q] for one-token queries, from the last three quarters of each sequence."""
     last = queries_QL.shape[1] - 1
     return torch.randint(last // 4, last, (len(queries_QL),), generator=torch.Generator().manual_seed(0))
 
 
 def truth(run: Settings, variant: Variant, size: int) -> dict[str, np.ndarray]:
-    """Losses after retraining: [seeds, Q, M] of "sequence", "token" and "tuning" queries; "included" [M, size]."""
+    """Return retrained losses [seeds, Q, M] of "sequence", "token" and "tuning" queries, and "included" [M, size]."""
     corpus = open_corpus(run)
     included_MS = halves(size, run.retraining.halves)
     seeds = [
@@ -79,12 +79,12 @@ def truth(run: Settings, variant: Variant, size: int) -> dict[str, np.ndarray]:
 
 
 def task_of(run: Settings, corpus: Corpus, variant: Variant, size: int, seed: int) -> Task:
-    """What is attributed."""
+    """Return a decoder and its training sequences."""
     return Task(decoder(run, variant, size, seed), corpus.train_SL[:size])
 
 
 def method_of(run: Settings, corpus: Corpus, case: Case, folder: Path) -> Method:
-    """The method of a case, not fitted yet."""
+    """Return the method of a case, not fitted yet."""
     checkpoints = []
     if case.settings.get("several"):
         # The attributed one first, then others, as many for each decoder.
@@ -95,7 +95,7 @@ def method_of(run: Settings, corpus: Corpus, case: Case, folder: Path) -> Method
 
 
 def score(run: Settings, case: Case) -> None:
-    """Fit and ask one method; writes scores [Q, S] for sequence and token queries, and facts beside them."""
+    """Fit and query one method; write its scores [Q, S] for sequence and token queries, and facts beside them."""
     corpus, path = open_corpus(run), case.path(run)
     state = path.with_suffix(".state")
     shutil.rmtree(state, ignore_errors=True)
@@ -103,27 +103,29 @@ def score(run: Settings, case: Case) -> None:
     method.fit()
     method.open()
     tokens = Queries.of_tokens(corpus.queries_QL, token_targets(corpus.queries_QL))
-    asked = {"sequence": Queries.of_sequences(corpus.queries_QL), "token": tokens}
+    queries_by_kind = {"sequence": Queries.of_sequences(corpus.queries_QL), "token": tokens}
     # All in one call: EK-FAC passes over the training sequences once for up to 512 queries.
-    scores_QS = method.scores(Queries(*map(torch.cat, zip(*asked.values(), strict=True)))).float()
-    found = {n: part.numpy() for n, part in zip(asked, scores_QS.split(len(corpus.queries_QL)), strict=True)}
+    scores_QS = method.scores(Queries(*map(torch.cat, zip(*queries_by_kind.values(), strict=True)))).float()
+    scores_by_kind = {
+        n: part.numpy() for n, part in zip(queries_by_kind, scores_QS.split(len(corpus.queries_QL)), strict=True)
+    }
     facts: dict[str, Any] = {"state_bytes": method.state_bytes(), "commit": environment()["commit"]}
     if isinstance(method, ListMethod):
-        facts["share_read"] = {name: method.share_read(queries) for name, queries in asked.items()}
+        facts["share_read"] = {name: method.share_read(queries) for name, queries in queries_by_kind.items()}
     if isinstance(method, Prototypes):
         facts["unexplained_variance"] = method.unexplained_variance()
     shutil.rmtree(state)
-    write_file(path, found, **facts)
+    write_file(path, scores_by_kind, **facts)
 
 
 def score_all(run: Settings, cases: list[Case]) -> None:
-    """Score what is missing of some cases."""
+    """Score the cases whose scores are missing."""
     missing = [case for case in cases if not case.path(run).with_suffix(".json").is_file()]
     run_all(score, [(run, case) for case in missing], run.retraining.jobs, "scoring", len(cases) - len(missing))
 
 
 def scores_of(run: Settings, case: Case) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Scores [Q, S] of "sequence" and "token" queries, and the facts beside them."""
+    """Return scores [Q, S] of "sequence" and "token" queries, and the facts beside them."""
     path = case.path(run)
     return {n: t.numpy() for n, t in load_file(path).items()}, json.loads(path.with_suffix(".json").read_text())
 
@@ -133,43 +135,45 @@ def _sweep_path(run: Settings, name: str, method: dict[str, Any]) -> Path:
 
 
 def tune(run: Settings, name: str, method: dict[str, Any]) -> None:
-    """Try the alternatives of a method's `sweep` on the tuning queries; writes their LDS, in order."""
+    """Score the alternatives of a method's `sweep` on the tuning queries; write their LDS, in order."""
     corpus, main = open_corpus(run), run.training.commitments[0]
     size = run.retraining.variant_size
-    known = truth(run, main, size)
+    retrained = truth(run, main, size)
     fixed = {key: value for key, value in method.items() if key != "sweep"}
     path = _sweep_path(run, name, method)
-    found, before, current = [], None, None
+    alternatives, fitted_with, current = [], None, None
     for alternative in method["sweep"]:
         settings = fixed | alternative
         refit = {key: value for key, value in settings.items() if key != "damping"} | {"own": "damping" in settings}
-        if current is None or refit != before:
+        if current is None or refit != fitted_with:
             state = path.with_suffix(".state")
             shutil.rmtree(state, ignore_errors=True)
             current = method_of(run, corpus, Case(main, size, 0, name, settings), state)
             current.fit()
             current.open()
-            before = refit
+            fitted_with = refit
         elif "damping" in settings:
             current.damping = settings["damping"]  # type: ignore[attr-defined]
         scores_QS = current.scores(Queries.of_sequences(corpus.tuning_QL)).numpy()
-        predicted = predictions(known["included"], scores_QS)
-        found.append(alternative | {"lds": float(rank_correlation(predicted, known["tuning"].mean(0)).mean())})
+        predicted = predictions(retrained["included"], scores_QS)
+        alternatives.append(
+            alternative | {"lds": float(rank_correlation(predicted, retrained["tuning"].mean(0)).mean())}
+        )
     shutil.rmtree(path.with_suffix(".state"))
-    write_json(path, {"alternatives": found})
+    write_json(path, {"alternatives": alternatives})
 
 
 def tuned(run: Settings, methods: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Settings of every method with the best alternative of its sweep, and what the sweep found."""
-    wanted = {name: method for name, method in methods.items() if "sweep" in method}
-    missing = [(run, n, m) for n, m in wanted.items() if not _sweep_path(run, n, m).is_file()]
-    run_all(tune, missing, run.retraining.jobs, "tuning", len(wanted) - len(missing))
+    """Return every method's settings with the best alternative of its sweep, and the LDS of all alternatives."""
+    swept = {name: method for name, method in methods.items() if "sweep" in method}
+    missing = [(run, n, m) for n, m in swept.items() if not _sweep_path(run, n, m).is_file()]
+    run_all(tune, missing, run.retraining.jobs, "tuning", len(swept) - len(missing))
     chosen = {}
     for name, method in methods.items():
-        settings, found = {key: value for key, value in method.items() if key != "sweep"}, []
+        settings, alternatives = {key: value for key, value in method.items() if key != "sweep"}, []
         if "sweep" in method:
-            found = json.loads(_sweep_path(run, name, method).read_text())["alternatives"]
-            best = max(found, key=lambda alternative: alternative["lds"])
+            alternatives = json.loads(_sweep_path(run, name, method).read_text())["alternatives"]
+            best = max(alternatives, key=lambda alternative: alternative["lds"])
             settings |= {key: value for key, value in best.items() if key != "lds"}
-        chosen[name] = (settings, found)
+        chosen[name] = (settings, alternatives)
     return chosen

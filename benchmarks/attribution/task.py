@@ -1,4 +1,4 @@
-"""What every method is given, and what it has to do.
+"""The interface of every method, and its input.
 
 Shapes: S training sequences, Q queries, L = T + 1 tokens of a sequence (T inputs, T targets), V vocabulary.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient
+from prism_lightning.attribution.curvature import records
 from prism_lightning.models import PrismForCausalLM
 
 BATCH = 128  # sequences in a forward pass
@@ -28,31 +28,31 @@ class Task(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Q questions: the loss of each is the weighted sum of its targets' cross-entropies."""
+    """Q queries; the loss of each is the weighted sum of its targets' cross-entropies."""
 
     ids_QL: Tensor
     weights_QT: Tensor
 
     @classmethod
     def of_sequences(cls, ids_QL: Tensor) -> Queries:
-        """One question a sequence: the summed loss of all its targets."""
+        """Return a query for the summed loss of all targets of each sequence."""
         return cls(ids_QL, torch.ones(len(ids_QL), ids_QL.shape[1] - 1))
 
     @classmethod
     def of_tokens(cls, ids_QL: Tensor, targets_Q: Tensor) -> Queries:
-        """One question a sequence: the loss of its target number `targets_Q`, counted from 0."""
+        """Return a query for the loss of one target of each sequence, `targets_Q` counted from 0."""
         return cls(ids_QL, F.one_hot(targets_Q, ids_QL.shape[1] - 1).float())
 
     def part(self, start: int, stop: int) -> Queries:
-        """Some of them."""
+        """Return some of the queries."""
         return Queries(self.ids_QL[start:stop], self.weights_QT[start:stop])
 
 
 class Method(ABC):
-    """One way to say which training sequences bear on a query.
+    """A method that scores the influence of training sequences on queries.
 
-    `fit` goes from nothing to a state in `folder`, from which `open` reads whatever answering needs: the two together
-    and nothing else prepare for `scores`. What lies in `folder` is the method's state on disk.
+    `fit` writes the method's state to `folder`, and `open` reads from it everything that `scores` needs. Nothing else
+    prepares for `scores`.
 
     Args:
         task: what is attributed.
@@ -73,33 +73,31 @@ class Method(ABC):
 
     @abstractmethod
     def scores(self, queries: Queries) -> Tensor:
-        """[Q, S]: larger = training on the sequence lowered the query's loss more; any unit, comparable in a row."""
+        """Return scores [Q, S]; a larger one means that the sequence lowered the query's loss more, in any unit."""
 
     def top(self, queries: Queries, count: int) -> Tensor:
-        """[Q, count] sequences of largest score, best first: what is timed."""
+        """Return the sequences [Q, count] of largest score, best first; this is what the cost stage times."""
         return self.scores(queries).topk(min(count, len(self.task.train_SL)), dim=-1).indices
 
     def state_bytes(self) -> int:
-        """Bytes on disk."""
+        """Return the bytes on disk."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
 
 @torch.no_grad()
 def hidden(model: PrismForCausalLM, ids_SL: Tensor) -> Tensor:
-    """z [S T, D] of all inputs, a bounded number of sequences at a time."""
+    """Return hidden states z [S T, D] of all inputs, a bounded number of sequences at a time."""
     return torch.cat([model.hidden_states(ids_BL[:, :-1]).flatten(0, 1) for ids_BL in ids_SL.split(BATCH)])
 
 
 @torch.no_grad()
 def loss_gradients(model: PrismForCausalLM, z_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """delta [N, D]: the gradient of every target's cross-entropy with respect to the hidden state before it."""
-    head_VD = model.lm_head.weight
-    mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
-    return loss_gradient(head_VD, mean_ND, targets_N)
+    """Return the gradient delta [N, D] of every target's cross-entropy with respect to the hidden state before it."""
+    return records.loss_gradients(model.lm_head.weight, z_ND, targets_N)[1]
 
 
 def query_loss(model: PrismForCausalLM, queries: Queries) -> Tensor:
-    """[Q] weighted sums of the targets' cross-entropies, in nats."""
+    """Return weighted sums [Q] of the targets' cross-entropies, in nats."""
     logits_QTV = model(queries.ids_QL[:, :-1], use_cache=False).logits
     losses_QT = F.cross_entropy(logits_QTV.float().transpose(1, 2), queries.ids_QL[:, 1:], reduction="none")
     return (losses_QT * queries.weights_QT).sum(1)

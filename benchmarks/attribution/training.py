@@ -20,7 +20,7 @@ DENSE, UNTRAINED = "dense", "untrained"
 
 
 def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, seed: int) -> PrismForCausalLM:
-    """A model in eval mode.
+    """Return a trained model in eval mode.
 
     Args:
         settings: of the run.
@@ -35,8 +35,15 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
     sizes = {"vocab_size": settings.corpus.vocab_size, "max_position_embeddings": settings.corpus.tokens}
     backbone = dict(arguments.pop("backbone")) | sizes
     if isinstance(commitment, str):
-        kept = ("learning_rate", "weight_decay", "betas", "schedule", "warmup_steps", "final_learning_rate_share")
-        module = DenseLM(backbone, **{name: value for name, value in arguments.items() if name in kept})
+        shared_settings = (
+            "learning_rate",
+            "weight_decay",
+            "betas",
+            "schedule",
+            "warmup_steps",
+            "final_learning_rate_share",
+        )
+        module = DenseLM(backbone, **{name: value for name, value in arguments.items() if name in shared_settings})
     else:
         module = PrismLM(backbone, **arguments, commitment=commitment)
     store = SequenceStore(train_SL, settings.folder, settings.corpus.vocab_size)
@@ -61,7 +68,7 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
 
 @torch.no_grad()
 def token_losses(model: PrismForCausalLM, ids_QL: Tensor) -> Tensor:
-    """[Q, T] cross-entropy in nats of every target."""
+    """Return the cross-entropy [Q, T] in nats of every target."""
     losses = []
     for part_QL in ids_QL.split(64):
         logits_QTV = model(part_QL[:, :-1], use_cache=False).logits

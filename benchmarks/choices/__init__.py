@@ -1,1 +1,1 @@
-"""Benchmarks of the choices that an index is made of."""
+"""Benchmarks of the choices behind an index."""

@@ -1,4 +1,4 @@
-"""What each choice of an index does to its agreement with retraining (LDS), and to what a query reads.
+"""Effect of each choice of an index on its agreement with retraining (LDS), and on what a query reads.
 
 python -m benchmarks.choices --config benchmarks/attribution/tinystories.yaml corpus.path=stories.jsonl
 
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from benchmarks.attribution.config import load_settings
 from benchmarks.choices.logit_choices import logit_choices, logit_scores
-from benchmarks.choices.trial import DAMPING, Trial
+from benchmarks.choices.retrained import DAMPING, RetrainedBenchmark, Tokens
+from benchmarks.choices.variants import activation_path_gradients, block_eigenvalues, residual_gradient
 from benchmarks.common import finish
 from prism_lightning.attribution.curvature.dictionary import Dictionary
-from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis
-from prism_lightning.attribution.curvature.records import Records, head_chunks, records_of
+from prism_lightning.attribution.curvature.hessian import eigenbasis
+from prism_lightning.attribution.curvature.records import Records
 from prism_lightning.attribution.index.quantisation import quantised
 from prism_lightning.attribution.settings import IndexSettings
 
@@ -42,36 +43,55 @@ class Choice(NamedTuple):
     training_objective: bool = False
 
 
-def scores(trial: Trial, choice: Choice) -> tuple[Tensor, float, float]:
-    """Sequence scores [Q, S], unexplained variance, and the share of tokens that a one-token query reads."""
-    train, queries, dictionary = trial.train, trial.queries, choice.dictionary
-    scale = 2 * trial.model.config.reconstruction_weight / train.z_ND.square().sum(-1).mean().item()
+def scores(benchmark: RetrainedBenchmark, choice: Choice) -> tuple[Tensor, float, float]:
+    """Return sequence scores [Q, S], unexplained variance, and the share of tokens that a one-token query reads."""
+    train, queries, dictionary = benchmark.train, benchmark.queries, choice.dictionary
+    scale = 2 * benchmark.model.config.reconstruction_weight / train.z_ND.square().sum(-1).mean().item()
     scale = scale if choice.training_objective else 0.0
-    records = records_of(dictionary, train.z_ND, train.delta_ND, choice.activation_path, scale)
-    asked = records_of(dictionary, queries.z_ND, queries.delta_ND, choice.activation_path)
+    records, stored_gradients_NkD = tokens_records(train, choice, scale)
+    query_records, query_gradients_NkD = tokens_records(queries, choice, 0.0)
     residual_ND = train.z_ND - dictionary.mixture(records.prototypes_Nk, records.activations_Nk)
     unexplained = (residual_ND.square().sum() / train.z_ND.square().sum()).item()
     usage_K = torch.bincount(records.prototypes_Nk.flatten(), minlength=len(dictionary.unit_KD)).double()
-    touched = usage_K[asked.prototypes_Nk].sum(-1).mean().item() / len(train.z_ND)
-    size = trial.head_VD.shape[1]
-    values_m, basis_Dm = eigenbasis(trial.curvature_DD + scale * torch.eye(size), choice.rank or size)
+    touched = usage_K[query_records.prototypes_Nk].sum(-1).mean().item() / len(train.z_ND)
+    size = benchmark.head_VD.shape[1]
+    values_m, basis_Dm = eigenbasis(benchmark.curvature_DD + scale * torch.eye(size), choice.rank or size)
     whitening_Dm = (basis_Dm / values_m.sqrt()).float()
-    stored = (records.gradients_NkD() @ whitening_Dm).numpy()
-    narrow, scales_N = quantised(stored.reshape(-1, stored.shape[-1]), choice.precision)
-    stored_NkM = torch.from_numpy(narrow.astype("float32")).view(stored.shape)
+    stored = (stored_gradients_NkD @ whitening_Dm).numpy()
+    quantised_rows, scales_N = quantised(stored.reshape(-1, stored.shape[-1]), choice.precision)
+    stored_NkM = torch.from_numpy(quantised_rows.astype("float32")).view(stored.shape)
     if scales_N is not None:
         stored_NkM *= torch.from_numpy(scales_N).view(*stored.shape[:2], 1)
     out = [
-        trial.by_sequence((vectors_KM[records.prototypes_Nk] * stored_NkM).sum((-1, -2)))
-        for vectors_KM in query_vectors(trial, choice, records, asked, values_m, whitening_Dm)
+        benchmark.by_sequence((vectors_KM[records.prototypes_Nk] * stored_NkM).sum((-1, -2)))
+        for vectors_KM in query_vectors(
+            benchmark, choice, records, query_records, query_gradients_NkD, values_m, whitening_Dm
+        )
     ]
     return torch.stack(out), unexplained, touched
 
 
+def tokens_records(tokens: Tokens, choice: Choice, reconstruction_scale: float) -> tuple[Records, Tensor]:
+    """Return the records of some tokens and their gradients g_ti [N, k, D], as the choice has them."""
+    dictionary = choice.dictionary
+    records = Records(*dictionary.assign(tokens.z_ND), tokens.delta_ND)
+    if reconstruction_scale:
+        records = residual_gradient(dictionary, tokens.z_ND, records, reconstruction_scale)
+    if choice.activation_path:
+        return records, activation_path_gradients(dictionary, tokens.z_ND, records)
+    return records, records.gradients_NkD()
+
+
 def query_vectors(
-    trial: Trial, choice: Choice, records: Records, asked: Records, values_m: Tensor, whitening_Dm: Tensor
+    benchmark: RetrainedBenchmark,
+    choice: Choice,
+    records: Records,
+    query_records: Records,
+    query_gradients_NkD: Tensor,
+    values_m: Tensor,
+    whitening_Dm: Tensor,
 ) -> Iterator[Tensor]:
-    """For each query [K, m]: its gradient for every prototype, divided by the chosen curvature."""
+    """Yield for each query its gradients [K, m] for every prototype, divided by the chosen curvature."""
     size = len(choice.dictionary.unit_KD)
     gram_KK = _gram(records, size) if choice.curvature in ("clusters", "full") else None
     activation_K = torch.zeros(size).index_add_(
@@ -80,17 +100,17 @@ def query_vectors(
     activation_K = activation_K + DAMPING * activation_K.mean()
     if gram_KK is not None:
         if choice.curvature == "clusters":
-            cluster_K = clusters(gram_KK)
+            cluster_K = coactive_clusters(gram_KK)
             gram_KK = gram_KK * (cluster_K[:, None] == cluster_K)
         solve_KK = torch.linalg.inv(gram_KK + DAMPING * gram_KK.diagonal().mean() * torch.eye(size).double()).float()
     eigenvalue_Km = None
     if choice.curvature == "eigenvalues":
-        eigenvalue_Km = _eigenvalues(trial, records, size, whitening_Dm * values_m.sqrt().float())
-    gradients_NkM = asked.gradients_NkD() @ whitening_Dm / (1 + DAMPING)
-    for query in range(trial.num_queries):
-        mine = trial.queries.group_N == query
+        eigenvalue_Km = _eigenvalues(benchmark, records, size, whitening_Dm * values_m.sqrt().float())
+    gradients_NkM = query_gradients_NkD @ whitening_Dm / (1 + DAMPING)
+    for query in range(benchmark.num_queries):
+        in_query = benchmark.queries.group_N == query
         vectors_KM = torch.zeros(size, gradients_NkM.shape[-1]).index_add_(
-            0, asked.prototypes_Nk[mine].flatten(), gradients_NkM[mine].flatten(0, 1)
+            0, query_records.prototypes_Nk[in_query].flatten(), gradients_NkM[in_query].flatten(0, 1)
         )
         if choice.curvature in ("identity", "A only"):
             vectors_KM = vectors_KM * values_m.float()
@@ -112,8 +132,8 @@ def _gram(records: Records, size: int) -> Tensor:
     return gram_KK.view(size, size) / len(records.prototypes_Nk)
 
 
-def clusters(gram_KK: Tensor, largest: int = 32) -> Tensor:
-    """Prototypes grouped by co-activation: the strongest pairs are joined first, up to `largest` in a group."""
+def coactive_clusters(gram_KK: Tensor, largest: int = 32) -> Tensor:
+    """Return the group [K] of each prototype by co-activation; the strongest pairs join first, up to `largest`."""
     size = len(gram_KK)
     diagonal_K = gram_KK.diagonal().clamp_min(1e-12).sqrt()
     correlation_KK = torch.triu(gram_KK / diagonal_K[:, None] / diagonal_K, 1)
@@ -121,63 +141,60 @@ def clusters(gram_KK: Tensor, largest: int = 32) -> Tensor:
     group = list(range(size))
     members = {i: [i] for i in range(size)}
     for pair in where[values > 0].tolist():
-        one, two = group[pair // size], group[pair % size]
-        if one != two and len(members[one]) + len(members[two]) <= largest:
-            for member in members.pop(two):
-                group[member] = one
-                members[one].append(member)
+        first, second = group[pair // size], group[pair % size]
+        if first != second and len(members[first]) + len(members[second]) <= largest:
+            for membership in members.pop(second):
+                group[membership] = first
+                members[first].append(membership)
     return torch.tensor(group)
 
 
-def _eigenvalues(trial: Trial, records: Records, size: int, basis_Dm: Tensor) -> Tensor:
-    sums = HessianSums(trial.head_VD, size, basis_Dm)
-    for chunk in head_chunks(trial.head_VD, trial.train.z_ND):
-        sums.add(chunk, records.prototypes_Nk[chunk.rows], records.activations_Nk[chunk.rows])
-    assert sums.eigenvalue_Km is not None
-    found_Km = sums.eigenvalue_Km / sums.tokens
-    return (found_Km + DAMPING * found_Km.mean()).float()
+def _eigenvalues(benchmark: RetrainedBenchmark, records: Records, size: int, basis_Dm: Tensor) -> Tensor:
+    eigenvalue_Km = block_eigenvalues(benchmark.head_VD, benchmark.train.z_ND, records, size, basis_Dm)
+    return (eigenvalue_Km + DAMPING * eigenvalue_Km.mean()).float()
 
 
-def head_scores(trial: Trial, dictionary: Dictionary | None) -> Tensor:
-    """K-FAC of the head's input, (z_q C^-1 z_s)(delta_q S^-1 delta_s), of tokens that share a prototype, or of all."""
-    train, queries = trial.train, trial.queries
+def head_scores(benchmark: RetrainedBenchmark, dictionary: Dictionary | None) -> Tensor:
+    """Return head K-FAC scores (z_q C^-1 z_s)(delta_q S^-1 delta_s) of tokens that share a prototype, or of all."""
+    train, queries = benchmark.train, benchmark.queries
     moment_DD, eye_DD = train.z_ND.T.double() @ train.z_ND.double() / len(train.z_ND), torch.eye(train.z_ND.shape[1])
     left_DD, right_DD = (
-        torch.linalg.inv(m + DAMPING * m.diagonal().mean() * eye_DD).float() for m in (moment_DD, trial.curvature_DD)
+        torch.linalg.inv(m + DAMPING * m.diagonal().mean() * eye_DD).float()
+        for m in (moment_DD, benchmark.curvature_DD)
     )
-    asked_ND, weighed_ND = queries.z_ND @ left_DD, queries.delta_ND @ right_DD
-    stored_NK, wanted_NK = (
-        (None, None) if dictionary is None else (member(dictionary, t.z_ND) for t in (train, queries))
+    whitened_ND, weighed_ND = queries.z_ND @ left_DD, queries.delta_ND @ right_DD
+    stored_NK, query_NK = (
+        (None, None) if dictionary is None else (membership(dictionary, t.z_ND) for t in (train, queries))
     )
     rows = []
-    for query in range(trial.num_queries):
-        mine = queries.group_N == query
-        scores_QN = (asked_ND[mine] @ train.z_ND.T) * (weighed_ND[mine] @ train.delta_ND.T)
-        if stored_NK is not None and wanted_NK is not None:
-            scores_QN *= (stored_NK @ wanted_NK.to_dense()[mine].T).T > 0
-        rows.append(trial.by_sequence(scores_QN.sum(0)))
+    for query in range(benchmark.num_queries):
+        in_query = queries.group_N == query
+        scores_QN = (whitened_ND[in_query] @ train.z_ND.T) * (weighed_ND[in_query] @ train.delta_ND.T)
+        if stored_NK is not None and query_NK is not None:
+            scores_QN *= (stored_NK @ query_NK.to_dense()[in_query].T).T > 0
+        rows.append(benchmark.by_sequence(scores_QN.sum(0)))
     return torch.stack(rows)
 
 
-def member(dictionary: Dictionary, z_ND: Tensor) -> Tensor:
-    """[N, K] sparse: 1 where a prototype is active."""
+def membership(dictionary: Dictionary, z_ND: Tensor) -> Tensor:
+    """Return a sparse matrix [N, K] that is 1 where a prototype is active."""
     indices_Nk, _ = dictionary.assign(z_ND)
     rows_N = torch.arange(len(z_ND)).repeat_interleave(indices_Nk.shape[1])
     where = torch.stack([rows_N, indices_Nk.flatten()])
     return torch.sparse_coo_tensor(where, torch.ones(indices_Nk.numel()), (len(z_ND), len(dictionary.unit_KD)))
 
 
-def choices(trial: Trial) -> Iterator[tuple[str, Choice]]:
-    """Every variant of the table, with its name."""
-    layer = trial.model.prototypes
+def choices(benchmark: RetrainedBenchmark) -> Iterator[tuple[str, Choice]]:
+    """Yield every variant of the table with its name."""
+    layer = benchmark.model.prototypes
     assert layer is not None
     own = Dictionary(layer.weight.detach(), layer.active)
     yield f"the model's own, K {len(own.unit_KD)} k {own.active}, unpolished", Choice(own)
     yield "the same, eigenvalues per block", Choice(own, "eigenvalues")
     sizes = [(512, 8), (1024, 2), (1024, 4), (2048, 2), DEFAULT, (2048, 4), (4096, 2), (4096, 3), (4096, 4), (4096, 8)]
     for size, active in [*sizes, (8192, 2), (8192, 3), (8192, 4), (16384, 2)]:
-        yield f"fitted, K {size} k {active}", Choice(trial.fit(size, active, IndexSettings.fit_steps))
-    fitted, name = trial.fit(*DEFAULT, IndexSettings.fit_steps), "K {} k {}".format(*DEFAULT)
+        yield f"fitted, K {size} k {active}", Choice(benchmark.fit(size, active, IndexSettings.fit_steps))
+    fitted, name = benchmark.fit(*DEFAULT, IndexSettings.fit_steps), "K {} k {}".format(*DEFAULT)
     for curvature in ("eigenvalues", "clusters", "full", "identity", "A only", "S only"):
         yield f"{name}, {curvature}", Choice(fitted, curvature)
     yield f"{name}, activation path", Choice(fitted, activation_path=True)
@@ -187,44 +204,44 @@ def choices(trial: Trial) -> Iterator[tuple[str, Choice]]:
     for rank in (64, 32, 16):
         yield f"{name}, int8, rank {rank}", Choice(fitted, rank=rank, precision="int8")
     for steps in (0, 50, 300):
-        yield f"{name}, {steps} fitting steps", Choice(trial.fit(*DEFAULT, steps))
+        yield f"{name}, {steps} fitting steps", Choice(benchmark.fit(*DEFAULT, steps))
 
 
 def main() -> None:
-    """Score every choice, print and write."""
+    """Score every choice; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="of a run of benchmarks.attribution")
-    parser.add_argument("settings", nargs="*", help="settings over it, as group.name=value")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
+    parser.add_argument("--config", type=Path, required=True, help="Configuration of a run of benchmarks.attribution.")
+    parser.add_argument("settings", nargs="*", help="Settings that override the file, as group.name=value.")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON file.")
     options = parser.parse_args()
-    trial = Trial(load_settings(options.config, options.settings))
+    benchmark = RetrainedBenchmark(load_settings(options.config, options.settings))
     results: list[dict[str, Any]] = []
     default = torch.empty(0)
 
     def add(space: str, name: str, scores_QS: Tensor, **facts: float) -> None:
-        values = torch.from_numpy(trial.lds(scores_QS))
+        values = torch.from_numpy(benchmark.lds(scores_QS))
         lower, root = values - default, math.sqrt(len(values))  # paired: the same queries
         errors = {"standard_error": values.std().item() / root, "difference_error": lower.std().item() / root}
-        found = {"space": space, "choice": name, "lds": values.mean().item(), "minus_default": lower.mean().item()}
-        results.append(found | errors | {"slope": trial.slope(scores_QS)} | facts)
+        result = {"space": space, "choice": name, "lds": values.mean().item(), "minus_default": lower.mean().item()}
+        results.append(result | errors | {"slope": benchmark.slope(scores_QS)} | facts)
         print(results[-1], flush=True)
 
-    for name, logit_choice in logit_choices(trial):
-        scores_QS, touched = logit_scores(trial, logit_choice)
+    for name, logit_choice in logit_choices(benchmark):
+        scores_QS, touched = logit_scores(benchmark, logit_choice)
         if not results:
-            default = torch.from_numpy(trial.lds(scores_QS))
+            default = torch.from_numpy(benchmark.lds(scores_QS))
         add("logits", name, scores_QS, touched=touched)
-    default_QS, _, _ = scores(trial, Choice(trial.fit(*DEFAULT, IndexSettings.fit_steps), precision="int8"))
-    default = torch.from_numpy(trial.lds(default_QS))
-    add("hidden", "head K-FAC, no first stage", head_scores(trial, None))
+    default_QS, _, _ = scores(benchmark, Choice(benchmark.fit(*DEFAULT, IndexSettings.fit_steps), precision="int8"))
+    default = torch.from_numpy(benchmark.lds(default_QS))
+    add("hidden", "head K-FAC, no first stage", head_scores(benchmark, None))
     for size, active in (DEFAULT, (4096, 4)):
         add(
             "hidden",
             f"head K-FAC behind K {size} k {active}",
-            head_scores(trial, trial.fit(size, active, IndexSettings.fit_steps)),
+            head_scores(benchmark, benchmark.fit(size, active, IndexSettings.fit_steps)),
         )
-    for name, choice in choices(trial):
-        scores_QS, unexplained, touched = scores(trial, choice)
+    for name, choice in choices(benchmark):
+        scores_QS, unexplained, touched = scores(benchmark, choice)
         add("hidden", name, scores_QS, unexplained_variance=unexplained, touched=touched)
     rows = [
         [

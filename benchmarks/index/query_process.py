@@ -1,4 +1,4 @@
-"""Times queries on an index in a process of its own, numpy alone: what `benchmarks.index.speed` starts.
+"""Times queries on an index in a process of its own with numpy alone; `benchmarks.index.speed` starts it.
 
 python -m benchmarks.index.query_process INDEX RECORDS.npz
 """
@@ -21,14 +21,14 @@ REPEATS = 3
 
 
 def resident() -> dict[str, float]:
-    """MiB of this process in memory: all of it, and without the pages of mapped files."""
+    """Return the MiB of this process in memory, with and without the pages of mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "RssAnon"))}
     return {"resident_mib": int(values["VmRSS"]) / 1024, "private_mib": int(values["RssAnon"]) / 1024}
 
 
 def timed(ask: Callable[[int], Any], count: int) -> list[float]:
-    """Milliseconds of each of `count` questions, asked once before to warm up."""
+    """Return milliseconds of each of `count` queries, after one warming run."""
     times = []
     for number in [*range(count), *(n for _ in range(REPEATS) for n in range(count))]:
         started = time.perf_counter()
@@ -38,13 +38,13 @@ def timed(ask: Callable[[int], Any], count: int) -> list[float]:
 
 
 def spread(times: list[float]) -> dict[str, float]:
-    """Median and 95th percentile."""
+    """Return the median and 95th percentile."""
     p50, p95 = np.percentile(times, [50, 95])
     return {"p50_ms": float(p50), "p95_ms": float(p95)}
 
 
 def main() -> None:
-    """Time and print one line of JSON."""
+    """Time the queries and print one line of JSON."""
     index = open_index(Path(sys.argv[1]), verify=False)
     stored = np.load(sys.argv[2])
     records = list(stored.values())
@@ -55,8 +55,8 @@ def main() -> None:
         index.score(index.query(*(part[first : first + count] for part in records))).strongest(TOP)
 
     def ask_many(number: int) -> None:
-        for one in range(number * batch, (number + 1) * batch):
-            ask(one)
+        for position in range(number * batch, (number + 1) * batch):
+            ask(position)
 
     entries = [index.entries_read(index.query(*(part[n : n + 1] for part in records))) for n in range(singles)]
     result = {

@@ -1,4 +1,4 @@
-"""Building and querying an index of the quickstart model: time, size on disk, memory; and their growth with the corpus.
+"""Time, disk space and memory of building and querying an index, and their growth with the corpus.
 
 python -m benchmarks.index.speed --ckpt_path runs/quickstart
 python -m benchmarks.index.speed --ckpt_path runs/quickstart --name growth --fit_steps 0 \\
@@ -36,7 +36,7 @@ PROMPT_TOKENS = 32
 
 
 class Repeated(TokenStore):
-    """A store of exactly `tokens` tokens: its first blocks, over and over where it has too few."""
+    """A store of exactly `tokens_wanted` tokens, which repeats its blocks where it has too few."""
 
     tokens_wanted = 0
 
@@ -48,19 +48,19 @@ class Repeated(TokenStore):
 
 
 def store_of(data: TextData, tokens: int) -> Repeated:
-    """The training split at a size."""
+    """Return the training split at a size."""
     store = Repeated(data.train.folder, "train", data.block_size)
     store.tokens_wanted = tokens
     return store
 
 
 def quiet(*_: object) -> None:
-    """A report that nobody reads."""
+    """Discard a progress report."""
 
 
 @torch.no_grad()
 def plain_forward(builder: Builder, blocks: range) -> float:
-    """Seconds of the forward pass as validation does it: hidden states, head and loss."""
+    """Return seconds of a validation forward pass: hidden states, head and loss."""
     started = time.perf_counter()
     size = builder.settings.batch_tokens // builder.store.block_size
     for first in range(blocks.start, blocks.stop, size):
@@ -71,18 +71,18 @@ def plain_forward(builder: Builder, blocks: range) -> float:
 
 
 def build_pairs(model: PrismForCausalLM, store: TokenStore, folder: Path, settings: IndexSettings) -> dict[str, Any]:
-    """Tokens per second of the build and of a plain forward pass over the same blocks, shard by shard in turn."""
+    """Return tokens per second of the build and of a plain forward pass, shard by shard in turn."""
     shutil.rmtree(folder, ignore_errors=True)
     builder = Builder(model, store, settings, folder, quiet)
     started = time.perf_counter()
-    builder.prepare_frame()
+    builder.prepare_dictionary()
     prepared = time.perf_counter() - started
-    shards, pairs = builder.shards(), []
+    shard_builder, pairs = builder.shard_builder(), []
     plain_forward(builder, builder.blocks_of(0))
     for shard in range(builder.num_shards):
         plain = plain_forward(builder, builder.blocks_of(shard))
         started = time.perf_counter()
-        builder.write_shard(shard, shards, 0, 0)
+        builder.write_shard(shard, shard_builder, 0, 0)
         pairs.append((plain, time.perf_counter() - started))
     tokens = settings.shard_tokens
     return {
@@ -95,27 +95,29 @@ def build_pairs(model: PrismForCausalLM, store: TokenStore, folder: Path, settin
 
 
 def records_file(attributor: Attributor, store: TokenStore, path: Path, tokens: int) -> None:
-    """Records of held-out tokens, in the order of the text, for `benchmarks.index.query_process`."""
-    asked: list[QueryTokens] = []
+    """Write records of held-out tokens, in the order of the text, for `benchmarks.index.query_process`."""
+    query_tokens: list[QueryTokens] = []
     for block in np.linspace(0, len(store) - 1, -(-tokens // (store.block_size - 1))).astype(int).tolist():
-        asked.append(attributor.query_tokens(store[block]["input_ids"].tolist(), 1))
-    arrays = [np.concatenate(parts) for parts in zip(*(a.records.arrays(slice(None)) for a in asked), strict=True)]
+        query_tokens.append(attributor.query_tokens(store[block]["input_ids"].tolist(), 1))
+    arrays = [
+        np.concatenate(parts) for parts in zip(*(a.records.arrays(slice(None)) for a in query_tokens), strict=True)
+    ]
     np.savez(path, *arrays)
 
 
 def from_text(attributor: Attributor, store: TokenStore) -> dict[str, float]:
-    """One token, from its prompt's ids to the top 100, the forward pass included."""
+    """Return milliseconds for one token from its prompt's ids to the top 100, the forward pass included."""
     prompts = [store[block]["input_ids"][: PROMPT_TOKENS + 1].tolist() for block in range(min(64, len(store)))]
 
     def ask(number: int) -> None:
-        asked = attributor.query_tokens(prompts[number], PROMPT_TOKENS)
-        attributor.hits(asked, slice(0, 1))[1].strongest(100)
+        query_tokens = attributor.query_tokens(prompts[number], PROMPT_TOKENS)
+        attributor.hits(query_tokens, slice(0, 1))[1].strongest(100)
 
     return spread(timed(ask, len(prompts)))
 
 
 def measure(options: argparse.Namespace, data: TextData, size: int) -> dict[str, Any]:
-    """Everything at one size of corpus."""
+    """Return all measurements at one corpus size."""
     model, tokenizer = load_exported(options.ckpt_path)
     store, folder = store_of(data, size), options.work / f"{options.name}-{size}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -146,7 +148,7 @@ def measure(options: argparse.Namespace, data: TextData, size: int) -> dict[str,
 
 
 def rows_of(result: dict[str, Any]) -> list[list[str]]:
-    """Lines of the printed table."""
+    """Return the lines of the printed table."""
     size = f"{result['tokens']:,}, K {result['prototypes']:,}"
     seconds = result["build_seconds"]
     rows = [
@@ -156,8 +158,8 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
     ]
     if "build" in result:
         build = result["build"]
-        rows.append(["", "build / plain forward, tokens/s", Spread(**build["ratio"]).show(2)])
-        rows.append(["", "the same with the dictionary's fit", f"{build['ratio_with_dictionary']:.2f}"])
+        rows.append(["", "build / plain forward pass, tokens/s", Spread(**build["ratio"]).show(2)])
+        rows.append(["", "the same, with the fit of the dictionary", f"{build['ratio_with_dictionary']:.2f}"])
     for name in ("one_token", "each_of_64", "sequence_of_128", "from_text"):
         rows.append(["", f"{name}, p50 / p95", f"{result[name]['p50_ms']:.3f} / {result[name]['p95_ms']:.3f} ms"])
     memory, model = result["memory_after"], result["memory_with_model"]
@@ -169,21 +171,25 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Measure each size, print and write."""
+    """Measure each size; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--ckpt_path", type=Path, default=Path("runs/quickstart"), help="run of recipes/quickstart.yaml"
+        "--ckpt_path", type=Path, default=Path("runs/quickstart"), help="Run directory of recipes/quickstart.yaml."
     )
-    parser.add_argument("--cache_dir", default="data_cache", help="where its data were prepared")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2**20], help="training tokens (default 1,048,576)")
-    parser.add_argument("--tokens_per_prototype", type=int, help="sets K (default: as `index` chooses)")
-    parser.add_argument("--fit_steps", type=int, default=IndexSettings.fit_steps, help="of the dictionary")
-    parser.add_argument("--pairs", action="store_true", help="compare the build with a plain forward pass too")
-    parser.add_argument("--name", default="index_speed", help="of the JSON file")
+    parser.add_argument("--cache_dir", default="data_cache", help="Folder of its prepared data.")
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/benchmark"), help="folder of the indexes, removed after"
+        "--sizes", type=int, nargs="+", default=[2**20], help="Numbers of training tokens (default 1,048,576)."
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
+    parser.add_argument(
+        "--tokens_per_prototype", type=int, help="Training tokens per prototype (default: as `index` chooses)."
+    )
+    parser.add_argument(
+        "--fit_steps", type=int, default=IndexSettings.fit_steps, help="Number of fit steps of the dictionary."
+    )
+    parser.add_argument("--pairs", action="store_true", help="Compare the build with a plain forward pass.")
+    parser.add_argument("--name", default="index_speed", help="Name of the JSON file.")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark"), help="Folder of the temporary indexes.")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON file.")
     options = parser.parse_args()
     data = TextData(cache_dir=options.cache_dir)
     data.setup()
@@ -192,7 +198,7 @@ def main() -> None:
     for size in options.sizes:  # written after each, since the last may take an hour
         results.append(measure(options, data, size))
         rows = [row for result in results for row in rows_of(result)]
-        finish(options.name, title, ["tokens", "what", "measured"], rows, results, options.out)
+        finish(options.name, title, ["tokens", "quantity", "measured"], rows, results, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a generated token back to the training tokens, passages and documents that made the model say it.
+"""Attribution of a model's predictions to training tokens, passages and documents.
 
-Nothing is imported here, so that a process which only queries an index (`spaces.py`, numpy alone) stays small.
+Nothing is imported here, so that a process that only queries an index (`index/opening.py`, numpy alone) stays small.
 """

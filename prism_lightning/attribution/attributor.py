@@ -1,4 +1,4 @@
-"""Ask a model which training data made it say something.
+"""Attribution of a model's predictions to its training data.
 
 from prism_lightning.attribution.attributor import Attributor
 
@@ -9,7 +9,6 @@ for attribution in attributor.text("import os"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import (
     LogitRecords,
     Records,
-    chunk_size,
     contrast_gradient,
-    likeliest_others,
-    loss_gradient,
-    records_of,
+    contrast_losses,
+    contrast_residuals,
+    loss_gradients,
+    residuals,
 )
 from prism_lightning.attribution.index.base import Hits, Index, Query
 from prism_lightning.attribution.index.hidden import HiddenIndex
@@ -43,14 +42,14 @@ from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import check_model, check_tokenizer, open_store
 from prism_lightning.run.model_folder import load_exported
 
-COMPETITORS = 16  # likeliest other tokens that an opposing question asks about
+COMPETITORS = 16  # number of likeliest other tokens in an opposing query
 
 
 @dataclass
 class QueryTokens:
-    """What is asked about: Q tokens, with the hidden states that predicted them and the gradients of their losses."""
+    """The Q tokens of a query, the hidden states that predicted them and the gradients of their losses."""
 
-    ids: list[int]  # the whole text
+    ids: list[int]  # of the whole text
     positions: list[int]  # of the Q tokens in it
     z_QD: Tensor
     loss_Q: Tensor
@@ -62,11 +61,12 @@ class Attributor:
 
     Args:
         model, tokenizer: as exported by `fit`.
-        index: built for this model.
-        store: the training split the index was built over.
-        top: training tokens, passages and documents to name in each result.
-        rerank: score by the head's K-FAC what the prototypes propose (the index must keep hidden states).
-        opposing: name those of most negative influence in place of most positive.
+        index: an index of this model.
+        store: the training split of the index.
+        top: number of training tokens, passages and documents in each result.
+        rerank: whether the head's K-FAC scores the tokens that the prototypes propose (the index must store hidden
+            states).
+        opposing: whether results have the most negative influences in place of the most positive.
 
     Raises:
         UserError: an index of another tokenizer, or one that cannot re-rank.
@@ -85,7 +85,7 @@ class Attributor:
         check_tokenizer(tokenizer, store)
         if rerank and "hidden_basis" not in index.curvature:
             raise UserError(
-                "this index keeps no hidden states to re-rank by: build one with --index.space hidden"
+                "this index stores no hidden states to re-rank by: build one with --index.space hidden"
                 " --index.hidden_rank 32"
             )
         self.model, self.tokenizer, self.index = model, tokenizer, index
@@ -107,9 +107,14 @@ class Attributor:
         verify: bool = True,
         loaded: tuple[PrismForCausalLM, PreTrainedTokenizerFast] | None = None,
     ) -> Attributor:
-        """Open a run directory with its index (by default RUN/index), every file compared with its checksum.
+        """Open a run directory with its index (by default RUN/index).
 
-        `loaded` is its model and tokenizer, where they were loaded already: on another device than the CPU, say.
+        Args:
+            run: the run directory.
+            index: folder of the index.
+            top, rerank, opposing: see the class.
+            verify: compare every file of the index with its checksum.
+            loaded: the model and tokenizer, where they are loaded already, for example on a GPU.
 
         Raises:
             UserError: no model or index there, a damaged file, or an index of another model, tokenizer or corpus.
@@ -123,7 +128,7 @@ class Attributor:
         return cls(model, tokenizer, opened, store, top=top, rerank=rerank, opposing=opposing)
 
     def text(self, text: str) -> list[Attribution]:
-        """Attribute every token of a text but the first, which nothing predicts; the last result is their sum.
+        """Attribute every token of a text except the first, which nothing predicts; the last result is their sum.
 
         Raises:
             UserError: a text of fewer than two tokens.
@@ -143,127 +148,102 @@ class Attributor:
         return self.attribute(continued(self.model, ids, new_tokens), len(ids))
 
     def contrast(self, prompt: str, why: str, rather_than: str) -> Attribution:
-        """Why, after this prompt, the first token of `why` and not that of `rather_than`.
+        """Attribute the model's preference, after a prompt, for the first token of `why` over that of `rather_than`.
 
         Raises:
             UserError: an empty text, or the same token twice.
         """
         ids = self._prompt_ids(prompt, 1)
-        chosen, other = (self._ids(text, what)[0] for text, what in ((why, "--why"), (rather_than, "--rather_than")))
+        chosen, other = (self._ids(text, name)[0] for text, name in ((why, "--why"), (rather_than, "--rather_than")))
         if chosen == other:
             raise UserError(f"{why!r} and {rather_than!r} begin with the same token: contrast two different ones")
-        asked = self.query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
-        attribution = self._described(asked, slice(0, 1), "contrast")
+        tokens = self.query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
+        attribution = self._describe(tokens, slice(0, 1), "contrast")
         attribution.other = token_text(self.tokenizer, [other])
         return attribution
 
     def attribute(self, ids: list[int], first: int) -> list[Attribution]:
-        """Attribute the tokens of a text from position `first` >= 1 on; where several, the last result is their sum."""
-        asked = self.query_tokens(ids, first)
-        found = [self._described(asked, slice(number, number + 1), "token") for number in range(len(asked.positions))]
-        if len(found) > 1:
-            found.append(self._described(asked, slice(0, len(found)), "sequence"))
-        return found
+        """Attribute the tokens of a text from position `first` >= 1 on; the last of several results is their sum."""
+        tokens = self.query_tokens(ids, first)
+        count = len(tokens.positions)
+        attributions = [self._describe(tokens, slice(number, number + 1), "token") for number in range(count)]
+        if count > 1:
+            attributions.append(self._describe(tokens, slice(0, count), "sequence"))
+        return attributions
 
     @torch.no_grad()
     def query_tokens(self, ids: list[int], first: int, other_Q: Tensor | None = None) -> QueryTokens:
-        """Records of the tokens of a text from position `first` on; with other tokens, of the contrast to them."""
+        """Return the records of a text's tokens from position `first` on, or of their contrast to other tokens."""
         positions = list(range(first, len(ids)))
         ids_T = torch.tensor(ids, device=self.model.device)
         z_QD = self.model.hidden_states(ids_T[None, :-1])[0, first - 1 :]
         targets_Q = ids_T[first:]
         indices_Qk, activations_Qk = self.dictionary.assign(z_QD)
         if self.index.manifest["settings"]["dictionary"] == "model":
-            # An intervention scales the model's own prototypes, and so what reaches the logits through them.
+            # An intervention scales the terms of the model's own prototypes in the logits, hence their gradients.
             activations_Qk = activations_Qk * self.model.scaled_terms().factors(indices_Qk, targets_Q)
-        in_space = self._hidden if isinstance(self.index, HiddenIndex) else self._logits
-        loss_Q, records = in_space((indices_Qk, activations_Qk), z_QD, targets_Q, other_Q)
+        records_in_space = self._hidden_records if isinstance(self.index, HiddenIndex) else self._logit_records
+        loss_Q, records = records_in_space((indices_Qk, activations_Qk), z_QD, targets_Q, other_Q)
         return QueryTokens(ids, positions, z_QD, loss_Q, records)
 
-    def _predictions(self, z_QD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Log-probabilities [C, V] of a bounded number of rows at a time, interventions applied."""
-        size = chunk_size(self.model.lm_head.weight)
-        for start in range(0, len(z_QD), size):
-            rows = slice(start, start + size)
-            yield rows, self.model.logits(z_QD[rows]).log_softmax(-1)
-
-    def _contrast_loss(self, z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor) -> Tensor:
-        parts = [p.gather(1, other_Q[at, None]) - p.gather(1, targets_Q[at, None]) for at, p in self._predictions(z_QD)]
-        return torch.cat(parts)[:, 0]
-
-    def _hidden(
+    def _hidden_records(
         self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
     ) -> tuple[Tensor, Records]:
-        assert isinstance(self.index, HiddenIndex)
-        head_VD = self.model.lm_head.weight
-        if other_Q is not None:
-            delta_QD, loss_Q = (
-                contrast_gradient(head_VD, targets_Q, other_Q),
-                self._contrast_loss(z_QD, targets_Q, other_Q),
-            )
+        head_VD, logits_of = self.model.lm_head.weight, self.model.logits
+        if other_Q is None:
+            loss_Q, delta_QD = loss_gradients(head_VD, z_QD, targets_Q, logits_of)
         else:
-            losses, means = [], []
-            for at, log_p_CV in self._predictions(z_QD):
-                losses.append(-log_p_CV.gather(1, targets_Q[at, None])[:, 0])
-                means.append(log_p_CV.exp() @ head_VD)
-            loss_Q, delta_QD = torch.cat(losses), loss_gradient(head_VD, torch.cat(means), targets_Q)
-        return loss_Q, records_of(self.dictionary, z_QD, delta_QD, self.index.activation_path, assigned=assigned)
+            loss_Q = contrast_losses(head_VD, z_QD, targets_Q, other_Q, logits_of)
+            delta_QD = contrast_gradient(head_VD, targets_Q, other_Q)
+        return loss_Q, Records(*assigned, delta_QD)
 
-    def _logits(
+    def _logit_records(
         self, assigned: tuple[Tensor, Tensor], z_QD: Tensor, targets_Q: Tensor, other_Q: Tensor | None
     ) -> tuple[Tensor, LogitRecords]:
+        head_VD, logits_of = self.model.lm_head.weight, self.model.logits
         if other_Q is not None:
-            residuals_Qc = torch.tensor([[1.0, -1.0]], device=z_QD.device).expand(len(z_QD), 2)
-            records = LogitRecords(*assigned, torch.stack([targets_Q, other_Q], 1), residuals_Qc)
-            return self._contrast_loss(z_QD, targets_Q, other_Q), records
-        # What opposes a token are tokens that said something else where it was likely.
-        competitors = min(COMPETITORS, len(self.model.lm_head.weight) - 1) if self.opposing else 0
-        losses, tokens, values = [], [], []
-        for at, log_p_CV in self._predictions(z_QD):
-            own_C1 = targets_Q[at, None]
-            losses.append(-log_p_CV.gather(1, own_C1))
-            others_Cc, pi_Cc = likeliest_others(log_p_CV.exp(), own_C1, competitors)
-            tokens.append(torch.cat([own_C1, others_Cc], 1))
-            values.append(torch.cat([-torch.expm1(-losses[-1]), -pi_Cc], 1))
-        records = LogitRecords(*assigned, torch.cat(tokens), torch.cat(values))
-        return torch.cat(losses)[:, 0], records
+            loss_Q = contrast_losses(head_VD, z_QD, targets_Q, other_Q, logits_of)
+            return loss_Q, LogitRecords(*assigned, *contrast_residuals(targets_Q, other_Q))
+        # A token is opposed by training tokens with other targets, where it was likely.
+        competitors = min(COMPETITORS, len(head_VD) - 1) if self.opposing else 0
+        loss_Q, tokens_Qc, values_Qc = residuals(head_VD, z_QD, targets_Q, competitors, logits_of)
+        return loss_Q, LogitRecords(*assigned, tokens_Qc, values_Qc)
 
-    def query(self, asked: QueryTokens, which: slice) -> Query:
-        """The index's question about some of the tokens, summed."""
-        return self.index.query(*asked.records.arrays(which))
+    def query(self, tokens: QueryTokens, selection: slice) -> Query:
+        """Return the index's question about some of the tokens, summed."""
+        return self.index.query(*tokens.records.arrays(selection))
 
-    def hits(self, asked: QueryTokens, which: slice) -> tuple[Query, Hits]:
-        """Influence of every training token on the summed loss of some of the query's tokens."""
-        query = self.query(asked, which)
+    def hits(self, tokens: QueryTokens, selection: slice) -> tuple[Query, Hits]:
+        """Return the influence of every training token on the summed loss of some of the query's tokens."""
+        query = self.query(tokens, selection)
         if not self.rerank:
             return query, self.index.score(query)
         assert isinstance(self.index, HiddenIndex)
-        rescored = []
-        for one in range(*which.indices(len(asked.positions))):  # each token on what it itself proposes
-            proposed = self.index.score(self.query(asked, slice(one, one + 1)))
-            _, _, delta_1rD = asked.records.arrays(slice(one, one + 1))
-            rescored.append(self.index.rescored(proposed, asked.z_QD[one].float().cpu().numpy(), delta_1rD[0, 0]))
-        return query, Hits.total(rescored)
+        parts = []
+        for number in range(*selection.indices(len(tokens.positions))):  # each token re-ranks its own proposals
+            token = slice(number, number + 1)
+            proposed = self.index.score(self.query(tokens, token))
+            _, _, delta_1D = tokens.records.arrays(token)
+            parts.append(self.index.rescored(proposed, tokens.z_QD[number].float().cpu().numpy(), delta_1D[0]))
+        return query, Hits.total(parts)
 
-    def _described(self, asked: QueryTokens, which: slice, kind: str) -> Attribution:
-        query, hits = self.hits(asked, which)
-        first, last = asked.positions[which][0], asked.positions[which][-1]
-        records = asked.records
-        active = sorted(
-            zip(records.prototypes_Nk[which.start].tolist(), records.activations_Nk[which.start].tolist(), strict=True),
-            key=lambda pair: -pair[1],
-        )
+    def _describe(self, tokens: QueryTokens, selection: slice, kind: str) -> Attribution:
+        query, hits = self.hits(tokens, selection)
+        first, last = tokens.positions[selection][0], tokens.positions[selection][-1]
+        prototypes_k = tokens.records.prototypes_Nk[selection.start].tolist()
+        activations_k = tokens.records.activations_Nk[selection.start].tolist()
+        active = sorted(zip(prototypes_k, activations_k, strict=True), key=lambda pair: -pair[1])
         passages, documents = self.describe.by_passage(hits), self.describe.by_document(hits)
         return Attribution(
             kind=kind,
-            context=token_text(self.tokenizer, asked.ids[max(0, first - 12) : first]),
-            token=token_text(self.tokenizer, asked.ids[first : last + 1]),
-            loss=float(asked.loss_Q[which].sum()),
+            context=token_text(self.tokenizer, tokens.ids[max(0, first - 12) : first]),
+            token=token_text(self.tokenizer, tokens.ids[first : last + 1]),
+            loss=float(tokens.loss_Q[selection].sum()),
             scored_by="head K-FAC" if self.rerank else "prototypes",
             touched=len(hits.tokens),
             influence=float(hits.influence.sum(dtype=np.float64)),
             prototypes=[] if kind == "sequence" else [pair for pair in active if pair[1] != 0],
-            tokens=self.describe.tokens(self._strongest(hits), query, carried=not self.rerank),
+            tokens=self.describe.tokens(self._strongest(hits), query, with_prototypes=not self.rerank),
             passages=self.describe.passages(self._strongest(passages)),
             documents=self.describe.documents(self._strongest(documents)),
             notes=list(self.notes),
@@ -272,10 +252,10 @@ class Attributor:
     def _strongest(self, hits: Hits) -> Hits:
         return hits.strongest(self.top, self.opposing)
 
-    def _ids(self, text: str, what: str = "text") -> list[int]:
+    def _ids(self, text: str, name: str = "text") -> list[int]:
         ids = encode(self.tokenizer, text)
         if not ids:
-            raise UserError(f"the {what.removeprefix('--')} is empty: give some text")
+            raise UserError(f"the {name.removeprefix('--')} is empty: give some text")
         return ids
 
     def _prompt_ids(self, prompt: str, new_tokens: int) -> list[int]:
@@ -287,18 +267,18 @@ class Attributor:
             )
         return self._cut(self._ids(prompt, "prompt"), room, "prompt")
 
-    def _cut(self, ids: list[int], room: int, what: str) -> list[int]:
-        """The last tokens that fit; a note in the results says what was cut."""
+    def _cut(self, ids: list[int], room: int, name: str) -> list[int]:
+        """Return the last tokens that fit; a note in the results says what was cut."""
         self.notes = []
         if len(ids) > room:
             cut = token_text(self.tokenizer, ids[: len(ids) - room])
             self.notes = [
-                f"the {what} has {len(ids)} tokens, {room} fit:"
+                f"the {name} has {len(ids)} tokens, {room} fit:"
                 f" its first {len(ids) - room} were cut, up to {cut[-40:]!r}"
             ]
         return ids[-room:]
 
 
 def default_index(run: Path) -> Path:
-    """RUN/index."""
+    """Return the path of a run's index, RUN/index."""
     return RunPaths.of(run).index

@@ -1,4 +1,4 @@
-"""What an attribution says: training tokens, passages and documents with their influence, as plain data."""
+"""Results of an attribution: training tokens, passages and documents with their influence, as plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prism_lightning.attribution.index.base import Hits, Index, Query, summed
+from prism_lightning.attribution.index.base import Hits, Index, Query, sum_by_token
 from prism_lightning.data.sources import has_rows
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.token_text import token_bytes, token_text
@@ -17,14 +17,15 @@ PASSAGE_TOKENS = 64
 
 @dataclass
 class TrainingToken:
-    """A training token, in its surroundings. `influence` in nats; positive lowered the query's loss.
+    """A training token in its context.
 
-    The texts are for people: parts of characters are shown as bytes. `token_bytes` is the token's UTF-8 in hexadecimal.
+    `influence` is in nats; a positive one lowered the query's loss. The texts are for people and show parts of
+    characters as bytes; `token_bytes` is the token's UTF-8 in hexadecimal digits.
     """
 
     position: int
     influence: float
-    prototypes: list[tuple[int, float]]  # those that carry it, and the influence through each
+    prototypes: list[tuple[int, float]]  # shared with the query, and the influence through each
     source: str
     before: str
     token: str
@@ -53,14 +54,14 @@ class TrainingDocument:
 
 @dataclass
 class Attribution:
-    """What made the model say one thing. All influences are in nats of `loss`; positive lowered it.
+    """The attribution of one query. All influences are in nats of `loss`; a positive one lowered it.
 
     Attributes:
         kind: "token", "sequence" (the sum over a text's tokens) or "contrast" (loss = logit of `other` - of `token`).
         loss: of the query: -log p, summed over a sequence's tokens.
-        scored_by: "prototypes", or "head K-FAC" where the second stage scored what the prototypes proposed.
-        touched: training tokens on the lists that the query reads; what any other has is left out.
-        influence: the sum over all of them.
+        scored_by: "prototypes", or "head K-FAC" where the second stage re-ranked the prototypes' proposals.
+        touched: number of training tokens on the lists that the query reads; the influence of others is not computed.
+        influence: sum over all of them.
     """
 
     kind: str
@@ -83,57 +84,61 @@ class Attribution:
 
 
 class Describer:
-    """Turns hits into tokens, passages and documents with text and source.
+    """Describes hits as tokens, passages and documents with text and source.
 
     Args:
         store: the training split of the index.
-        index: the index.
+        index: an index over it.
     """
 
     def __init__(self, store: TokenStore, index: Index) -> None:
         self.store, self.index = store, index
 
-    def tokens(self, hits: Hits, query: Query, carried: bool) -> list[TrainingToken]:
-        """Training tokens; with `carried`, the prototypes through which each has its influence."""
-        carriers = self.index.carriers(query, hits.tokens) if carried else [[] for _ in hits.tokens]
-        found = []
-        for row, influence, prototypes in zip(hits.tokens.tolist(), hits.influence.tolist(), carriers, strict=True):
+    def tokens(self, hits: Hits, query: Query, with_prototypes: bool) -> list[TrainingToken]:
+        """Describe training tokens; on request with the prototypes through which each has its influence."""
+        contributions: list[list[tuple[int, float]]] = [[] for _ in hits.tokens]
+        if with_prototypes:
+            contributions = self.index.contributions_by_prototype(query, hits.tokens)
+        tokens = []
+        for row, influence, prototypes in zip(
+            hits.tokens.tolist(), hits.influence.tolist(), contributions, strict=True
+        ):
             position = row + 1  # row r of the index is the loss of predicting token r + 1
             before, token, after = self.store.text_around(position, 12, 8)
             as_bytes = token_bytes(self.store.tokenizer, self.store.tokens[position : position + 1]).hex()
             source = self.source(position)
-            found.append(TrainingToken(position, influence, prototypes, source, before, token, after, as_bytes))
-        return found
+            tokens.append(TrainingToken(position, influence, prototypes, source, before, token, after, as_bytes))
+        return tokens
 
     def by_passage(self, hits: Hits) -> Hits:
-        """Influence of passages, by the position of their first token."""
+        """Return the influence of passages, by the position of their first token."""
         start = self.store.starts[self._documents_of(hits.tokens)]
         offset = hits.tokens + 1 - start
-        return summed(start + offset // PASSAGE_TOKENS * PASSAGE_TOKENS, hits.influence)
+        return sum_by_token(start + offset // PASSAGE_TOKENS * PASSAGE_TOKENS, hits.influence)
 
     def by_document(self, hits: Hits) -> Hits:
-        """Influence of documents, by their number."""
-        return summed(self._documents_of(hits.tokens), hits.influence)
+        """Return the influence of documents, by their number."""
+        return sum_by_token(self._documents_of(hits.tokens), hits.influence)
 
     def _documents_of(self, rows: np.ndarray) -> np.ndarray:
         return self.store.documents_of(rows + 1)
 
     def passages(self, hits: Hits) -> list[Passage]:
-        """Passages, given by the position of their first token, with text."""
+        """Describe passages that are given by the position of their first token."""
         return [
             Passage(position, influence, self.source(position), self._passage_text(position))
             for position, influence in zip(hits.tokens.tolist(), hits.influence.tolist(), strict=True)
         ]
 
     def documents(self, hits: Hits) -> list[TrainingDocument]:
-        """Documents, given by their number."""
+        """Describe documents that are given by their number."""
         return [
             TrainingDocument(document, influence, self._name(document)[0])
             for document, influence in zip(hits.tokens.tolist(), hits.influence.tolist(), strict=True)
         ]
 
     def source(self, position: int) -> str:
-        """Where a token stands: FILE:LINE, or TABLE row R."""
+        """Return the place of a token: FILE:LINE, or TABLE row R."""
         location = self.store.locate(position)
         name, is_table = self._name(location.document)
         if is_table:

@@ -1,43 +1,42 @@
-"""The settings of an index."""
+"""Settings of an index."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from prism_lightning.common.errors import UserError
+from prism_lightning.common.retired import RETIRED_INDEX_SETTINGS
 
-# By space: k, tokens for each prototype of the default K, damping.
+# By space: k, training tokens per prototype of the default K, damping.
 DEFAULTS = {"logits": (16, 128, 0.05), "hidden": (3, 32, 1e-3)}
-HIDDEN_ONLY = ("rank", "precision", "hidden_rank", "activation_path", "objective", "curvature")
+HIDDEN_ONLY = ("rank", "precision", "hidden_rank")
 
 
 @dataclass
 class IndexSettings:
-    """What an index keeps of every training token, and how it weighs it (docs/attribution.md has the choices' table).
+    """What an index stores of every training token, and how queries weight it.
+
+    docs/attribution.md has the measurements behind the defaults.
 
     Args:
-        dir: the index's folder; by default RUN/index.
-        space: in which gradients are kept: "logits", lists by prototype and target, or "hidden", vectors.
-        dictionary: "fitted" fits prototypes of the index's own to the frozen decoder, "model" takes the model's.
-        prototypes: K of a fitted dictionary; by default the largest power of two up to one per 128 training
-            tokens (32 in space hidden), at most 1,048,576.
-        active: k of a fitted dictionary; by default 16 (3 in space hidden).
-        fit_steps: Adam steps that fit the dictionary; 0 leaves it at hidden states drawn from the corpus.
-        fit_tokens: training tokens whose hidden states the dictionary is fitted to; by default 4 per prototype, and
-            131,072 at least.
-        rank: space hidden: m, coordinates kept of a record; by default all D of them.
-        precision: space hidden: type of the coordinates: fp32, fp16 or int8.
-        hidden_rank: space hidden: coordinates kept of the hidden state, for re-ranking by the head's K-FAC; 0 leaves
-            them out.
-        activation_path: space hidden: records with the gradient through the activations too; k vectors per token in
-            place of one.
-        objective: space hidden: "cross_entropy", or "training" for the gradient of w_rec L_rec as well.
-        curvature: space hidden: "separable" A_ii S, or "eigenvalues" of each prototype's own Gauss-Newton block.
-        damping: added to the curvature, as a share of its mean; by default 0.05 (0.001 in space hidden).
-        shard_tokens: training tokens in one shard, rounded to whole blocks.
-        batch_tokens: training tokens in one forward pass.
-        seed: of the dictionary.
+        dir: Folder of the index (default RUN/index).
+        space: Space of the stored gradients: "logits" (lists by prototype and target) or "hidden" (vectors).
+        dictionary: Prototypes of the index: "fitted" to the frozen decoder, or those of the "model".
+        prototypes: Number K of prototypes of a fitted dictionary (default: the largest power of two up to one per 128
+            training tokens, 32 in space hidden; at most 1,048,576).
+        active: Number k of active prototypes per token of a fitted dictionary (default 16; 3 in space hidden).
+        fit_steps: Number of Adam steps that fit the dictionary; 0 keeps hidden states drawn from the corpus.
+        fit_tokens: Number of training tokens whose hidden states the dictionary is fitted to (default 4 per prototype,
+            at least 131,072).
+        rank: Space hidden: number m of coordinates stored of a record (default: all D).
+        precision: Space hidden: type of the stored coordinates: fp32, fp16 or int8.
+        hidden_rank: Space hidden: number of coordinates stored of a hidden state, for `attribute --rerank`; 0 stores
+            none.
+        damping: Share of the curvature's mean that is added to it (default 0.05; 0.001 in space hidden).
+        shard_tokens: Number of training tokens in one shard, rounded to whole blocks.
+        batch_tokens: Number of training tokens in one forward pass.
+        seed: Seed of the dictionary.
     """
 
     dir: str | None = None
@@ -50,9 +49,6 @@ class IndexSettings:
     rank: int | None = None
     precision: Literal["fp32", "fp16", "int8"] = "int8"
     hidden_rank: int = 0
-    activation_path: bool = False
-    objective: Literal["cross_entropy", "training"] = "cross_entropy"
-    curvature: Literal["separable", "eigenvalues"] = "separable"
     damping: float | None = None
     shard_tokens: int = 2_097_152
     batch_tokens: int = 8192
@@ -75,23 +71,29 @@ class IndexSettings:
             problems += [
                 f"index.{name} is a setting of --index.space hidden: add that, or leave it out" for name in changed
             ]
-        plain = self.curvature == "separable" and self.objective == "cross_entropy" and not self.activation_path
-        if self.hidden_rank and not plain:
-            problems.append("index.hidden_rank needs separable curvature, cross_entropy and no index.activation_path")
         if problems:
             raise UserError(problems)
 
+    def recorded(self) -> dict[str, Any]:
+        """Return what the files of an index record: all settings but `dir`.
+
+        Retired settings keep their place and their only value, so that indexes of earlier versions stay the same.
+        """
+        values = [(name, value) for name, value in asdict(self).items() if name != "dir"]
+        place = [name for name, _ in values].index("damping")
+        return dict([*values[:place], *RETIRED_INDEX_SETTINGS.items(), *values[place:]])
+
     @property
     def active_per_token(self) -> int:
-        """k."""
+        """Number k of active prototypes per token."""
         return DEFAULTS[self.space][0] if self.active is None else self.active
 
     @property
     def tokens_per_prototype(self) -> int:
-        """Training tokens for each prototype of the default K."""
+        """Number of training tokens per prototype of the default K."""
         return DEFAULTS[self.space][1]
 
     @property
     def damping_share(self) -> float:
-        """d."""
+        """Share d of the mean curvature that is added to it."""
         return DEFAULTS[self.space][2] if self.damping is None else self.damping

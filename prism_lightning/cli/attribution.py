@@ -1,4 +1,4 @@
-"""The verbs about attribution: attribute, prototypes and curvature."""
+"""The verbs `attribute`, `prototypes` and `curvature`."""
 
 from __future__ import annotations
 
@@ -22,41 +22,52 @@ EXAMPLES = """examples:
   attribute --ckpt_path runs/quickstart --queries questions.jsonl > answers.jsonl
 
 Influence is in nats of the query's loss, to first order. Positive: training on it lowered that loss.
-A line of --queries has "text", or "prompt", or "prompt", "why" and "rather_than"."""
+Each line of --queries is a JSON object with "text", or "prompt", or "prompt", "why" and "rather_than"."""
 
 
 COLUMNS = """UV: unexplained variance. GN diag.: share of the Gauss-Newton matrix's squared norm on the diagonal blocks.
-Gram diag.: the same of E[a_i a_j]. co-active: effective number of blocks in a row. read: training tokens that share
-a prototype with a token, at most; few shared by all make a diagonal too. cond.: condition numbers, damped."""
+Gram diag.: the same share of E[a_i a_j]. co-active: effective number of blocks in a row. read: training tokens that
+share a prototype with a token, at most; where few prototypes are active everywhere, a large diagonal is not local.
+cond.: damped condition numbers."""
 
 
 def _index_options(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--index", type=Path, help=f"folder that `index` built (default {default})")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--index", type=Path, help=f"Folder of the index (default {default}).")
+    parser.add_argument("--json", action="store_true", help="Print the results as JSON.")
     parser.add_argument(
-        "--no_verify", action="store_true", help="trust the index's files: checking reads the whole index"
+        "--no_verify",
+        action="store_true",
+        help="Skip the comparison of the index's files with their checksums, which reads all of them.",
     )
 
 
 def attribute(arguments: list[str]) -> None:
-    """Print which training tokens, passages and documents made the model say something."""
+    """Print the training tokens, passages and documents behind the model's predictions."""
     parser = steered_parser(
         "attribute",
-        "Name the training data that made the model say something.",
+        "Attribute the model's predictions to training tokens, passages and documents.",
         epilog=EXAMPLES,
     )
     _index_options(parser, "RUN/index")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="let the model continue this, and attribute each new token")
-    what.add_argument("--text", help="attribute every token of this text")
-    what.add_argument("--queries", type=Path, help="jsonl file of many questions; the answers are JSON lines")
-    parser.add_argument("--why", help="with --prompt: contrast this continuation ...")
-    parser.add_argument("--rather_than", help="... with this one: what made the model prefer the first")
-    parser.add_argument("--max_new_tokens", type=int, default=5, help="with --prompt: tokens to add (default 5)")
-    parser.add_argument("--top", type=int, default=5, help="tokens, passages and documents to name (default 5)")
-    parser.add_argument("--opposing", action="store_true", help="name those that raised the loss most instead")
+    question_flags = parser.add_mutually_exclusive_group(required=True)
+    question_flags.add_argument("--prompt", help="Text that the model continues; each new token is attributed.")
+    question_flags.add_argument("--text", help="Text of which every token is attributed.")
+    question_flags.add_argument(
+        "--queries", type=Path, help="JSON Lines file of many queries; results are JSON lines too."
+    )
+    parser.add_argument("--why", help="With --prompt and --rather_than: the preferred continuation of a contrast.")
+    parser.add_argument("--rather_than", help="With --prompt and --why: the other continuation of a contrast.")
     parser.add_argument(
-        "--rerank", action="store_true", help="second stage, for an index of --index.space hidden: the head's K-FAC"
+        "--max_new_tokens", type=int, default=5, help="With --prompt: number of new tokens (default 5)."
+    )
+    parser.add_argument(
+        "--top", type=int, default=5, help="Number of tokens, passages and documents to print (default 5)."
+    )
+    parser.add_argument("--opposing", action="store_true", help="Print the training data that raised the loss most.")
+    parser.add_argument(
+        "--rerank",
+        action="store_true",
+        help="Re-rank by the head's K-FAC; needs an index of --index.space hidden with --index.hidden_rank.",
     )
     device_options(parser)
     options = parser.parse_args(arguments)
@@ -65,7 +76,7 @@ def attribute(arguments: list[str]) -> None:
     refuse_below(parser, options, 1, "max_new_tokens", "top")
 
     decode_options(options, "prompt", "text", "why", "rather_than")
-    questions = read_questions(options.queries) if options.queries else [_given(options)]
+    questions = read_questions(options.queries) if options.queries else [_question_of(options)]
     import_decoders()
 
     from prism_lightning.attribution.attributor import Attributor
@@ -92,7 +103,7 @@ def attribute(arguments: list[str]) -> None:
     print_attributions(attributions)
 
 
-def _given(options: argparse.Namespace) -> dict[str, str]:
+def _question_of(options: argparse.Namespace) -> dict[str, str]:
     names = ("prompt", "text", "why", "rather_than")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
@@ -106,7 +117,7 @@ def _answer(attributor: Attributor, question: dict[str, str], new_tokens: int) -
 
 
 def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tokens: int) -> None:
-    """One JSON line per question, in order; a question that cannot be answered gets its error there."""
+    """Print one JSON line per query, in order; where a query fails, its line holds the error."""
     from prism_lightning.common.errors import UserError
     from prism_lightning.common.progress import PhaseProgress
 
@@ -122,16 +133,17 @@ def _answer_all(attributor: Attributor, questions: list[dict[str, str]], new_tok
 
 
 def prototypes(arguments: list[str]) -> None:
-    """Print prototypes: how often they are used, what they promote, and training tokens that they are active in."""
+    """Print prototypes: labels, usage, promoted tokens, and training tokens in which they are active."""
     parser = model_parser(
         "prototypes",
-        "Show the model's prototypes: a label from their neighbourhoods, usage, promoted tokens, and training tokens of"
-        " the largest, middling and random activations. The first call looks once through a million training tokens at"
-        " most.",
+        "Print the model's prototypes: a label from their neighbourhoods, usage, promoted tokens, and training tokens"
+        " with the largest, middle and random activations. The first call indexes up to a million training tokens.",
     )
-    _index_options(parser, "RUN/prototypes, built on the first call")
-    parser.add_argument("--id", type=int, nargs="+", help="prototypes to show (default: the most used)")
-    parser.add_argument("--top", type=int, default=3, help="prototypes, and tokens of each group (default 3)")
+    _index_options(parser, "RUN/prototypes, which the first call builds")
+    parser.add_argument(
+        "--id", type=int, nargs="+", help="Numbers of the prototypes to print (default: the most used ones)."
+    )
+    parser.add_argument("--top", type=int, default=3, help="Number of prototypes, and of tokens per group (default 3).")
     device_options(parser)
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 1, "top")
@@ -152,19 +164,31 @@ def prototypes(arguments: list[str]) -> None:
 
 
 def curvature(arguments: list[str]) -> None:
-    """Print and plot how local the curvature of runs is."""
+    """Print and plot the locality of runs' curvature."""
     parser = argparse.ArgumentParser(
         prog="python -m prism_lightning curvature",
-        description="How much of the Gauss-Newton matrix lies on the diagonal blocks, one per prototype: of a run's\n"
-        "own prototypes, its index's and fitted ones, against the dense head and random prototypes.",
+        description="Measure the share of the Gauss-Newton matrix on the diagonal blocks, one per prototype: for a\n"
+        "run's own prototypes, those of its index and fitted ones, beside the dense head and random prototypes.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt_path", type=Path, nargs="+", required=True, help="run directories of finished fits")
-    parser.add_argument("--fitted", nargs="*", default=[], metavar="K,k", help="dictionaries to fit: 1024,8 4096,4")
-    parser.add_argument("--tokens", type=int, default=131_072, help="training tokens to count (default 131,072)")
-    parser.add_argument("--sample", type=int, default=4096, help="of them compared pair by pair (default 4,096)")
-    parser.add_argument("--seed", type=int, default=0, help="of fits, sample and random prototypes (default 0)")
-    parser.add_argument("--out", type=Path, help="folder for curvature.json and curvature.png (default: the first run)")
+    parser.add_argument("--ckpt_path", type=Path, nargs="+", required=True, help="Run directories of finished fits.")
+    parser.add_argument(
+        "--fitted", nargs="*", default=[], metavar="K,k", help="Sizes of dictionaries to fit, e.g. 1024,8 4096,4."
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=131_072,
+        help="Number of training tokens whose activations are counted (default 131,072).",
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=4096,
+        help="Number of these tokens whose curvatures are compared in pairs (default 4,096).",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of fits, sample and random prototypes (default 0).")
+    parser.add_argument("--out", type=Path, help="Folder of curvature.json and curvature.png (default: the first run).")
     device_options(parser)
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 2, "tokens", "sample")
@@ -177,7 +201,7 @@ def curvature(arguments: list[str]) -> None:
 
     from prism_lightning.common.console import console
     from prism_lightning.common.progress import PhaseProgress
-    from prism_lightning.inspection.curvature_report import measured, report_tables, write_report
+    from prism_lightning.inspection.curvature_report import measure_run, report_tables, write_report
     from prism_lightning.run.environment import environment
     from prism_lightning.run.model_folder import load_exported
     from prism_lightning.run.training_data import data_of
@@ -186,13 +210,15 @@ def curvature(arguments: list[str]) -> None:
     with PhaseProgress() as progress:
 
         def report(step: str) -> None:
-            progress(step, len(rows), len(rows) + 1)  # a run ends with as many rows as it has dictionaries
+            progress(step, len(rows), len(rows) + 1)  # the number of rows is known at the end only
 
         for run in options.ckpt_path:
             model, _ = load_exported(run, options.device, options.dtype)
             data = data_of(run)
             name = f"{run}, commitment {model.config.commitment:g}"
-            for row in measured(model, data.train, run, fitted, options.tokens, options.sample, options.seed, report):
+            for row in measure_run(
+                model, data.train, run, fitted, options.tokens, options.sample, options.seed, report
+            ):
                 rows.append((name, row))
     for table in report_tables(rows):
         console.print(table)

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from prism_lightning.common.errors import UserError, nearest
+from prism_lightning.common.retired import RETIRED_INDEX_SETTINGS, retired_in
 
 SHORTEST_SECRET = 4  # characters; shorter values occur in texts with other meanings and are not hidden
 MOVED_CLASSES = {
@@ -96,7 +97,9 @@ def composed(path: Path, overrides: list[str], groups: tuple[str, ...] = ()) -> 
         raise UserError(f"{path}: {_one_line(error)}") from error
     assert isinstance(container, dict)
     _update_class_paths(container)
-    return Recipe({str(key): value for key, value in container.items()}, dict(_environment_values(config, raw)))
+    _leave_out_retired(container.get("index"), path)
+    texts = {key: text for key, text in _environment_values(config, raw) if not _is_retired(key)}
+    return Recipe({str(key): value for key, value in container.items()}, texts)
 
 
 def _update_class_paths(node: Any) -> None:
@@ -105,6 +108,21 @@ def _update_class_paths(node: Any) -> None:
         node["class_path"] = MOVED_CLASSES[node["class_path"]]
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _update_class_paths(child)
+
+
+def _is_retired(key: Key) -> bool:
+    return key[0] == "index" and len(key) > 1 and key[1] in RETIRED_INDEX_SETTINGS
+
+
+def _leave_out_retired(index: Any, path: Path) -> None:
+    """Remove retired settings of the index at their only value, as recorded recipes have them; refuse another."""
+    if not isinstance(index, dict):
+        return
+    problems = [f"{path}: index.{name} is a retired setting: leave it out" for name in retired_in(index)]
+    if problems:
+        raise UserError(problems)
+    for name in RETIRED_INDEX_SETTINGS:
+        index.pop(name, None)
 
 
 def _leaves(node: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:

@@ -1,1 +1,1 @@
-"""What a person looks at: explanations, prototype cards, labels and tables."""
+"""Views for people: explanations, prototype cards, labels, tables and the curvature report."""

@@ -1,4 +1,4 @@
-"""A prototype's card: how often it is used, what it promotes, and training tokens it is active in, with a label.
+"""Prototype cards: usage, label, promoted tokens, and training tokens in which the prototype is active.
 
 Shapes: n training tokens in which the prototype is active.
 """
@@ -23,15 +23,15 @@ PROMOTED = 6
 
 @dataclass
 class PrototypeCard:
-    """One prototype of an index. `influence` of its tokens is their activation, the cosine to the prototype.
+    """One prototype of an index. The `influence` of its examples is their activation, the cosine to the prototype.
 
     Attributes:
-        usage, usage_share: training tokens in which it is active, and their share of those that the index holds.
-        indexed_tokens: those that the index holds.
-        dead: whether there are none.
-        promotes, demotes: tokens that it raises and lowers most, the ends of W p.
-        label: what its tokens have in common, and how many of each group have it.
-        examples: its tokens by group: "top", largest activation first; "middle", around the median; "random".
+        usage, usage_share: number of training tokens in which it is active, and their share of the indexed tokens.
+        indexed_tokens: number of tokens of the index.
+        dead: whether it is never active.
+        promotes, demotes: tokens with the largest and smallest entries of W p.
+        label: the tokens that are typical of its neighbourhood, and how many examples have them.
+        examples: training tokens by group: "top" (largest activation first), "middle" (around the median), "random".
     """
 
     prototype: int
@@ -51,20 +51,20 @@ class PrototypeCard:
 
 @torch.no_grad()
 def inspect_prototypes(attributor: Attributor, prototypes: list[int] | None, top: int) -> list[PrototypeCard]:
-    """Cards of the given prototypes, or of the `top` most used, with `top` tokens of each group.
+    """Return cards of the given prototypes, or of the `top` most used ones, with `top` tokens of each group.
 
     Raises:
-        UserError: a number that is no prototype of the index.
+        UserError: a number that is not a prototype of the index.
     """
     index = attributor.index
     usage_K = index.usage_K()
     if prototypes is None:
         prototypes = np.argsort(-usage_K, kind="stable")[:top].tolist()
-    stray = [number for number in prototypes if not 0 <= number < len(usage_K)]
-    if stray:
+    unknown = [number for number in prototypes if not 0 <= number < len(usage_K)]
+    if unknown:
         raise UserError(
-            f"prototype {stray[0]} is not in {index.folder}: its prototypes are 0 to {len(usage_K) - 1}; give the index"
-            " that has it by --index"
+            f"prototype {unknown[0]} is not in {index.folder}: its prototypes are 0 to {len(usage_K) - 1};"
+            " give the index that has it by --index"
         )
     labeller = Labeller(attributor.describe.store)
     return [_card(attributor, labeller, number, int(usage_K[number]), top) for number in prototypes]
@@ -75,23 +75,23 @@ def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, t
     order_n = np.argsort(-activations_n, kind="stable")
     rows_n, activations_n = rows_n[order_n].astype(np.int64), activations_n[order_n].astype(np.float32)
     middle = max(0, len(rows_n) // 2 - top // 2)
-    drawn = np.random.default_rng(number).permutation(len(rows_n))[:top]
+    random_places = np.random.default_rng(number).permutation(len(rows_n))[:top]
     places = {"top": np.arange(min(top, len(rows_n))), "middle": np.arange(len(rows_n))[middle : middle + top]}
-    places["random"] = np.sort(drawn)
-    nothing = Query(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+    places["random"] = np.sort(random_places)
+    no_query = Query(np.empty(0, np.int64), np.empty((0, 0), np.float32))
     logits_V = attributor.model.lm_head(attributor.dictionary.prototypes_KD[number])
-    best, worst = (logits_V.topk(PROMOTED, largest=largest).indices.tolist() for largest in (True, False))
+    promoted, demoted = (logits_V.topk(PROMOTED, largest=largest).indices.tolist() for largest in (True, False))
     return PrototypeCard(
         prototype=number,
         usage=usage,
         usage_share=usage / attributor.index.tokens,
         indexed_tokens=attributor.index.tokens,
         dead=usage == 0,
-        promotes=[token_text(attributor.tokenizer, [token]) for token in best],
-        demotes=[token_text(attributor.tokenizer, [token]) for token in worst],
+        promotes=[token_text(attributor.tokenizer, [token]) for token in promoted],
+        demotes=[token_text(attributor.tokenizer, [token]) for token in demoted],
         label=labeller.label(rows_n),
         examples={
-            group: attributor.describe.tokens(Hits(rows_n[at], activations_n[at]), nothing, carried=False)
+            group: attributor.describe.tokens(Hits(rows_n[at], activations_n[at]), no_query, with_prototypes=False)
             for group, at in places.items()
         },
     )

@@ -1,4 +1,4 @@
-"""The curvature report: how local the Gauss-Newton matrix of one or several runs is, as a table, JSON and a plot."""
+"""The curvature report: how local the Gauss-Newton matrices of runs are, as a table, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prism_lightning.common.plot_style import (
     new_figure,
 )
 from prism_lightning.data.store import TokenStore
-from prism_lightning.inspection.localisation import Localisation, compare
+from prism_lightning.inspection.localisation import Localisation, measure_all
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import model_fingerprint
@@ -38,7 +38,7 @@ LARGEST_SAMPLE_BYTES = 4 * 2**30
 
 @torch.no_grad()
 def hidden_sample(model: PrismForCausalLM, store: TokenStore, tokens: int) -> torch.Tensor:
-    """Hidden states of training blocks spread evenly over the corpus."""
+    """Return hidden states [N, D] of training blocks that are spread evenly over the corpus."""
     count = min(len(store), -(-tokens // store.block_size))
     chosen = torch.linspace(0, len(store) - 1, count).long().tolist()
     parts = []
@@ -49,7 +49,7 @@ def hidden_sample(model: PrismForCausalLM, store: TokenStore, tokens: int) -> to
     return torch.cat(parts)
 
 
-def measured(
+def measure_run(
     model: PrismForCausalLM,
     store: TokenStore,
     run: Path,
@@ -59,16 +59,16 @@ def measured(
     seed: int,
     report: Callable[[str], None],
 ) -> Iterator[Localisation]:
-    """Measure a run's dense head, its own prototypes, those of its index and fitted ones, each beside random ones.
+    """Measure a run's dense head, its own prototypes, those of its index and fitted ones, and random controls.
 
     Args:
         model, store: of the run.
-        run: its directory; the index in it, where there is one, is measured too.
+        run: its directory; an index in it is measured too.
         fitted: K and k of dictionaries to fit to the frozen model.
-        tokens: training tokens whose activations are counted.
-        sample: of them, tokens whose curvatures are compared pair by pair.
+        tokens: number of training tokens whose activations are counted.
+        sample: number of these tokens whose curvatures are compared in pairs.
         seed: of fits, sample and controls.
-        report: told what is being done.
+        report: called with the name of each step.
 
     Raises:
         UserError: more prototypes than tokens, or a device without float64.
@@ -76,8 +76,10 @@ def measured(
     check_float64(model.device, "the curvature")
     size = model.config.hidden_size
     if sample * size**2 * 4 > LARGEST_SAMPLE_BYTES:
-        fits = LARGEST_SAMPLE_BYTES // (4 * size**2)
-        raise UserError(f"--sample {sample} curvatures of {size} x {size} do not fit into memory: give up to {fits}")
+        max_sample = LARGEST_SAMPLE_BYTES // (4 * size**2)
+        raise UserError(
+            f"--sample {sample} curvatures of {size} x {size} do not fit into memory: give at most {max_sample}"
+        )
     report("hidden states")
     z_ND = hidden_sample(model, store, tokens)
     dictionaries: dict[str, Dictionary] = {}
@@ -86,9 +88,9 @@ def measured(
         dictionaries[f"own, K {len(own.unit_KD):,} k {own.active}"] = own
     path = default_index(run) / "dictionary.safetensors"
     facts, manifest = read_json(path.with_suffix(".json")), read_json(path.with_name("manifest.json"))
-    whole_record = facts is not None and problem_in(facts, {"active": whole(1)}) is None
-    built_for = manifest.get("model") if manifest else None
-    if facts and whole_record and built_for == model_fingerprint(model) and not integrity_error(path):
+    facts_are_whole = facts is not None and problem_in(facts, {"active": whole(1)}) is None
+    indexed_model = manifest.get("model") if manifest else None
+    if facts and facts_are_whole and indexed_model == model_fingerprint(model) and not integrity_error(path):
         prototypes_KD = torch.from_numpy(map_file(path)["prototypes"].astype("float32")).to(model.device)
         dictionaries[f"index, K {len(prototypes_KD):,} k {facts['active']}"] = Dictionary(
             prototypes_KD, facts["active"]
@@ -98,21 +100,21 @@ def measured(
             raise UserError(f"{size},{active}: give K,k with k <= K <= {len(z_ND)} sampled tokens")
         report(f"fitting {size:,} prototypes")
         dictionaries[f"fitted, K {size:,} k {active}"] = fitted_dictionary(z_ND, size, active, FIT_STEPS, seed)
-    for row in compare(model.lm_head.weight.detach(), z_ND, dictionaries, sample, seed):
+    for row in measure_all(model.lm_head.weight.detach(), z_ND, dictionaries, sample, seed):
         report(f"measured {row.name}")
         yield row
 
 
 def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
-    """A table for each run, a line for each set of prototypes."""
+    """Yield a table for each run, with a line for each set of prototypes."""
     for run in dict.fromkeys(name for name, _ in rows):
-        mine = [row for name, row in rows if name == run]
-        title = f"{run}: how local is the curvature? (condition number of S: {mine[0].curvature_condition:,.0f})"
+        run_rows = [row for name, row in rows if name == run]
+        title = f"{run}: how local is the curvature? (condition number of S: {run_rows[0].curvature_condition:,.0f})"
         table = Table(title=Text(title), title_justify="left", show_edge=False)
         table.add_column("prototypes", no_wrap=True)
         for header in ("UV", "GN diag.", "Gram diag.", "co-active", "read", "cond. Gram", "cond. diag."):
             table.add_column(header, justify="right")
-        for row in mine:
+        for row in run_rows:
             table.add_row(
                 row.name,
                 "" if row.unexplained_variance is None else f"{row.unexplained_variance:.3f}",
@@ -127,7 +129,7 @@ def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
 
 
 def write_report(rows: list[tuple[str, Localisation]], folder: Path, facts: dict[str, Any]) -> list[Path]:
-    """curvature.json and curvature.png."""
+    """Write curvature.json and curvature.png; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [RunPaths(folder).curvature, RunPaths(folder).curvature_plot]
     content = facts | {"rows": [{"run": run} | row.as_dict() for run, row in rows]}

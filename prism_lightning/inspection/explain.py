@@ -1,4 +1,4 @@
-"""Which prototypes made a token likely: the decomposition of real text, as a table and as plain data."""
+"""Explanations of tokens by prototypes: the decomposition of a text's logits, as a table and as plain data."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ BAR_WIDTH = 12
 
 @dataclass
 class ExplainedToken:
-    """One token, and the prototypes active where the model predicted it, strongest contribution first.
+    """One token, and the prototypes that were active when the model predicted it, strongest contribution first.
 
-    `token` and `context` are for people, `token_bytes` is the token's UTF-8 in hexadecimal digits.
+    `token` and `context` are for people; `token_bytes` is the token's UTF-8 in hexadecimal digits.
     """
 
     position: int
@@ -40,7 +40,7 @@ class ExplainedToken:
 
     @property
     def total(self) -> float:
-        """Residual plus contributions: the logit again, up to rounding."""
+        """The residual plus all contributions, which is the logit up to rounding."""
         return self.residual + sum(p["contribution"] for p in self.prototypes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class ExplainedToken:
 def explain_text(
     model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, first: int = 1, promoted: int = 4
 ) -> list[ExplainedToken]:
-    """Explain every token of a text from position `first` on (the first token of all has no prediction before it).
+    """Explain every token of a text from position `first` on; nothing predicts the first token of all.
 
     Raises:
         UserError: a dense model, or a text too short or too long to explain.
@@ -115,11 +115,11 @@ def explain_ids(
 
 
 def explanation_table(tokens: list[ExplainedToken]) -> Table:
-    """A coloured table: each token with its prototypes' contributions, the residual and their sum, the logit."""
+    """Return a table: each token with its prototypes' contributions, the residual, and their sum, the logit."""
     table = Table(title="Which prototypes made each token likely", show_lines=False, expand=False)
     for header in ("token", "prob.", "prototype", "cosine", "contribution"):
         table.add_column(header, justify="left" if header in ("token", "contribution") else "right", no_wrap=True)
-    table.add_column("promotes")  # the only column that gives way on a narrow terminal; its cells are cut, not wrapped
+    table.add_column("promotes")  # the only column that shrinks on a narrow terminal; its cells are cut, not wrapped
     for number, token in enumerate(tokens):
         largest = max(abs(value) for value in (token.residual, *(p["contribution"] for p in token.prototypes))) or 1.0
         rows = [
@@ -138,7 +138,7 @@ def explanation_table(tokens: list[ExplainedToken]) -> Table:
 
 
 def _scaled(prototype: dict[str, Any]) -> str:
-    """Its number, and the factor that an intervention gives it."""
+    """A prototype's number, and the factor of an intervention on it."""
     return str(prototype["id"]) + (f" x {prototype['factor']:g}" if prototype["factor"] != 1 else "")
 
 

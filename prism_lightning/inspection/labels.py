@@ -1,4 +1,4 @@
-"""Labels of prototypes from their neighbourhoods alone: which tokens stand there more often than anywhere else.
+"""Labels of prototypes: tokens that are more frequent in a prototype's neighbourhood than in the corpus.
 
 Shapes: n training tokens in which the prototype is active, N of all, V vocabulary.
 """
@@ -13,20 +13,19 @@ import numpy as np
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.token_text import token_text
 
-NAMED = 3  # tokens in either half of a label
-COUNTED = 2**24  # tokens at a time: counting widens them to eight bytes
+LABEL_TOKENS = 3  # in each half of a label
+COUNT_CHUNK = 2**24  # tokens counted at a time; counting converts them to eight bytes
 
 
 @dataclass
 class Label:
-    """What stands before its tokens' predictions and what follows, most telling first.
+    """The tokens that the model reads and predicts in a prototype's neighbourhood, most distinctive first.
 
     Attributes:
-        after: tokens that the model has just read, and the share of the neighbourhood that has one of them.
-        says: tokens that follow, and the share that has one of them.
-        says_share_top, says_share_middle, says_share_random: the share of those that follow among the tenth with the
-            largest activations, the tenth around the median, and a tenth drawn at random: a label that only fits the
-            best cases shows here.
+        after, after_share: tokens that the model has just read, and the share of the neighbourhood with one of them.
+        says, says_share: tokens that follow, and the share of the neighbourhood with one of them.
+        says_share_top, says_share_middle, says_share_random: the same share in the tenth with the largest activations,
+            the tenth around the median, and a random tenth. They differ where a label fits the best cases only.
     """
 
     after: list[str]
@@ -46,7 +45,7 @@ class Label:
 
 
 class Labeller:
-    """Counts of all tokens of a corpus, and labels against them.
+    """Labels prototypes by comparison with the token counts of a corpus.
 
     Args:
         store: the training split.
@@ -57,40 +56,40 @@ class Labeller:
 
     @cached_property
     def counts_V(self) -> np.ndarray:
-        """How often each token stands in the corpus."""
+        """Number of occurrences [V] of each token in the corpus."""
         tokens, size = self.store.tokens, self.store.manifest["tokenizer_size"]
-        parts = (tokens[start : start + COUNTED] for start in range(0, len(tokens), COUNTED))
+        parts = (tokens[start : start + COUNT_CHUNK] for start in range(0, len(tokens), COUNT_CHUNK))
         return np.sum([np.bincount(part, minlength=size) for part in parts], axis=0)
 
     def label(self, rows_n: np.ndarray) -> Label:
-        """The label of a neighbourhood.
+        """Return the label of a neighbourhood.
 
         Args:
-            rows_n: its tokens by their position, largest activation first; each predicts the token after it.
+            rows_n: positions of its tokens, largest activation first; each predicts the token after it.
         """
         if not len(rows_n):
             return Label([], 0.0, [], 0.0, 0.0, 0.0, 0.0)
         read_n, next_n = self.store.tokens[rows_n], self.store.tokens[rows_n + 1]
-        after, says = self._telling(read_n), self._telling(next_n)
-        said_n = np.isin(next_n, says)
+        after, says = self._distinctive_tokens(read_n), self._distinctive_tokens(next_n)
+        follows_n = np.isin(next_n, says)
         tenth = max(1, len(rows_n) // 10)
         middle = (len(rows_n) - tenth) // 2
-        drawn = np.random.default_rng(0).permutation(len(rows_n))[:tenth]
+        random_rows = np.random.default_rng(0).permutation(len(rows_n))[:tenth]
         return Label(
             after=[token_text(self.store.tokenizer, [token]) for token in after],
             after_share=float(np.isin(read_n, after).mean()),
             says=[token_text(self.store.tokenizer, [token]) for token in says],
-            says_share=float(said_n.mean()),
-            says_share_top=float(said_n[:tenth].mean()),
-            says_share_middle=float(said_n[middle : middle + tenth].mean()),
-            says_share_random=float(said_n[drawn].mean()),
+            says_share=float(follows_n.mean()),
+            says_share_top=float(follows_n[:tenth].mean()),
+            says_share_middle=float(follows_n[middle : middle + tenth].mean()),
+            says_share_random=float(follows_n[random_rows].mean()),
         )
 
-    def _telling(self, tokens_n: np.ndarray) -> list[int]:
-        """Tokens whose count here, times the logarithm of how much more often they stand here, is largest."""
-        here_V = np.bincount(tokens_n, minlength=len(self.counts_V))
-        found = np.flatnonzero(here_V)
-        expected = self.counts_V[found] / self.counts_V.sum() * len(tokens_n)
-        gain = here_V[found] * np.log(here_V[found] / np.maximum(expected, 1e-9))
-        order = np.argsort(-gain, kind="stable")[:NAMED]
-        return [int(found[at]) for at in order if gain[at] > 0]
+    def _distinctive_tokens(self, tokens_n: np.ndarray) -> list[int]:
+        """Tokens with the largest count here times the logarithm of count over expected count."""
+        counts_here_V = np.bincount(tokens_n, minlength=len(self.counts_V))
+        present = np.flatnonzero(counts_here_V)
+        expected = self.counts_V[present] / self.counts_V.sum() * len(tokens_n)
+        gain = counts_here_V[present] * np.log(counts_here_V[present] / np.maximum(expected, 1e-9))
+        order = np.argsort(-gain, kind="stable")[:LABEL_TOKENS]
+        return [int(present[at]) for at in order if gain[at] > 0]

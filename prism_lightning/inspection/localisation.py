@@ -1,12 +1,12 @@
-"""How far a model's curvature is local: the share of its Gauss-Newton matrix on the diagonal blocks (section 4.2).
+"""Locality of a model's curvature: the share of its Gauss-Newton matrix on the diagonal blocks (section 4.2).
 
 G_ij = E_t[a_ti a_tj M_t] is never formed. With <M, M'> the Frobenius product and t, t' independent tokens,
 
     sum_ij ||G_ij||^2 = E_tt'[(a_t . a_t')^2 <M_t, M_t'>]
     sum_i  ||G_ii||^2 = E_tt'[sum_i a_ti^2 a_t'i^2 <M_t, M_t'>]
 
-The dense head is held to the same measure with its hidden units as prototypes: the logits are sum_j z_tj W_:j, so block
-(j, l) is E_t[z_tj z_tl (diag(pi_t) - pi_t pi_t^T)].
+The dense head is measured in the same way, with its hidden units as prototypes: the logits are sum_j z_tj W_:j, so
+block (j, l) is E_t[z_tj z_tl (diag(pi_t) - pi_t pi_t^T)].
 
 Shapes: N tokens, n of them sampled, D hidden size, V vocabulary, K prototypes (or hidden units), k active.
 """
@@ -25,22 +25,22 @@ from torch import Tensor
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import head_chunks
 
-DAMPING = 1e-3  # as an index adds it, in shares of the mean diagonal
-LARGEST_SPECTRUM = 2048  # eigenvalues of larger Grams are left out: they take minutes
+DAMPING = 1e-3  # share of the mean diagonal, as in an index
+LARGEST_SPECTRUM = 2048  # eigenvalues of larger Grams take minutes and are left out
 
 
 @dataclass
 class Localisation:
-    """What is measured of one set of prototypes, or of the dense head.
+    """Measurements of one set of prototypes, or of the dense head.
 
     Attributes:
-        unexplained_variance: of the hidden states by the mixture.
-        gauss_newton_share: of the squared Frobenius norm of G on its diagonal blocks.
-        activation_share: the same of the activation Gram E[a_i a_j] alone, over all N tokens.
+        unexplained_variance: share of the hidden states' squared norm that the mixture leaves.
+        gauss_newton_share: share of the squared Frobenius norm of G on its diagonal blocks.
+        activation_share: the same share of the activation Gram E[a_i a_j] alone, over all N tokens.
         coactive_blocks: effective number of blocks in a row of the Gram (inverse participation ratio of its squares).
-        read_share: of all tokens, on the lists of an average token's prototypes: where few prototypes are shared by
-            nearly all tokens the diagonal is large as well, and nothing is local.
-        gram_condition: condition number of the damped Gram, on prototypes in use.
+        read_share: length of the lists of an average token's prototypes, as a share of all tokens. Where nearly all
+            tokens share a few prototypes, the diagonal is large but the curvature is not local.
+        gram_condition: condition number of the damped Gram, over prototypes in use.
         diagonal_condition: condition number of its damped diagonal.
         curvature_condition: condition number of S = E[M_t], which every block shares.
     """
@@ -63,7 +63,7 @@ class Localisation:
 
 
 def curvatures(head_VD: Tensor, z_nD: Tensor) -> Tensor:
-    """M_t = W^T (diag(pi_t) - pi_t pi_t^T) W of some tokens, [n, D, D]."""
+    """Return M_t = W^T (diag(pi_t) - pi_t pi_t^T) W of some tokens, [n, D, D]."""
     out = []
     for chunk in head_chunks(head_VD, z_nD):
         for probability_V, mean_D in zip(chunk.probabilities_CV, chunk.mean_CD, strict=True):
@@ -72,20 +72,20 @@ def curvatures(head_VD: Tensor, z_nD: Tensor) -> Tensor:
 
 
 def head_products(probabilities_nV: Tensor) -> Tensor:
-    """<F_t, F_t'> of F_t = diag(pi_t) - pi_t pi_t^T, [n, n], without a [V, V] matrix."""
+    """Return <F_t, F_t'> of F_t = diag(pi_t) - pi_t pi_t^T, [n, n], without a [V, V] matrix."""
     squared_nV = probabilities_nV.square()
     plain_nn, mixed_nn = probabilities_nV @ probabilities_nV.T, squared_nV @ probabilities_nV.T
     return plain_nn - mixed_nn - mixed_nn.T + plain_nn.square()
 
 
 def block_share(activations_nK: scipy.sparse.csr_array, products_nn: np.ndarray, independent: bool = True) -> float:
-    """Share of ||G||^2 on the diagonal blocks, from <M_t, M_t'> of n tokens.
+    """Return the share of ||G||^2 on the diagonal blocks, from <M_t, M_t'> of n tokens.
 
     Args:
         activations_nK: a_ti.
         products_nn: <M_t, M_t'>.
-        independent: leave out t = t', so that the expectation is over independent tokens; False for the G of just
-            these tokens.
+        independent: whether t = t' is left out, so that the expectation is over independent tokens; without it the
+            result is exact for the G of these n tokens.
     """
     overlap_nn = (activations_nK @ activations_nK.T).toarray() ** 2 * products_nn
     squared_nK = activations_nK.power(2)
@@ -97,7 +97,7 @@ def block_share(activations_nK: scipy.sparse.csr_array, products_nn: np.ndarray,
 
 
 def activation_matrix(indices_Nk: Tensor, activations_Nk: Tensor, size: int) -> scipy.sparse.csr_array:
-    """a_ti as a sparse matrix [N, K]."""
+    """Return a_ti as a sparse matrix [N, K]."""
     tokens, active = indices_Nk.shape
     pointers = np.arange(tokens + 1) * active
     values = activations_Nk.double().flatten().cpu().numpy()
@@ -106,56 +106,108 @@ def activation_matrix(indices_Nk: Tensor, activations_Nk: Tensor, size: int) -> 
     return matrix
 
 
-def localisation(
+def activation_gram(activations_NK: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Return E[a_i a_j], sparse [K, K]."""
+    return (activations_NK.T @ activations_NK).tocsr() / activations_NK.shape[0]
+
+
+def activation_share(gram_KK: scipy.sparse.csr_array) -> float:
+    """Return the share of the Gram's squared Frobenius norm on its diagonal."""
+    return float((gram_KK.diagonal() ** 2).sum() / gram_KK.power(2).sum())
+
+
+def coactive_blocks(gram_KK: scipy.sparse.csr_array) -> float:
+    """Return the effective number of blocks in a row: the inverse participation ratio of its squared entries.
+
+    Rows are weighted by their squared norm; rows of unused prototypes are left out.
+    """
+    squares_KK = gram_KK.power(2)
+    second_K, fourth_K = (np.asarray(m.sum(axis=1)).ravel() for m in (squares_KK, squares_KK.power(2)))
+    used = second_K > 0
+    return float((second_K[used] * (second_K[used] ** 2 / fourth_K[used])).sum() / second_K[used].sum())
+
+
+def read_share(activations_NK: scipy.sparse.csr_array) -> float:
+    """Return the length of the lists of an average token's prototypes, added up, as a share of all tokens."""
+    tokens, usage_K = activations_NK.shape[0], np.diff((activations_NK != 0).tocsc().indptr).astype(float)
+    return float((usage_K / tokens * usage_K).sum() / tokens)
+
+
+def gram_condition(gram_KK: scipy.sparse.csr_array) -> float | None:
+    """Return the condition number of the damped Gram of the prototypes in use; None for more than LARGEST_SPECTRUM."""
+    used = _used(gram_KK)
+    size = int(used.sum())
+    if size > LARGEST_SPECTRUM:
+        return None
+    damping = DAMPING * gram_KK.diagonal()[used].mean()
+    values = torch.linalg.eigvalsh(torch.from_numpy(gram_KK[used][:, used].toarray() + damping * np.eye(size)))
+    return float(values[-1] / values[0])
+
+
+def diagonal_condition(gram_KK: scipy.sparse.csr_array) -> float:
+    """Return the condition number of the damped diagonal of the Gram, over the prototypes in use."""
+    diagonal_K = gram_KK.diagonal()[_used(gram_KK)]
+    damped_K = diagonal_K + DAMPING * diagonal_K.mean()
+    return float(damped_K.max() / damped_K.min())
+
+
+def curvature_condition(curvature_DD: Tensor) -> float:
+    """Return the condition number of S."""
+    values = torch.linalg.eigvalsh(curvature_DD.double()).clamp_min(1e-12)
+    return float(values[-1] / values[0])
+
+
+def _used(gram_KK: scipy.sparse.csr_array) -> np.ndarray:
+    """[K] whether a prototype is ever active."""
+    return np.asarray(gram_KK.power(2).sum(axis=1)).ravel() > 0
+
+
+def measure_localisation(
     name: str,
     activations_NK: scipy.sparse.csr_array,
     active: int,
     sample: np.ndarray,
     products_nn: np.ndarray,
     curvature_DD: Tensor,
-    unexplained: float | None,
+    unexplained_variance: float | None,
 ) -> Localisation:
-    """Measure one set of activations. `sample` are the n rows that `products_nn` belongs to."""
-    gram_KK = (activations_NK.T @ activations_NK).tocsr() / activations_NK.shape[0]
-    squares_KK = gram_KK.power(2)
-    diagonal_K = gram_KK.diagonal()
-    rows_K, fourth_K = (np.asarray(m.sum(axis=1)).ravel() for m in (squares_KK, squares_KK.power(2)))
-    used = rows_K > 0
-    tokens, usage_K = activations_NK.shape[0], np.diff((activations_NK != 0).tocsc().indptr).astype(float)
-    damped_K = diagonal_K[used] + DAMPING * diagonal_K[used].mean()
-    size = int(used.sum())
-    spectrum = None
-    if size <= LARGEST_SPECTRUM:
-        damped = gram_KK[used][:, used].toarray() + DAMPING * diagonal_K[used].mean() * np.eye(size)
-        values = torch.linalg.eigvalsh(torch.from_numpy(damped))
-        spectrum = float(values[-1] / values[0])
-    curvature = torch.linalg.eigvalsh(curvature_DD.double()).clamp_min(1e-12)
+    """Measure one set of activations.
+
+    Args:
+        name, active: of the set; the latter is k.
+        activations_NK: a_ti.
+        sample: the n rows that `products_nn` belongs to.
+        products_nn: <M_t, M_t'>.
+        curvature_DD: S.
+        unexplained_variance: of the hidden states by the mixture, where there is one.
+    """
+    gram_KK = activation_gram(activations_NK)
     return Localisation(
         name=name,
         prototypes=activations_NK.shape[1],
         active=active,
-        unexplained_variance=unexplained,
+        unexplained_variance=unexplained_variance,
         gauss_newton_share=block_share(activations_NK[sample], products_nn),
-        activation_share=float((diagonal_K**2).sum() / squares_KK.sum()),
-        coactive_blocks=float((rows_K[used] * (rows_K[used] ** 2 / fourth_K[used])).sum() / rows_K[used].sum()),
-        read_share=float((usage_K / tokens * usage_K).sum() / tokens),
-        gram_condition=spectrum,
-        diagonal_condition=float(damped_K.max() / damped_K.min()),
-        curvature_condition=float(curvature[-1] / curvature[0]),
+        activation_share=activation_share(gram_KK),
+        coactive_blocks=coactive_blocks(gram_KK),
+        read_share=read_share(activations_NK),
+        gram_condition=gram_condition(gram_KK),
+        diagonal_condition=diagonal_condition(gram_KK),
+        curvature_condition=curvature_condition(curvature_DD),
     )
 
 
 @torch.no_grad()
-def compare(
+def measure_all(
     head_VD: Tensor, z_ND: Tensor, dictionaries: dict[str, Dictionary], sample_size: int, seed: int
 ) -> Iterator[Localisation]:
-    """Measure the dense head, and each dictionary beside random prototypes of its size as the control.
+    """Measure the dense head, and each dictionary with random prototypes of its size as a control.
 
     Args:
         head_VD: W.
         z_ND: hidden states of training tokens.
         dictionaries: by name.
-        sample_size: n, tokens whose curvatures are compared pair by pair.
+        sample_size: number n of tokens whose curvatures are compared in pairs.
         seed: of the sample and of the random prototypes.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -170,7 +222,7 @@ def compare(
     dense = scipy.sparse.csr_array(z_ND.double().cpu().numpy())
     size = z_ND.shape[1]
     head_nn = head_products(probabilities_nV.double()).cpu().numpy()
-    yield localisation("dense head", dense, size, rows, head_nn, mean_DD, None)
+    yield measure_localisation("dense head", dense, size, rows, head_nn, mean_DD, None)
     for name, dictionary in dictionaries.items():
         shape = dictionary.prototypes_KD.shape
         control = Dictionary(torch.randn(shape, generator=generator).to(z_ND.device), dictionary.active)
@@ -181,4 +233,4 @@ def compare(
                 residual_ND = z_ND - candidate.mixture(indices_Nk, activations_Nk)
                 unexplained = (residual_ND.square().sum() / z_ND.square().sum()).item()
             matrix = activation_matrix(indices_Nk, activations_Nk, shape[0])
-            yield localisation(label, matrix, candidate.active, rows, products_nn, mean_DD, unexplained)
+            yield measure_localisation(label, matrix, candidate.active, rows, products_nn, mean_DD, unexplained)

@@ -1,4 +1,4 @@
-"""The index of a model's own prototypes, which cards, labels and traces are made from."""
+"""The index of a model's own prototypes, the source of cards, labels and traces."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import model_fingerprint
 from prism_lightning.run.training_data import data_of
 
-# Tokens that show what a prototype stands for. All 3.1 million of the quickstart took two thirds of `suppress`'s time.
+# All 3.1 million tokens of the quickstart took two thirds of `suppress`'s time.
 OWN_INDEX_TOKENS = 1_000_000
 
 
-def own_index(run: Path, model: PrismForCausalLM, anew: bool = False) -> Path:
-    """The index of the model's own prototypes, RUN/prototypes, built where it is not there yet.
+def own_index(run: Path, model: PrismForCausalLM, rebuild: bool = False) -> Path:
+    """Return the folder of the index of the model's own prototypes, RUN/prototypes; build it where it is missing.
 
-    Of a large corpus it looks at whole documents drawn at random; for all of it run `index --index.dictionary model`.
+    Of a large corpus it indexes random whole documents; `index --index.dictionary model` indexes all of it.
 
     Args:
         run: the run directory.
         model: of the run.
-        anew: build it also where it is there.
+        rebuild: whether an existing index is replaced.
 
     Raises:
-        UserError: a dense model, or as `data_of` and `Builder`.
+        UserError: a dense model; otherwise as `data_of` and `Builder`.
     """
     paths = RunPaths.of(run)
     folder = paths.prototypes
     manifest = read_json(folder / "manifest.json")
-    if manifest is not None and not anew and _is_own(manifest, model):
+    if manifest is not None and not rebuild and _is_own(manifest, model):
         return folder
     corpus = data_of(paths.root).train  # before anything is removed
     try:
-        known = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
-        if folder.is_dir() and (known is None or anew or manifest is not None or not _is_model(known, model)):
+        facts = manifest or read_json(folder / "settings.json")  # the latter alone where a build was interrupted
+        if folder.is_dir() and (facts is None or rebuild or manifest is not None or not _is_model(facts, model)):
             shutil.rmtree(folder)
         store = sampled_store(corpus, OWN_INDEX_TOKENS, folder / "sample")
     except OSError as error:
         fix = "free space" if disk_is_full(error) else "give yourself write access"
         raise UserError(f"{folder} cannot be written ({error.strerror}): {fix}") from error
     tokens = f"{store.counts['tokens']:,} of {corpus.counts['tokens']:,} training tokens"
-    print(f"looking once through {tokens} for the model's own prototypes: {folder}", file=sys.stderr)
+    print(f"indexing {tokens} by the model's own prototypes, once: {folder}", file=sys.stderr)
     settings = IndexSettings(dictionary="model")
     with PhaseProgress() as progress:
         try:
             builder = Builder(model, store, settings, folder, progress)
-        except UserError:  # begun by another version, or with the decoder in another type
+        except UserError:  # started by another version, or with the decoder in another type
             shutil.rmtree(folder)
             store = sampled_store(corpus, OWN_INDEX_TOKENS, folder / "sample")
             builder = Builder(model, store, settings, folder, progress)
@@ -68,5 +68,5 @@ def _is_model(facts: dict[str, Any], model: PrismForCausalLM) -> bool:
 
 
 def _is_own(manifest: dict[str, Any], model: PrismForCausalLM) -> bool:
-    """Whether a finished index is of this model and its corpus is still there."""
+    """Whether a finished index belongs to this model and its corpus still exists."""
     return _is_model(manifest, model) and Path(str(manifest.get("store"))).is_dir()

@@ -1,4 +1,4 @@
-"""Attributions and prototype cards as tables in a terminal; control characters in their texts are written out."""
+"""Attributions and prototype cards as tables in a terminal; control characters in texts are escaped."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from prism_lightning.common.console import console
 from prism_lightning.common.errors import visible
 from prism_lightning.inspection.cards import PrototypeCard
 
-BAR_WIDTH, CARRIERS = 6, 3
-NARROW = 100  # columns of a terminal below which bars and prototypes would leave the texts no room
+BAR_WIDTH, MAX_PROTOTYPES = 6, 3
+NARROW = 100  # terminal columns; below, bars and prototypes would leave no room for texts
 
 
 def print_attributions(attributions: list[Attribution]) -> None:
-    """A table for each, and what the numbers mean."""
+    """Print a table for each attribution, and the meaning of the numbers."""
     for note in attributions[0].notes if attributions else []:
         console.print(f"note: {visible(note)}", markup=False, style="yellow")
     for attribution in attributions:
@@ -36,14 +36,14 @@ def print_attributions(attributions: list[Attribution]) -> None:
 
 
 def nothing_found(attribution: Attribution) -> str:
-    """Why an attribution names no training token."""
+    """Return the reason why an attribution has no training tokens."""
     if attribution.touched:
-        return f"  nothing to show: none of the {attribution.touched:,} training tokens touched raised the loss"
-    return "  no training token was found: in none is a prototype of this query active for the token asked about"
+        return f"  no opposing token: none of the {attribution.touched:,} training tokens touched raised the loss"
+    return "  no training token was found: the prototypes of this query are active in none with the query's target"
 
 
 def attribution_table(attribution: Attribution) -> Table:
-    """Training tokens, passages and documents of one attribution, strongest first."""
+    """Return a table of one attribution's training tokens, passages and documents, strongest first."""
     table = Table(title=_title(attribution), title_justify="left", expand=False, show_edge=False)
     table.add_column("", style="dim", no_wrap=True)
     table.add_column("influence", justify="right", no_wrap=True)
@@ -52,12 +52,12 @@ def attribution_table(attribution: Attribution) -> Table:
         table.add_column("", no_wrap=True)
         table.add_column("through", no_wrap=True)
     table.add_column("where", no_wrap=True)
-    table.add_column("text")  # the only column that gives way; its cells are cut, not wrapped
+    table.add_column("text")  # the only column that shrinks; its cells are cut, not wrapped
     largest = max((abs(t.influence) for t in attribution.tokens), default=0.0)
     for number, token in enumerate(attribution.tokens):
-        middle = (_bar(token.influence, largest), _carriers(token)) if wide else ()
+        middle = (_bar(token.influence, largest), _prototypes_of(token)) if wide else ()
         row = (f"{token.influence:+.3g}", *middle, _source(token.source))
-        table.add_row("tokens" if number == 0 else "", *row, marked(token))
+        table.add_row("tokens" if number == 0 else "", *row, highlighted(token))
     groups: tuple[tuple[str, Sequence[Passage | TrainingDocument]], ...] = (
         ("passages", attribution.passages),
         ("documents", attribution.documents),
@@ -66,34 +66,34 @@ def attribution_table(attribution: Attribution) -> Table:
         table.add_section()
         largest = max((abs(part.influence) for part in parts), default=0.0)
         for number, part in enumerate(parts):
-            text = Text(_squeezed(getattr(part, "text", "")), style="dim", no_wrap=True, overflow="ellipsis")
+            text = Text(_without_indentation(getattr(part, "text", "")), style="dim", no_wrap=True, overflow="ellipsis")
             middle = (_bar(part.influence, largest), "") if wide else ()
             row = (f"{part.influence:+.3g}", *middle, _source(part.source))
             table.add_row(name if number == 0 else "", *row, text)
     return table
 
 
-def _carriers(token: TrainingToken) -> str:
-    """The prototypes that carry most of a token's influence."""
+def _prototypes_of(token: TrainingToken) -> str:
+    """The prototypes with most of a token's influence."""
     names = [str(prototype) for prototype, _ in token.prototypes]
-    more = f" +{len(names) - CARRIERS}" if len(names) > CARRIERS else ""
-    return " ".join(names[:CARRIERS]) + more
+    more = f" +{len(names) - MAX_PROTOTYPES}" if len(names) > MAX_PROTOTYPES else ""
+    return " ".join(names[:MAX_PROTOTYPES]) + more
 
 
-def marked(token: TrainingToken) -> Text:
-    """A training token in its surroundings, itself highlighted and in sight on narrow terminals too."""
+def highlighted(token: TrainingToken) -> Text:
+    """Return a training token in its context, highlighted, and visible on narrow terminals too."""
     beside = min(32, max(10, (console.width - 84) // 2))
     return Text.assemble(
-        (_squeezed(token.before)[-beside:], "dim"),
-        (_line(token.token), "bold reverse"),
-        (_squeezed(token.after)[:beside], "dim"),
+        (_without_indentation(token.before)[-beside:], "dim"),
+        (_on_one_line(token.token), "bold reverse"),
+        (_without_indentation(token.after)[:beside], "dim"),
         no_wrap=True,
         overflow="ellipsis",
     )
 
 
 def print_cards(cards: list[PrototypeCard]) -> None:
-    """A table of prototypes: label, promoted and demoted tokens, and tokens of each group."""
+    """Print a table of prototypes: label, promoted and demoted tokens, and examples of each group."""
     table = Table("prototype", "", "cosine", "where", "training tokens", show_edge=False)
     for card in cards:
         table.add_section()
@@ -102,46 +102,48 @@ def print_cards(cards: list[PrototypeCard]) -> None:
             continue
         label = card.label
         shares = (label.says_share_top, label.says_share_middle, label.says_share_random)
-        fits = Text(f" fits {shares[0]:.0%} of the top, {shares[1]:.0%} middle, {shares[2]:.0%} random", style="dim")
-        named = Text(visible(str(label)), style="bold").append_text(fits)
-        table.add_row(str(card.prototype), "says", "", f"{card.usage:,} uses ({card.usage_share:.3%})", named)
+        fit_shares = Text(
+            f" fits {shares[0]:.0%} of the top, {shares[1]:.0%} middle, {shares[2]:.0%} random", style="dim"
+        )
+        label_text = Text(visible(str(label)), style="bold").append_text(fit_shares)
+        table.add_row(str(card.prototype), "says", "", f"{card.usage:,} uses ({card.usage_share:.3%})", label_text)
         for name, words in (("promotes", card.promotes), ("demotes", card.demotes)):
-            shown = " ".join(f"“{visible(word)}”" for word in words)
-            table.add_row("", name, "", "", Text(shown, overflow="ellipsis", no_wrap=True))
+            quoted = " ".join(f"“{visible(word)}”" for word in words)
+            table.add_row("", name, "", "", Text(quoted, overflow="ellipsis", no_wrap=True))
         for group, tokens in card.examples.items():
             for number, token in enumerate(tokens):
                 name = group if number == 0 else ""
-                table.add_row("", name, f"{token.influence:.3f}", _source(token.source), marked(token))
+                table.add_row("", name, f"{token.influence:.3f}", _source(token.source), highlighted(token))
     console.print(table)
 
 
 def _title(attribution: Attribution) -> Text:
-    context = Text(f"…{_line(attribution.context)[-40:]}", style="dim")
+    context = Text(f"…{_on_one_line(attribution.context)[-40:]}", style="dim")
     if attribution.kind == "sequence":
-        said = Text(f"the whole text, loss {attribution.loss:.2f} nats", style="bold")
-        title = Text.assemble("Σ ", said)
+        detail = Text(f"the whole text, loss {attribution.loss:.2f} nats", style="bold")
+        title = Text.assemble("Σ ", detail)
     elif attribution.kind == "contrast":
-        chosen, other = (_line(text) for text in (attribution.token, attribution.other or ""))
-        said = Text(f" log-odds {-attribution.loss:+.2f}")
-        title = Text.assemble(context, (chosen, "bold reverse"), " and not ", (other, "reverse"), said)
+        chosen, other = (_on_one_line(text) for text in (attribution.token, attribution.other or ""))
+        detail = Text(f" log-odds {-attribution.loss:+.2f}")
+        title = Text.assemble(context, (chosen, "bold reverse"), " and not ", (other, "reverse"), detail)
     else:
         title = Text.assemble(
-            context, (_line(attribution.token), "bold reverse"), f" {math.exp(-attribution.loss):.1%}"
+            context, (_on_one_line(attribution.token), "bold reverse"), f" {math.exp(-attribution.loss):.1%}"
         )
     return title.append(f"   scored by {attribution.scored_by}, {attribution.touched:,} training tokens touched", "dim")
 
 
-def _line(text: str) -> str:
+def _on_one_line(text: str) -> str:
     return visible(text.replace("\n", "⏎"))
 
 
-def _squeezed(text: str) -> str:
-    """A line with indentation cut short: it says little and takes the room of words."""
-    return re.sub(" {2,}", " ", _line(text))
+def _without_indentation(text: str) -> str:
+    """A text on one line, with indentation shortened to leave room for words."""
+    return re.sub(" {2,}", " ", _on_one_line(text))
 
 
 def _source(source: str) -> Text:
-    """A source, its end kept where it is too long: the file and line matter most."""
+    """A source; of a long one the end is kept, which has the file and line."""
     source, width = visible(source), max(14, console.width // 4)
     return Text(source if len(source) <= width else "…" + source[1 - width :], no_wrap=True)
 

@@ -74,9 +74,9 @@ def test_an_unused_prototype_is_said_to_be_unused(capsys, run, monkeypatch):
 
     attributor = Attributor.open(run[0])
     for shard in attributor.index.shards:  # nobody uses the last one
-        left = int(np.searchsorted(shard["lists"], 127 * attributor.index.vocabulary))
-        monkeypatch.setitem(shard, "lists", shard["lists"][:left])
-        monkeypatch.setitem(shard, "offsets", shard["offsets"][: left + 1])
+        kept = int(np.searchsorted(shard.lists, 127 * attributor.index.vocabulary))
+        monkeypatch.setattr(shard, "lists", shard.lists[:kept])
+        monkeypatch.setattr(shard, "offsets", shard.offsets[: kept + 1])
     card = inspect_prototypes(attributor, [127], 3)[0]
     assert card.dead and card.usage == 0 and card.examples == {"top": [], "middle": [], "random": []}
     print_cards([card])
@@ -88,7 +88,7 @@ def test_a_query_through_unused_prototypes_touches_nothing(capsys, run, monkeypa
 
     attributor = Attributor.open(run[0])
     for shard in attributor.index.shards:
-        monkeypatch.setitem(shard, "offsets", np.zeros_like(shard["offsets"]))
+        monkeypatch.setattr(shard, "offsets", np.zeros_like(shard.offsets))
     found = attributor.text("import os")
     assert found[0].touched == 0 and found[0].tokens == [] and found[0].documents == []
     print_attributions(found)

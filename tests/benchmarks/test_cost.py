@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.attribution.config import CostSettings
-from benchmarks.attribution.cost import TURN_ANSWERS, Cost, answer
+from benchmarks.attribution.cost import TURN_ANSWERS, Cost, time_answer
 from prism_lightning.common.files import read_json
 
 
@@ -14,13 +14,13 @@ def cost(tmp_path, monkeypatch):
     stage.plan, stage.methods = CostSettings(counts=[1], repeats=3, patience=100.0), {"a": {}, "b": {}}
     stage.states, stage.partial = {name: tmp_path / name for name in "ab"}, tmp_path / "partial.json"
     stage.states["a"].mkdir()
-    stage.found = {"builds": {"a": [{"seconds": 1.0}]}, "answers": {"a": {"token 1": [0.1, 0.1]}}}
+    stage.measurements = {"builds": {"a": [{"seconds": 1.0}]}, "answers": {"a": {"token 1": [0.1, 0.1]}}}
     stage.built, stage.asked = [], []
     task = type("Task", (), {"train_SL": [0]})()
     monkeypatch.setattr(Cost, "build", lambda self, task, name: self.built.append(name) or {"seconds": 1.0})
     monkeypatch.setattr(Cost, "queries", lambda self, kind, count: kind)
     monkeypatch.setattr(
-        "benchmarks.attribution.cost.answer", lambda method, queries: stage.asked.append((method, queries)) or 0.1
+        "benchmarks.attribution.cost.time_answer", lambda method, queries: stage.asked.append((method, queries)) or 0.1
     )
     return stage, task
 
@@ -42,7 +42,7 @@ def test_a_build_without_its_state_is_made_again(cost):
 
 def test_builds_are_repeated_within_the_patience(cost):
     stage, task = cost
-    stage.found["builds"]["a"] = [{"seconds": 60.0}]  # of 100; a third round is no reason for a second build
+    stage.measurements["builds"]["a"] = [{"seconds": 60.0}]  # of 100; a third round is no reason for a second build
     assert len(stage.builds(task)["a"]) == 1
 
 
@@ -57,7 +57,7 @@ def test_answers_go_on(cost):
 def test_what_takes_long_is_warmed_up_once(cost, monkeypatch):
     stage, _ = cost
     monkeypatch.setattr(
-        "benchmarks.attribution.cost.answer", lambda method, queries: stage.asked.append((method, queries)) or 20.0
+        "benchmarks.attribution.cost.time_answer", lambda method, queries: stage.asked.append((method, queries)) or 20.0
     )
     found = stage.answers({"b": "b"})
     assert {key: len(times) for key, times in found["b"].items()} == {"token 1": 3, "sequence 1": 3}
@@ -76,5 +76,5 @@ def test_an_answer_is_the_median_of_its_turn(monkeypatch, seconds, asked, median
         def top(self, queries, count):
             clock[0] += left.pop(0)
 
-    assert answer(Slow(), None) == pytest.approx(median)
+    assert time_answer(Slow(), None) == pytest.approx(median)
     assert len(seconds) - len(left) == asked

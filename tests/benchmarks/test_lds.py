@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from benchmarks.attribution.cost import at, break_even, growth, line
+from benchmarks.attribution.cost import break_even, fit_line, growth, predicted_seconds
 from benchmarks.attribution.lds import bootstrap, ceiling, predictions, rank_correlation, ratio
 from benchmarks.attribution.planted import ranks_of
 from benchmarks.attribution.quality import top_overlap
@@ -94,10 +94,10 @@ def test_ratio_of_times_spans_all_pairs():
 
 def test_lines_growth_and_break_even():
     answers = {f"token {q}": [2 + 0.5 * q] * 3 for q in (1, 16, 64)}
-    assert line(answers, "token") == pytest.approx((2, 0.5))
+    assert fit_line(answers, "token") == pytest.approx((2, 0.5))
     assert growth([100, 200, 400], [3.0, 6.0, 12.0]) == pytest.approx(1)
     assert break_even((10, 0, 1), (2, 0, 3)) == "more than 4"  # 10 + q = 2 + 3 q
     assert break_even((2, 0, 3), (10, 0, 1)) == "fewer than 4"
     assert break_even((10, 0, 1), (20, 0, 3)) == "any number of"
     assert break_even((10, 0, 3), (2, 0, 1)) == "no"
-    assert at((10.0, 1.0), 600) == 610 and at((10.0, 1.0), 600, 512) == 620
+    assert predicted_seconds((10.0, 1.0), 600) == 610 and predicted_seconds((10.0, 1.0), 600, 512) == 620

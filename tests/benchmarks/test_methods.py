@@ -14,7 +14,7 @@ from benchmarks.attribution.methods.simple import Bm25, HiddenCosine, Random
 from benchmarks.attribution.methods.target_match import TargetKernel
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.task import Queries, Task
-from prism_lightning.attribution.curvature.records import records_of
+from prism_lightning.attribution.curvature.records import Records
 from prism_lightning.attribution.index.logits import PRIOR
 from prism_lightning.common.errors import UserError
 
@@ -110,9 +110,9 @@ def test_head_keeps_its_bytes(task, queries, tmp_path):
 def expected_prototypes(task, queries, method):
     """sum_i a_qi a_si / A_ii delta_q^T S^-1 delta_s over all pairs of tokens, over the number of training tokens."""
     z, delta, curvature = states(task.model, task.train_SL)
-    stored = records_of(method.dictionary, z.flatten(0, 1), delta.flatten(0, 1), False)
+    stored = Records(*method.dictionary.assign(z.flatten(0, 1)), delta.flatten(0, 1))
     z, delta, _ = states(task.model, queries.ids_QL)
-    asked = records_of(method.dictionary, z.flatten(0, 1), delta.flatten(0, 1), False)
+    asked = Records(*method.dictionary.assign(z.flatten(0, 1)), delta.flatten(0, 1))
     size, tokens = len(method.dictionary.unit_KD), len(stored.prototypes_Nk)
     dense = [
         torch.zeros(len(r.prototypes_Nk), size).scatter_(1, r.prototypes_Nk, r.activations_Nk) for r in (asked, stored)
@@ -121,7 +121,7 @@ def expected_prototypes(task, queries, method):
     usage = usage + method.damping * usage.mean()
     mean = curvature.mean((0, 1))
     inverse = torch.linalg.inv(mean + method.damping * mean.diagonal().mean() * torch.eye(16))
-    pairs = (dense[0] / usage @ dense[1].T) * (asked.vectors_NrD[:, 0] @ inverse @ stored.vectors_NrD[:, 0].T)
+    pairs = (dense[0] / usage @ dense[1].T) * (asked.delta_ND @ inverse @ stored.delta_ND.T)
     by_query = (pairs * queries.weights_QT.reshape(-1, 1)).view(len(queries.ids_QL), -1, pairs.shape[1]).sum(1)
     return by_query.view(len(by_query), len(task.train_SL), -1).sum(-1) / tokens
 

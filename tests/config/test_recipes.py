@@ -147,3 +147,15 @@ def test_command_lines_split_into_recipe_and_overrides():
 def test_incomplete_command_lines_are_refused(arguments):
     with pytest.raises(UserError):
         split_arguments(arguments)
+
+
+def test_retired_settings_are_left_out_at_their_only_value_and_refused_at_another(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("index: {rank: null, activation_path: false, objective: cross_entropy, curvature: separable}\n")
+    assert compose(path, [])["index"] == {"rank": None}
+    assert compose(path, ["index.objective=${oc.env:UNSET_HERE,cross_entropy}"])["index"] == {"rank": None}
+    for setting in ("activation_path=true", "objective=training", "curvature=eigenvalues"):
+        with pytest.raises(UserError) as caught:
+            compose(path, [f"index.{setting}"])
+        (problem,) = caught.value.problems
+        assert f"index.{setting.partition('=')[0]} is a retired setting" in problem

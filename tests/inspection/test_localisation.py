@@ -9,13 +9,13 @@ import torch
 from support.figures import kept_figures
 from support.runs import copied_run
 
-from prism_lightning.inspection.localisation import block_share, localisation
+from prism_lightning.inspection.localisation import block_share, measure_localisation
 
 
 def measured(activations):
     matrix = scipy.sparse.csr_array(np.asarray(activations, dtype=float))
     count = matrix.shape[0]
-    return localisation("case", matrix, 1, np.arange(count), np.ones((count, count)), torch.eye(3), None)
+    return measure_localisation("case", matrix, 1, np.arange(count), np.ones((count, count)), torch.eye(3), None)
 
 
 def test_one_prototype_per_token_is_wholly_local():

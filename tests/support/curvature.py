@@ -4,7 +4,7 @@ import torch
 
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.hessian import HessianSums
-from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient, records_of
+from prism_lightning.attribution.curvature.records import Records, head_chunks, loss_gradients
 from support.corpus_model import hidden_and_targets
 
 
@@ -15,16 +15,15 @@ def dictionary_of(index):
     return Dictionary(torch.from_numpy(prototypes.astype("float32")), index.manifest["active"])
 
 
-def statistics(model, store, dictionary, activation_path=False, scale=0.0, basis_DD=None):
+def statistics(model, store, dictionary):
     """Records of all training tokens and the curvature, computed in float64 without an index."""
     model = model.double()
     dictionary = Dictionary(dictionary.prototypes_KD.double(), dictionary.active)
     z_ND, targets_N = hidden_and_targets(model, store)
     head_VD = model.lm_head.weight.detach()
-    mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
-    delta_ND = loss_gradient(head_VD, mean_ND, targets_N)
-    records = records_of(dictionary, z_ND, delta_ND, activation_path, scale)
-    sums = HessianSums(head_VD, len(dictionary.unit_KD), basis_DD)
+    _, delta_ND = loss_gradients(head_VD, z_ND, targets_N)
+    records = Records(*dictionary.assign(z_ND), delta_ND)
+    sums = HessianSums(head_VD, len(dictionary.unit_KD))
     for chunk in head_chunks(head_VD, z_ND):
         sums.add(chunk, records.prototypes_Nk[chunk.rows], records.activations_Nk[chunk.rows])
     return records, sums

@@ -1,1 +1,1 @@
-"""The methods that are compared, each behind `benchmarks.attribution.task.Method`."""
+"""The compared methods, each a subclass of `benchmarks.attribution.task.Method`."""

@@ -1,6 +1,6 @@
 """Influence functions with an EK-FAC curvature, by the library kronfluence: g_q^T (H + damping)^-1 g_s over the layers.
 
-Nothing of the training sequences is kept but the curvature: whoever asks waits for a pass over all of them.
+Only the curvature is stored: every call of `scores` takes a pass over all training sequences.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prism_lightning.models import PrismForCausalLM
 
 
 class EkFac(Method):
-    """Influence on a query of every sequence, through all linear layers of the decoder.
+    """Influence of every sequence on a query, through all linear layers of the decoder.
 
     A sequence's gradient g_s is that of its targets' summed cross-entropies, a query's that of its weighted sum. The
     curvature is the Fisher matrix with labels drawn from the model, one block a layer:
@@ -102,14 +102,14 @@ class EkFac(Method):
         from kronfluence.score.pairwise import compute_pairwise_scores_with_loaders
 
         arguments = ScoreArguments(
-            damping_factor=None,  # its share of the mean: see below
+            damping_factor=None,  # `_damped` sets it
             query_gradient_low_rank=self.rank,
             use_full_svd=True,  # closer than the randomised one, and the same in every call
             query_gradient_accumulation_steps=-(-self.queries_per_pass // self.query_batch),
         )
         # Not `compute_pairwise_scores`, which would read all factors again, and write the scores to files.
         with _quiet(), _damped(self.damping):
-            found = compute_pairwise_scores_with_loaders(
+            scores_by_module = compute_pairwise_scores_with_loaders(
                 loaded_factors=self.factors,
                 model=self.analyzer.model,
                 state=self.analyzer.state,
@@ -122,7 +122,7 @@ class EkFac(Method):
                 tracked_module_names=None,
                 disable_tqdm=True,
             )
-        return found["all_modules"]
+        return scores_by_module["all_modules"]
 
     def _factor_arguments(self) -> Any:
         from kronfluence.arguments import FactorArguments
@@ -130,24 +130,24 @@ class EkFac(Method):
         return FactorArguments(strategy=self.strategy, covariance_max_examples=None, lambda_max_examples=None)
 
     def _analyzer(self) -> Any:
-        """The library's interface to a copy of the model, whose layers it wraps in place."""
+        """Return the library's interface to a copy of the model, whose layers it wraps in place."""
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.utils.state import State
 
         logging.getLogger("kronfluence").setLevel(logging.ERROR)
         model = copy.deepcopy(self.task.model)
-        # It looks layers up by their exact type, and the head's own way to a loss is not called here.
+        # The library finds layers by their exact type; the head's own computation of a loss is not used here.
         head = nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False, device="meta")
         head.weight = model.lm_head.weight
         model.lm_head = head
-        State._reset_state()  # one per process, it would keep the device of the first model
+        State._reset_state()  # one per process, which would keep the device of the first model
         on_cpu = self.task.model.device.type == "cpu"
         prepared = prepare_model(model, self.language)
         return Analyzer("", prepared, self.language, cpu=on_cpu, disable_tqdm=True, output_dir=str(self.folder))
 
 
 class LanguageTask:
-    """What is differentiated: a kronfluence `Task` in all but its base class, which may not be installed.
+    """The differentiated losses, with the interface of kronfluence's `Task`; its base class may not be installed.
 
     Args:
         layers: names of the modules whose weights count.
@@ -160,7 +160,7 @@ class LanguageTask:
         self.layers = layers
 
     def compute_train_loss(self, batch: list[Tensor], model: PrismForCausalLM, sample: bool = False) -> Tensor:
-        """Summed, since a mean would weigh the sequences of a short last batch more."""
+        """Return the summed loss; a mean would give the sequences of a short last batch more weight."""
         (ids_BL,) = batch
         logits_NV = model(ids_BL[:, :-1], use_cache=False).logits.flatten(0, 1)
         targets_N = ids_BL[:, 1:].flatten()
@@ -169,21 +169,21 @@ class LanguageTask:
         return F.cross_entropy(logits_NV, targets_N, reduction="sum")
 
     def draw(self, logits_NV: Tensor) -> Tensor:
-        """[N] tokens from the model's distribution: what makes the curvature the Fisher matrix."""
+        """Draw tokens [N] from the model's distribution, with which the curvature is the Fisher matrix."""
         total_NV = logits_NV.softmax(-1).cumsum(-1)  # torch.multinomial takes 20 times as long
         at_N1 = torch.rand(len(total_NV), 1, generator=self.generator, device=total_NV.device) * total_NV[:, -1:]
         return torch.searchsorted(total_NV, at_N1, right=True)[:, 0].clamp(max=total_NV.shape[1] - 1)
 
     def compute_measurement(self, batch: list[Tensor], model: PrismForCausalLM) -> Tensor:
-        """Of all queries in the batch."""
+        """Return the summed loss of all queries in the batch."""
         return query_loss(model, Queries(*batch)).sum()
 
     def get_influence_tracked_modules(self) -> list[str]:
-        """As the library asks for them."""
+        """Return the names of the layers."""
         return self.layers
 
     def get_attention_mask(self, batch: list[Tensor]) -> None:
-        """No sequence is padded."""
+        """Return None: no sequence is padded."""
 
 
 def _linear_layers(model: PrismForCausalLM, modules: str) -> list[str]:
@@ -196,7 +196,7 @@ def _linear_layers(model: PrismForCausalLM, modules: str) -> list[str]:
 
 @contextmanager
 def _damped(share: float) -> Iterator[None]:
-    """With that share of a layer's mean value as the library's damping: it has no argument for it."""
+    """Set the library's damping to a share of each layer's mean value; it has no argument for it."""
     from kronfluence.factor import config
 
     usual = config.HEURISTIC_DAMPING_SCALE
@@ -209,8 +209,8 @@ def _damped(share: float) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's deprecation warnings, and without most of the time it spends on collecting garbage."""
-    gc.freeze()  # collected around every pass over the data: 0.2 s each with all of torch's objects
+    """Suppress the library's deprecation warnings, and most of the time that it spends on garbage collection."""
+    gc.freeze()  # each collection, around every pass over the data, takes 0.2 s with all of torch's objects
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

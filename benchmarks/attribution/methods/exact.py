@@ -1,8 +1,8 @@
 """Influence through the prototypes under their whole Gauss-Newton matrix, solved by conjugate gradients.
 
-What the index leaves out of the curvature is here: blocks between different prototypes, and a curvature of the head
+It includes what the index leaves out of the curvature: blocks between different prototypes, and a curvature of the head
 that differs from token to token. One product with the matrix costs two passes of the head over all training tokens, so
-this is for a few queries on a small corpus: it says what the index's shortcut does to the ranking.
+it serves a few queries on a small corpus: it measures the effect of the index's approximation on the ranking.
 
 Shapes: N training tokens, C of them at once, Q queries, K prototypes, k active, D hidden size, V vocabulary.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.attribution.methods.prototypes import Prototypes
 from benchmarks.attribution.task import Queries, Task, hidden, loss_gradients
-from prism_lightning.attribution.curvature.records import Records, records_of
+from prism_lightning.attribution.curvature.records import Records
 from prism_lightning.inspection.localisation import curvatures
 from prism_lightning.models.prototypes import mix
 
@@ -38,42 +38,44 @@ class ExactPrototypes(Prototypes):
         self.head_VD = self.task.model.lm_head.weight.detach()
         self.z_ND = hidden(self.task.model, self.task.train_SL)
         delta_ND = loss_gradients(self.task.model, self.z_ND, self.task.train_SL[:, 1:].flatten())
-        self.stored: Records = records_of(self.dictionary, self.z_ND, delta_ND, False)
+        self.stored = Records(*self.dictionary.assign(self.z_ND), delta_ND)
         size = len(self.dictionary.unit_KD)
         squared_Nk = self.stored.activations_Nk.square()
         self.activation_K = torch.zeros(size).index_add_(0, self.stored.prototypes_Nk.flatten(), squared_Nk.flatten())
         self.activation_K /= len(self.z_ND)
-        # All M_t at once: 1.2 GB for 32,000 tokens and D 96, and a product in a second in place of a minute.
+        # All M_t take 1.2 GB for 32,000 tokens and D = 96; a product then takes a second in place of a minute.
         self.curvature_NDD = curvatures(self.head_VD, self.z_ND)
         self.curvature_DD = self.curvature_NDD.mean(0)
         self.ridge = self.damping * (self.activation_K.mean() * self.curvature_DD.diagonal().mean()).item()
 
     @torch.no_grad()
     def scores(self, queries: Queries) -> Tensor:
-        records, which_N = self.records(queries)
+        records, query_N = self.records(queries)
         assert isinstance(records, Records)
         out = []
-        for first in range(0, len(queries.ids_QL), QUERIES):
-            chosen = torch.arange(first, min(first + QUERIES, len(queries.ids_QL)))
-            asked_QKD = torch.stack([self._gradient(records, torch.from_numpy(which_N) == query) for query in chosen])
-            out.append(self._by_sequence(self.solved(asked_QKD)))
+        for start in range(0, len(queries.ids_QL), QUERIES):
+            chosen = torch.arange(start, min(start + QUERIES, len(queries.ids_QL)))
+            gradients_QKD = torch.stack(
+                [self._gradient(records, torch.from_numpy(query_N) == query) for query in chosen]
+            )
+            out.append(self._by_sequence(self.solved(gradients_QKD)))
         return torch.cat(out) / len(self.z_ND)
 
-    def _gradient(self, records: Records, mine_N: Tensor) -> Tensor:
-        """[K, D]: a query's gradient with respect to all prototypes."""
+    def _gradient(self, records: Records, in_query_N: Tensor) -> Tensor:
+        """The gradient [K, D] of a query with respect to all prototypes."""
         gradient_KD = torch.zeros_like(self.dictionary.prototypes_KD)
         return gradient_KD.index_add_(
-            0, records.prototypes_Nk[mine_N].flatten(), records.gradients_NkD()[mine_N].flatten(0, 1)
+            0, records.prototypes_Nk[in_query_N].flatten(), records.gradients_NkD()[in_query_N].flatten(0, 1)
         )
 
     def _by_sequence(self, vectors_QKD: Tensor) -> Tensor:
-        """[Q, S] dot products with the summed gradients of every sequence."""
+        """Dot products [Q, S] with the summed gradients of every sequence."""
         indices_Nk, activations_Nk = self.stored.prototypes_Nk, self.stored.activations_Nk
-        rows = [(mix(indices_Nk, activations_Nk, v_KD) * self.stored.vectors_NrD[:, 0]).sum(-1) for v_KD in vectors_QKD]
+        rows = [(mix(indices_Nk, activations_Nk, v_KD) * self.stored.delta_ND).sum(-1) for v_KD in vectors_QKD]
         return torch.stack(rows).view(len(rows), len(self.task.train_SL), -1).sum(-1)
 
     def product(self, vectors_QKD: Tensor) -> Tensor:
-        """(G + ridge) v, G_ij = E_t[a_ti a_tj W^T (diag(pi_t) - pi_t pi_t^T) W]."""
+        """Return (G + ridge) v with G_ij = E_t[a_ti a_tj W^T (diag(pi_t) - pi_t pi_t^T) W]."""
         vectors_KQD = vectors_QKD.transpose(0, 1)
         out_KQD = self.ridge * vectors_KQD
         for start in range(0, len(self.z_ND), CHUNK):
@@ -85,14 +87,14 @@ class ExactPrototypes(Prototypes):
                 out_KQD.index_add_(0, index_C, a_C[:, None, None] * image_CQD)
         return out_KQD.transpose(0, 1)
 
-    def solved(self, asked_QKD: Tensor) -> Tensor:
-        """(G + ridge)^-1 of every query's gradient, preconditioned by the separable curvature that the index uses."""
+    def solved(self, gradients_QKD: Tensor) -> Tensor:
+        """Return (G + ridge)^-1 g of every query, by conjugate gradients with the separable preconditioner."""
         eye_DD = torch.eye(len(self.curvature_DD))
         share = self.damping * self.curvature_DD.diagonal().mean()
         inverse_DD = torch.linalg.inv(self.curvature_DD + share * eye_DD)
         inverse_K1 = 1 / (self.activation_K + self.damping * self.activation_K.mean())[:, None]
-        solution = torch.zeros_like(asked_QKD)
-        residual = asked_QKD.clone()
+        solution = torch.zeros_like(gradients_QKD)
+        residual = gradients_QKD.clone()
         direction = conditioned = inverse_K1 * (residual @ inverse_DD)
         energy_Q = _dot(residual, conditioned)
         goal_Q = TOLERANCE**2 * energy_Q

@@ -94,7 +94,7 @@ class GradientIndex(Method):
         self.values = [values_f.clamp(min=0).float() for values_f, _ in decomposed]
         whitening_m = self._damped_m(WHITENING).sqrt()
         rows = [quantised((self._rotated(g_Bm) / whitening_m).numpy(), self.precision) for g_Bm in gradients]
-        stored = {"coordinates": np.concatenate([narrow_Bm for narrow_Bm, _ in rows])}
+        stored = {"coordinates": np.concatenate([rows_Bm for rows_Bm, _ in rows])}
         if self.precision == "int8":
             stored["scales"] = np.concatenate([scales_B for _, scales_B in rows if scales_B is not None])
         write_file(self.folder / "index.safetensors", stored)
@@ -122,16 +122,16 @@ class GradientIndex(Method):
         starts = range(0, len(queries.ids_QL), self.batch)
         parts = [torch.cat(self._gradients(queries.part(start, start + self.batch)), dim=1) for start in starts]
         whitening_m = self._damped_m(WHITENING).sqrt()  # which the rows were divided by
-        asked_Qm = self._rotated(torch.cat(parts)) * whitening_m / self._damped_m(self.damping)
-        return torch.cat([asked_Qm @ rows_Cm.T for rows_Cm in self._rows()], dim=1) * self._factors()
+        queries_Qm = self._rotated(torch.cat(parts)) * whitening_m / self._damped_m(self.damping)
+        return torch.cat([queries_Qm @ rows_Cm.T for rows_Cm in self._rows()], dim=1) * self._factors()
 
     def fixed_bytes(self) -> int:
-        """Bytes on disk that do not grow with S: projections, eigenvectors and eigenvalues of F, headers."""
+        """Return the bytes on disk that do not grow with S: projections, eigenvectors and eigenvalues of F, headers."""
         row = self.coordinates_Sm[0].nbytes + (2 if self.coordinates_Sm.dtype == torch.int8 else 0)
         return self.state_bytes() - row * len(self.coordinates_Sm)
 
     def _factors(self) -> Tensor:
-        """[S], or [1]: what products with stored rows are multiplied by."""
+        """Factors [S] or [1] of the products with stored rows."""
         if not self.unit_norm:
             return self.scales_S
         if self.lengths is None or self.lengths[0] != self.damping:
@@ -156,8 +156,8 @@ class GradientIndex(Method):
 
     def _gradients(self, queries: Queries) -> list[Tensor]:
         """Projected gradients of each sequence's weighted loss, [B, f] per layer."""
-        used = int(queries.weights_QT.any(0).nonzero().max()) + 1  # what follows the last target does not matter
-        queries = Queries(queries.ids_QL[:, : used + 1], queries.weights_QT[:, :used])
+        num_targets = int(queries.weights_QT.any(0).nonzero().max()) + 1  # what follows the last target does not matter
+        queries = Queries(queries.ids_QL[:, : num_targets + 1], queries.weights_QT[:, :num_targets])
         sides = captured(self.task.model, self.layers, queries)
         return [
             ((delta_BTO @ output_Oo).transpose(1, 2) @ (x_BTI @ input_Ii)).flatten(1)
@@ -185,11 +185,11 @@ class GradientIndex(Method):
 
 
 def captured(model: PrismForCausalLM, layers: list[nn.Linear], queries: Queries) -> list[tuple[Tensor, Tensor]]:
-    """Inputs x [B, T, I] of each layer, and gradients delta [B, T, O] of the summed losses there; nothing is left."""
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    """Return inputs x [B, T, I] and output gradients delta [B, T, O] of the summed losses for each layer."""
+    captured_by_layer: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def keep(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[layer] = arguments[0].detach(), output
+        captured_by_layer[layer] = arguments[0].detach(), output
 
     # The graph begins at the embeddings even where parameters are frozen.
     handles = [model.get_input_embeddings().register_forward_hook(lambda *call: call[2].requires_grad_())]
@@ -201,12 +201,12 @@ def captured(model: PrismForCausalLM, layers: list[nn.Linear], queries: Queries)
         for handle in handles:
             handle.remove()
     # Gradients of parameters are not asked for, and so not computed.
-    deltas = torch.autograd.grad(loss, [seen[layer][1] for layer in layers])
-    return [(seen[layer][0], delta) for layer, delta in zip(layers, deltas, strict=True)]
+    deltas = torch.autograd.grad(loss, [captured_by_layer[layer][1] for layer in layers])
+    return [(captured_by_layer[layer][0], delta) for layer, delta in zip(layers, deltas, strict=True)]
 
 
 class MomentSketch:
-    """Leading eigenvectors of A = sum of v v^T over rows v, without A: Nystrom's approximation from A times r vectors.
+    """Leading eigenvectors of A = sum of v v^T over rows v, by Nystrom's approximation from A times r vectors.
 
     Exact where r reaches the size of v. The head's A would be V x V and cost more than the model itself.
     """
@@ -221,7 +221,7 @@ class MomentSketch:
         self.product_Ir += rows_NI.T @ (rows_NI @ self.test_Ir)
 
     def top(self) -> Tensor:
-        """[I, count] orthonormal."""
+        """Return orthonormal columns [I, count]."""
         test_Ir, product_Ir = self.test_Ir.double(), self.product_Ir.double()
         product_Ir += 1e-6 * product_Ir.norm() / test_Ir.norm() * test_Ir  # A + shift I, positive definite
         core_rr = test_Ir.T @ product_Ir

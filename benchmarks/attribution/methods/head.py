@@ -67,8 +67,8 @@ class Head(Method):
             parts.append((z_ND, delta_ND))
         z_ND, delta_ND = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         tokens = len(z_ND)
-        wide_VD = head_VD.double()
-        curvature_DD = (wide_VD.T @ (probability_V[:, None] * wide_VD) - outer_DD) / tokens
+        float64_VD = head_VD.double()
+        curvature_DD = (float64_VD.T @ (probability_V[:, None] * float64_VD) - outer_DD) / tokens
         tensors: dict[str, np.ndarray] = {}
         sides = []
         for name, rows_ND, moment_DD in (
@@ -80,12 +80,12 @@ class Head(Method):
             sides.append((rows_ND @ (basis_Dm / values_m.sqrt()).float()).view(len(self.task.train_SL), -1, self.kept))
         if self.curvature == "ekfac":
             tensors["products"] = self._products(head_VD, z_ND, tensors).numpy()
-        narrow, scales = [], []
+        gradients, scales = [], []
         for z_BTm, delta_BTm in zip(*(side_STm.split(BATCH) for side_STm in sides), strict=True):
             rows, scales_B = quantised((z_BTm.transpose(1, 2) @ delta_BTm).flatten(1).numpy(), self.precision)
-            narrow.append(rows)
+            gradients.append(rows)
             scales += [] if scales_B is None else [scales_B]
-        tensors |= {"gradients": np.concatenate(narrow)} | ({"scales": np.concatenate(scales)} if scales else {})
+        tensors |= {"gradients": np.concatenate(gradients)} | ({"scales": np.concatenate(scales)} if scales else {})
         write_file(self.folder / "gradients.safetensors", tensors)
 
     def _products(self, head_VD: Tensor, z_ND: Tensor, tensors: dict[str, np.ndarray]) -> Tensor:
@@ -103,10 +103,10 @@ class Head(Method):
 
     @torch.no_grad()
     def scores(self, queries: Queries) -> Tensor:
-        asked_Qf = self._matrices(queries).flatten(1)
-        stored, step = self.state["gradients"], max(1, CHUNK // asked_Qf.shape[1])
+        queries_Qf = self._matrices(queries).flatten(1)
+        stored, step = self.state["gradients"], max(1, CHUNK // queries_Qf.shape[1])
         parts = (stored[start : start + step].astype(np.float32) for start in range(0, len(stored), step))
-        scores_QS = torch.cat([asked_Qf @ torch.from_numpy(rows_Sf).T for rows_Sf in parts], dim=1)
+        scores_QS = torch.cat([queries_Qf @ torch.from_numpy(rows_Sf).T for rows_Sf in parts], dim=1)
         if "scales" in self.state:
             scores_QS *= torch.from_numpy(self.state["scales"].astype(np.float32))
         return scores_QS
@@ -115,13 +115,13 @@ class Head(Method):
         """[Q, m, m]: gradients of the queries, in whitened coordinates, divided by the curvature."""
         model, head_VD = self.task.model, self.task.model.lm_head.weight.detach()
         values = {n: torch.tensor(self.state[f"{n}_values"]) for n in ("hidden", "gradient")}
-        whole = {n: torch.tensor(self.state[f"{n}_basis"]) / values[n].sqrt() for n in values}
+        whitening = {n: torch.tensor(self.state[f"{n}_basis"]) / values[n].sqrt() for n in values}
         weights_QT = queries.weights_QT
-        used = int(weights_QT.any(0).nonzero().max()) + 1
-        z_ND, delta_ND, _, _ = _records(model, head_VD, queries.ids_QL[:, : used + 1])
-        shape = (len(weights_QT), used, -1)
-        z_QTm = (z_ND @ whole["hidden"]).view(shape) * weights_QT[:, :used, None]
-        matrices_Qmm = z_QTm.transpose(1, 2) @ (delta_ND @ whole["gradient"]).view(shape)
+        num_targets = int(weights_QT.any(0).nonzero().max()) + 1
+        z_ND, delta_ND, _, _ = _records(model, head_VD, queries.ids_QL[:, : num_targets + 1])
+        shape = (len(weights_QT), num_targets, -1)
+        z_QTm = (z_ND @ whitening["hidden"]).view(shape) * weights_QT[:, :num_targets, None]
+        matrices_Qmm = z_QTm.transpose(1, 2) @ (delta_ND @ whitening["gradient"]).view(shape)
         outer_mm = values["hidden"][:, None] * values["gradient"]  # undoes the whitening of both sides
         if self.curvature == "identity":
             return matrices_Qmm * outer_mm
@@ -133,7 +133,7 @@ class Head(Method):
 
 
 def _records(model: torch.nn.Module, head_VD: Tensor, ids_BL: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z, delta, the head rows' mean under the predictions [N, D] each, and the summed predictions [V] in float64."""
+    """z, delta and the head rows' mean under the predictions [N, D], and the summed predictions [V] in float64."""
     z_ND = model.hidden_states(ids_BL[:, :-1]).flatten(0, 1)  # type: ignore[operator]
     chunks = [(chunk.mean_CD, chunk.probabilities_CV.sum(0).double()) for chunk in head_chunks(head_VD, z_ND)]
     mean_ND = torch.cat([mean for mean, _ in chunks])

@@ -1,4 +1,4 @@
-"""What methods with posting lists share: a query touches some training sequences, and names the best of them."""
+"""The base of methods with posting lists, where a query reads the records of some training sequences only."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from prism_lightning.attribution.index.base import Hits
 
 
 class ListMethod(Method):
-    """A method that reads some of its records for a query, in two steps: the question, and the look-up."""
+    """A method that reads some of its records for a query, in two steps: preparation and look-up."""
 
     @abstractmethod
     def questions(self, queries: Queries) -> list[Any]:
-        """What the look-up needs to know of each query, in a form of the method's own."""
+        """Return the prepared queries for the look-up, in a form of the method's own."""
 
     @abstractmethod
     def by_sequence(self, question: Any) -> Hits:
-        """Influence of every sequence that the question's lists touch."""
+        """Return the influence of every sequence on the lists of a prepared query."""
 
     @abstractmethod
     def share_read(self, queries: Queries) -> float:
-        """List entries that a query reads, as a share of all training tokens; the mean over queries."""
+        """Return the list entries that a query reads, as a share of all training tokens; the mean over queries."""
 
     def scores(self, queries: Queries) -> Tensor:
         out = torch.zeros(len(queries.ids_QL), len(self.task.train_SL))
@@ -35,13 +35,13 @@ class ListMethod(Method):
         return out
 
     def top(self, queries: Queries, count: int) -> Tensor:
-        """As `Method.top`; where fewer sequences are touched, -1 fills the row."""
+        """Return as `Method.top`; rows with fewer sequences are filled with -1."""
         return self.top_of(self.questions(queries), count)
 
     def top_of(self, questions: list[Any], count: int) -> Tensor:
-        """The look-up alone."""
+        """Return `top` of prepared queries, by the look-up alone."""
         out = torch.full((len(questions), count), -1)
         for row, question in zip(out, questions, strict=True):
-            found = self.by_sequence(question).strongest(count).tokens
-            row[: len(found)] = torch.from_numpy(found)
+            best = self.by_sequence(question).strongest(count).tokens
+            row[: len(best)] = torch.from_numpy(best)
         return out

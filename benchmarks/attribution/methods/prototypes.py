@@ -15,8 +15,8 @@ from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.task import Queries, Task, hidden, loss_gradients
 from prism_lightning.attribution.build.builder import Builder
 from prism_lightning.attribution.curvature.dictionary import Dictionary
-from prism_lightning.attribution.curvature.records import LogitRecords, Records, records_of, residuals
-from prism_lightning.attribution.index.base import Hits, Query, summed
+from prism_lightning.attribution.curvature.records import LogitRecords, Records, residuals
+from prism_lightning.attribution.index.base import Hits, Query, sum_by_token
 from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.files import map_file
@@ -25,7 +25,7 @@ from prism_lightning.models.polishing import polish
 
 
 class Prototypes(ListMethod):
-    """An index over the sequences.
+    """An index over the sequences as a method.
 
     Args:
         task, folder: see `Method`.
@@ -54,7 +54,7 @@ class Prototypes(ListMethod):
 
     @property
     def builder(self) -> Builder:
-        """What builds it."""
+        """The builder of the index."""
         store = SequenceStore(self.task.train_SL, self.folder, self.task.model.config.vocab_size)
         return Builder(self.task.model, store, self.settings, self.folder, lambda *_: None)
 
@@ -73,41 +73,41 @@ class Prototypes(ListMethod):
 
     @damping.setter
     def damping(self, value: float) -> None:
-        shards = self.builder.shards()
-        shards.settings = replace(self.settings, damping=value)  # the builder goes on with those it built with
-        self.index.curvature = shards.curvature(self.index.shards, self.index.tokens)
+        shard_builder = self.builder.shard_builder()
+        shard_builder.settings = replace(self.settings, damping=value)  # the folder keeps those it was built with
+        self.index.curvature = shard_builder.curvature(self.index.shards, self.index.tokens)
         self._damping = value
 
     @torch.no_grad()
     def records(self, queries: Queries) -> tuple[Records | LogitRecords, np.ndarray]:
-        """Records of all targets asked about, and the query each belongs to; weights are in the gradients."""
+        """Return records of all queried targets, with weights in the gradients, and the query of each."""
         model = self.task.model
-        which_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
+        query_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
         last = int(at_N.max()) + 1
-        z_ND = model.hidden_states(queries.ids_QL[:, :last])[which_N, at_N]
-        targets_N, weights_N1 = queries.ids_QL[which_N, at_N + 1], queries.weights_QT[which_N, at_N, None]
+        z_ND = model.hidden_states(queries.ids_QL[:, :last])[query_N, at_N]
+        targets_N, weights_N1 = queries.ids_QL[query_N, at_N + 1], queries.weights_QT[query_N, at_N, None]
         if self.settings.space == "logits":
-            targets_N1, residuals_N1 = residuals(model.lm_head.weight, z_ND, targets_N)
+            _, targets_N1, residuals_N1 = residuals(model.lm_head.weight, z_ND, targets_N)
             records = LogitRecords(*self.dictionary.assign(z_ND), targets_N1, residuals_N1 * weights_N1)
-            return records, which_N.numpy()
+            return records, query_N.numpy()
         delta_ND = loss_gradients(model, z_ND, targets_N) * weights_N1
-        return records_of(self.dictionary, z_ND, delta_ND, self.settings.activation_path), which_N.numpy()
+        return Records(*self.dictionary.assign(z_ND), delta_ND), query_N.numpy()
 
     def questions(self, queries: Queries) -> list[Query]:
-        records, which_N = self.records(queries)
-        bounds = np.searchsorted(which_N, np.arange(len(queries.ids_QL) + 1)).tolist()
+        records, query_N = self.records(queries)
+        bounds = np.searchsorted(query_N, np.arange(len(queries.ids_QL) + 1)).tolist()
         return [self.index.query(*records.arrays(slice(first, last))) for first, last in pairwise(bounds)]
 
     def by_sequence(self, question: Query) -> Hits:
         hits = self.index.score(question)
-        return summed(hits.tokens // (self.task.train_SL.shape[1] - 1), hits.influence)
+        return sum_by_token(hits.tokens // (self.task.train_SL.shape[1] - 1), hits.influence)
 
     def share_read(self, queries: Queries) -> float:
         return float(np.mean([self.index.entries_read(query) for query in self.questions(queries)])) / self.index.tokens
 
     @torch.no_grad()
     def unexplained_variance(self) -> float:
-        """Of the first training sequences' hidden states, by this dictionary."""
+        """Return the unexplained variance of the first training sequences' hidden states."""
         z_ND = hidden(self.task.model, self.task.train_SL[:256])
         residual_ND = z_ND - self.dictionary.mixture(*self.dictionary.assign(z_ND))
         return (residual_ND.square().sum() / z_ND.square().sum()).item()
@@ -115,7 +115,7 @@ class Prototypes(ListMethod):
 
 @torch.no_grad()
 def polished(task: Task, steps: int) -> PrismForCausalLM:
-    """A copy of the model whose own prototypes are fitted to the hidden states of all training tokens."""
+    """Return a copy of the model whose own prototypes are fitted to the hidden states of all training tokens."""
     model = deepcopy(task.model)
     assert model.prototypes is not None
     z_ND = hidden(model, task.train_SL)

@@ -18,7 +18,7 @@ from prism_lightning.common.files import map_file, write_file
 
 
 class HiddenCosine(Method):
-    """Cosine of mean final hidden states, centred on the corpus; a query's mean is over the targets it asks about."""
+    """Cosine of mean final hidden states, centred on the corpus; a query's mean is over its targets."""
 
     @torch.no_grad()
     def fit(self) -> None:
@@ -70,20 +70,20 @@ class Bm25(Method):
     def scores(self, queries: Queries) -> Tensor:
         last_Q = (queries.weights_QT > 0).int() * torch.arange(1, queries.weights_QT.shape[1] + 1)
         rows = [ids[: last + 1] for ids, last in zip(queries.ids_QL.tolist(), last_Q.amax(1).tolist(), strict=True)]
-        asked = []
+        scores = []
         for text in self.tokenizer.batch_decode(rows):
-            known = {self.column[word]: times for word, times in words(text).items() if word in self.column}
-            asked.append(self.matrix_SW[:, list(known)] @ np.array(list(known.values()), dtype=np.float32))
-        return torch.from_numpy(np.stack(asked))
+            frequencies = {self.column[word]: times for word, times in words(text).items() if word in self.column}
+            scores.append(self.matrix_SW[:, list(frequencies)] @ np.array(list(frequencies.values()), dtype=np.float32))
+        return torch.from_numpy(np.stack(scores))
 
 
 def words(text: str) -> Counter[str]:
-    """Words of a text and how often each stands in it."""
+    """Return the words of a text and their counts."""
     return Counter(re.findall(r"\w+", text.lower()))
 
 
 def bm25_matrix(counts: list[Counter[str]], column: dict[str, int], k1: float, b: float) -> scipy.sparse.csr_matrix:
-    """[S, W]: what each word of a query adds to the score of each document."""
+    """Return the contribution [S, W] of each word of a query to the score of each document."""
     row, col, frequency = (
         np.array(values)
         for values in zip(
@@ -99,13 +99,13 @@ def bm25_matrix(counts: list[Counter[str]], column: dict[str, int], k1: float, b
 
 
 class Random(Method):
-    """Scores drawn at random, others for each query: the floor of every table."""
+    """Random scores, different for each query: the lower end of every table."""
 
     def fit(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def open(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def scores(self, queries: Queries) -> Tensor:
         generator = torch.Generator().manual_seed(int(queries.ids_QL.sum()))

@@ -1,8 +1,8 @@
-"""All training tokens with the query's target: by surprise alone, or by how much their hidden states agree as well.
+"""All training tokens with the query's target, by their target error probability, or also by their hidden states.
 
-The first is the influence through a bias of the logits with a diagonal curvature: what an index in the space of logits
-computes with one prototype that is active everywhere, the floor of what prototypes add there. The second is that
-through the head's weights, E[z z^T] in place of prototypes and the same diagonal: their dense rival on the same lists.
+The first is the influence through a bias of the logits with a diagonal curvature. An index in the space of logits with
+one prototype that is active everywhere computes the same, so it is the baseline of what prototypes add. The second is
+the influence through the head's weights, with E[z z^T] in place of prototypes and the same diagonal, on the same lists.
 
 Shapes: Q queries, T targets of each, N of them asked about, U different targets of a query, D hidden size, m
 coordinates kept of hidden states.
@@ -20,16 +20,15 @@ from torch import Tensor
 from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.task import Queries, Task, hidden
 from prism_lightning.attribution.curvature.hessian import eigenbasis
-from prism_lightning.attribution.curvature.records import surprise
-from prism_lightning.attribution.index.base import Hits, summed
-from prism_lightning.attribution.index.logits import entries_of, places
-from prism_lightning.attribution.index.postings import target_lists
+from prism_lightning.attribution.curvature.records import target_error_probability
+from prism_lightning.attribution.index.base import Hits, sum_by_token
 from prism_lightning.attribution.index.quantisation import quantised
+from prism_lightning.attribution.index.shards import LogitShard, entries_of, find_lists
 from prism_lightning.common.files import map_file, write_file
 
 
 class TargetMatch(ListMethod):
-    """Lists by target.
+    """Posting lists by target.
 
     Args:
         task, folder: see `Method`.
@@ -45,60 +44,67 @@ class TargetMatch(ListMethod):
         write_file(self.folder / "lists.safetensors", self.lists(hidden(self.task.model, self.task.train_SL)))
 
     def lists(self, z_ND: Tensor) -> dict[str, np.ndarray]:
-        """Rows of every target that occurs, one behind the other."""
+        """Return the lists of every target that occurs, one after the other."""
         head_VD, targets_N = self.task.model.lm_head.weight, self.task.train_SL[:, 1:].flatten()
-        surprise_N, shape = surprise(head_VD, z_ND, targets_N).numpy(), (len(targets_N), 1)
-        lists = target_lists(np.zeros(shape, int), np.ones(shape), surprise_N, targets_N.numpy(), len(head_VD), 1)
-        del lists["activations"]
-        return lists
+        target_errors_N, shape = target_error_probability(head_VD, z_ND, targets_N).numpy(), (len(targets_N), 1)
+        shard = LogitShard.of_tokens(
+            np.zeros(shape, int), np.ones(shape), target_errors_N, targets_N.numpy(), len(head_VD), num_prototypes=1
+        )
+        tensors = shard.tensors()
+        del tensors["activations"]  # all are 1
+        return tensors
 
     def open(self) -> None:
         self.state = map_file(self.folder / "lists.safetensors")
 
     @torch.no_grad()
     def questions(self, queries: Queries) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As `ListMethod`: the targets asked about [U], ascending, and the vector [U, m] of each."""
-        which_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
-        z_ND = self.task.model.hidden_states(queries.ids_QL[:, : int(at_N.max()) + 1])[which_N, at_N]
-        targets_N = queries.ids_QL[which_N, at_N + 1]
-        surprise_N = surprise(self.task.model.lm_head.weight, z_ND, targets_N)
-        at, found = places(self.state, targets_N.numpy())
-        curvature_N = self.state["curvature"][at] * found + self.damping * self.state["curvature"].mean()
-        weights_N = (surprise_N * queries.weights_QT[which_N, at_N]).numpy() / curvature_N
+        """Return each query's distinct targets [U], ascending, and the vector [U, m] of each."""
+        query_N, at_N = queries.weights_QT.nonzero(as_tuple=True)
+        z_ND = self.task.model.hidden_states(queries.ids_QL[:, : int(at_N.max()) + 1])[query_N, at_N]
+        targets_N = queries.ids_QL[query_N, at_N + 1]
+        target_errors_N = target_error_probability(self.task.model.lm_head.weight, z_ND, targets_N)
+        at, present = find_lists(self.state["lists"], targets_N.numpy())
+        curvature_N = self.state["curvature"][at] * present + self.damping * self.state["curvature"].mean()
+        weights_N = (target_errors_N * queries.weights_QT[query_N, at_N]).numpy() / curvature_N
         vectors_Nm = self.vectors(z_ND) * weights_N[:, None].astype(np.float32)
-        bounds = np.searchsorted(which_N.numpy(), np.arange(len(queries.ids_QL) + 1)).tolist()
+        bounds = np.searchsorted(query_N.numpy(), np.arange(len(queries.ids_QL) + 1)).tolist()
         return [_by_target(targets_N[a:b].numpy(), vectors_Nm[a:b]) for a, b in pairwise(bounds)]
 
     def vectors(self, z_ND: Tensor) -> np.ndarray:
-        """[N, m], what the records of a list are multiplied with."""
+        """Return the vectors [N, m] that multiply the records of a list."""
         return np.ones((len(z_ND), 1), np.float32)
 
     def by_sequence(self, question: tuple[np.ndarray, np.ndarray]) -> Hits:
         targets_U, vectors_Um = question
-        positions, counts = entries_of(self.state, targets_U)
+        positions, counts = self.entries(targets_U)
         rows = self.state["rows"][positions].astype(np.int64)
         values = self.agreement(positions, counts, vectors_Um)
-        return summed(rows // self.length, self.state["surprise"].take(rows) * values)
+        return sum_by_token(rows // self.length, self.state["surprise"].take(rows) * values)
+
+    def entries(self, targets_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions of the entries of some targets' lists, and the length of each list."""
+        return entries_of(self.state["lists"], self.state["offsets"], targets_U)
 
     def agreement(self, positions: np.ndarray, counts: np.ndarray, vectors_Um: np.ndarray) -> np.ndarray:
-        """The product of a list's vector with the record of each of its entries."""
+        """Return the product of a list's vector with the record of each of its entries."""
         return np.repeat(vectors_Um[:, 0], counts)
 
     def share_read(self, queries: Queries) -> float:
-        counts = [entries_of(self.state, targets)[1].sum() for targets, _ in self.questions(queries)]
+        counts = [self.entries(targets)[1].sum() for targets, _ in self.questions(queries)]
         return float(np.mean(counts)) / self.task.train_SL[:, 1:].numel()
 
 
 def _by_target(targets_N: np.ndarray, vectors_Nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different targets, and the sum of the vectors of each."""
-    targets_U, which_N = np.unique(targets_N, return_inverse=True)
+    """Distinct targets, ascending, and the sum of the vectors of each."""
+    targets_U, place_N = np.unique(targets_N, return_inverse=True)
     vectors_Um = np.zeros((len(targets_U), vectors_Nm.shape[1]), np.float32)
-    np.add.at(vectors_Um, which_N, vectors_Nm)
+    np.add.at(vectors_Um, place_N, vectors_Nm)
     return targets_U, vectors_Um
 
 
 class TargetKernel(TargetMatch):
-    """Lists by target with the hidden state of every entry beside it, whitened.
+    """Posting lists by target, with the whitened hidden state of every entry.
 
     Args:
         task, folder, damping: see `TargetMatch`.
@@ -136,7 +142,7 @@ class TargetKernel(TargetMatch):
     def agreement(self, positions: np.ndarray, counts: np.ndarray, vectors_Um: np.ndarray) -> np.ndarray:
         out, first = np.empty(len(positions), np.float32), 0
         for count, vector_m in zip(counts.tolist(), vectors_Um, strict=True):
-            if count:  # a list is one piece of the file
+            if count:  # a list is contiguous in the file
                 start = positions[first]
                 rows_nm = self.state["hidden"][start : start + count].astype(np.float32)
                 out[first : first + count] = rows_nm @ vector_m * self.state["scales"][start : start + count]

@@ -83,7 +83,7 @@ class Trak(Method):
 
     @cached_property
     def projections(self) -> list[HadamardProjection]:
-        """One for each checkpoint, as in `TRAKer`; made again from the seed by whoever opens the state."""
+        """One projection per checkpoint, as in `TRAKer`; it is made again from the seed when the state is opened."""
         return [
             HadamardProjection(computer.grad_dim, self.dimension, self.seed + 10_000 * number)
             for number, computer in enumerate(self.gradient_computers)
@@ -91,7 +91,7 @@ class Trak(Method):
 
     def fit(self) -> None:
         queries = Queries.of_sequences(self.task.train_SL)
-        # Beside the state, and no part of it: without it a damping could not be changed.
+        # Not part of the state: it serves changes of the damping.
         write_file(self.folder / "gradients.safetensors", {"gradients": self._gradients_CBk(queries).numpy()})
         features_CSk = self._finalised()
         # Only ratios matter in float16: features may be smaller than its smallest number.
@@ -111,16 +111,16 @@ class Trak(Method):
     def scores(self, queries: Queries) -> Tensor:
         if self.damping != self.finalised_with:
             self.features_CSk, self.finalised_with = self._finalised(), self.damping
-        used = int(queries.weights_QT.any(0).nonzero().max()) + 1  # what follows the last target does not matter
-        queries = Queries(queries.ids_QL[:, : used + 1], queries.weights_QT[:, :used])
-        asked_CQk = self._gradients_CBk(queries, self.asked == "loss")
-        scores_SQ = torch.zeros(self.features_CSk.shape[1], asked_CQk.shape[1])
-        for features_Sk, asked_Qk in zip(self.features_CSk, asked_CQk, strict=True):
-            self._score_computer().get_scores(features_Sk, asked_Qk, scores_SQ)
+        num_targets = int(queries.weights_QT.any(0).nonzero().max()) + 1  # what follows the last target does not matter
+        queries = Queries(queries.ids_QL[:, : num_targets + 1], queries.weights_QT[:, :num_targets])
+        queries_CQk = self._gradients_CBk(queries, self.asked == "loss")
+        scores_SQ = torch.zeros(self.features_CSk.shape[1], queries_CQk.shape[1])
+        for features_Sk, queries_Qk in zip(self.features_CSk, queries_CQk, strict=True):
+            self._score_computer().get_scores(features_Sk, queries_Qk, scores_SQ)
         return (scores_SQ * self.out_to_loss_S[:, None] / len(self.features_CSk)).T
 
     def state_bytes(self) -> int:
-        """Bytes on disk of what answering reads; the gradients, for other dampings, are not."""
+        """Return the bytes on disk that queries read; the gradients, kept for other dampings, are not among them."""
         return sum(path.stat().st_size for path in self.folder.glob("features.*"))
 
     @torch.enable_grad()
@@ -132,7 +132,7 @@ class Trak(Method):
             for number, row_k in enumerate(rows_Bk):
                 ids_1L, weights_1T = queries.part(number, number + 1)
                 if of_loss:
-                    weights_1T = weights_1T * surprises(computer.model, ids_1L)
+                    weights_1T = weights_1T * target_error_probabilities(computer.model, ids_1L)
                 gradient_P = computer.compute_per_sample_grad((ids_1L, weights_1T))[0]
                 row_k[:] = projection.project(gradient_P) / len(gradient_P) ** 0.5
         return rows_CBk
@@ -158,7 +158,7 @@ class Trak(Method):
 
 
 class Decoder(nn.Module):
-    """Logits of a model as a function of nothing but its decoder and head: prototypes take no part in them."""
+    """Logits of a model as a function of its decoder and head alone, without prototypes."""
 
     def __init__(self, model: PrismForCausalLM, modules: str = "all") -> None:
         super().__init__()
@@ -168,25 +168,25 @@ class Decoder(nn.Module):
         self.head = model.lm_head
 
     def forward(self, input_ids_BT: Tensor) -> Tensor:
-        """[B, T, V]."""
+        """Return logits [B, T, V]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and "backbone" in self._modules):
             z_BTD = self.decoder[0](input_ids=input_ids_BT, use_cache=False).last_hidden_state
         return self.head(z_BTD)
 
 
 @torch.no_grad()
-def surprises(decoder: nn.Module, ids_BL: Tensor) -> Tensor:
-    """1 - p [B, T] of every target."""
+def target_error_probabilities(decoder: nn.Module, ids_BL: Tensor) -> Tensor:
+    """Return 1 - p [B, T] of every target."""
     p_BTV = decoder(ids_BL[:, :-1]).float().softmax(-1)
     return 1 - p_BTV.gather(-1, ids_BL[:, 1:, None])[..., 0]
 
 
 class SequenceMargin:
-    """What TRAK regresses on, with the interface of traker's `AbstractModelOutput`."""
+    """The output that TRAK regresses on, with the interface of traker's `AbstractModelOutput`."""
 
     @staticmethod
     def get_output(decoder: nn.Module, parameters: None, buffers: None, ids_BL: Tensor, weights_BT: Tensor) -> Tensor:
-        """[B] margins: sum_t w_t (logit of the target - logsumexp of all others)."""
+        """Return margins [B]: sum_t w_t (logit of the target - logsumexp of all others)."""
         logits_BTV, targets_BT1 = decoder(ids_BL[:, :-1]).float(), ids_BL[:, 1:, None]
         others_BT = logits_BTV.scatter(-1, targets_BT1, -torch.inf).logsumexp(-1)
         return ((logits_BTV.gather(-1, targets_BT1)[..., 0] - others_BT) * weights_BT).sum(1)
@@ -195,8 +195,8 @@ class SequenceMargin:
     def get_out_to_loss_grad(
         decoder: nn.Module, parameters: None, buffers: None, batch: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """[B, 1] mean of 1 - p over the targets."""
-        return surprises(decoder, batch[0]).mean(1, keepdim=True)
+        """Return the mean of 1 - p over the targets, [B, 1]."""
+        return target_error_probabilities(decoder, batch[0]).mean(1, keepdim=True)
 
 
 class HadamardProjection:
@@ -214,14 +214,14 @@ class HadamardProjection:
         self.kept_k = torch.randperm(self.size, generator=generator)[:dimension]
 
     def project(self, gradient_P: Tensor) -> Tensor:
-        """[k]."""
+        """Return the projection [k] of a gradient."""
         padded_n = torch.zeros(self.size)
         torch.mul(gradient_P, self.signs_P, out=padded_n[: len(gradient_P)])
         return hadamard(padded_n)[self.kept_k]
 
 
 def hadamard(vector_n: Tensor) -> Tensor:
-    """A Hadamard matrix of entries +-1 times a vector whose length is a power of two."""
+    """Return the product of a Hadamard matrix of entries +-1 with a vector whose length is a power of two."""
     pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     stride = 1
     while stride < len(vector_n):

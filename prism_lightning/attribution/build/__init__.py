@@ -1,1 +1,1 @@
-"""Building an index: a pass over the training blocks, shard by shard."""
+"""Building an index in one pass over the training blocks, shard by shard."""

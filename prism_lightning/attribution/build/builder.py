@@ -1,13 +1,12 @@
 """Build an index: one forward pass over the training blocks, shard by shard, on one process or several.
 
-Every step ends in a file that is whole or absent, so the same command goes on where an interrupted one stopped and
-gives the same bytes. Rank r of W builds shards r, r + W, ...; whoever finds all shards finished merges them.
+Every step ends in a file that is whole or absent, so the same command resumes an interrupted build and gives the same
+bytes. Rank r of W builds shards r, r + W, ...; the process that finds all shards finished merges them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_lightning.attribution.build.hidden import HiddenShards
-from prism_lightning.attribution.build.logits import LogitShards
-from prism_lightning.attribution.build.shards import Shards
+from prism_lightning.attribution.build.hidden import HiddenShardBuilder
+from prism_lightning.attribution.build.logits import LogitShardBuilder
+from prism_lightning.attribution.build.shards import ShardBuilder
 from prism_lightning.attribution.curvature.dictionary import Dictionary, default_size, fitted_dictionary
-from prism_lightning.attribution.index.base import FORMAT, made_from, parts_of, shard_path
+from prism_lightning.attribution.index.base import FORMAT, curvature_is_current, part_checksums, shard_path
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import integrity_error, map_file, read_json, write_file, write_json
@@ -29,20 +28,20 @@ from prism_lightning.data.store import TokenStore
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.run.fingerprints import model_fingerprint
 
-SHARDS: dict[str, type[Shards]] = {"hidden": HiddenShards, "logits": LogitShards}
-FIT_TOKENS_PER_PROTOTYPE, LEAST_SAMPLE = 4, 131_072
-Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+SHARD_BUILDERS: dict[str, type[ShardBuilder[Any]]] = {"hidden": HiddenShardBuilder, "logits": LogitShardBuilder}
+FIT_TOKENS_PER_PROTOTYPE, MIN_SAMPLE_TOKENS = 4, 131_072
+Report = Callable[[str, int, int], None]  # name of the step, units done, units in all
 
 
 class Builder:
-    """Builds one index, or what is missing of it.
+    """Builds one index, or the missing parts of it.
 
     Args:
         model: in eval mode, on the device that computes.
         store: the training split.
         settings: of the index.
-        folder: where it goes.
-        report: called as the work goes on.
+        folder: of the index.
+        report: called with the progress.
 
     Raises:
         UserError: a folder that holds an index of another model, corpus or settings; a full disk.
@@ -63,29 +62,29 @@ class Builder:
             raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --index.dir") from error
 
     def _claim(self) -> None:
-        """Say what this folder is an index of, or see that it says the same already."""
+        """Write settings.json, or check that it names the same model, corpus and settings."""
         facts = {
             "format": FORMAT,
             "model": model_fingerprint(self.model),
             "data": self.store.manifest["fingerprint"],
             "block_size": self.store.block_size,
             "tokens": self.tokens,
-            "settings": {name: value for name, value in asdict(self.settings).items() if name != "dir"},
+            "settings": self.settings.recorded(),
         }
-        if self.model.dtype != torch.float32:  # of the decoder; shards of both would not be of one model
+        if self.model.dtype != torch.float32:  # of the decoder; shards of two types would belong to different models
             facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
         with self.lock:
-            found = read_json(self.folder / "settings.json")
-            damaged = found is not None and problem_in(found, {"settings": mapping({})})
-            if damaged or (found is None and (self.folder / "dictionary.json").is_file()):
+            stored = read_json(self.folder / "settings.json")
+            damaged = stored is not None and problem_in(stored, {"settings": mapping({})})
+            if damaged or (stored is None and (self.folder / "dictionary.json").is_file()):
                 raise UserError(f"{self.folder}/settings.json is damaged: remove the folder and build the index again")
-            if found is None:
+            if stored is None:
                 write_json(self.folder / "settings.json", facts)
-            elif found != facts:
-                names = dict.fromkeys([*facts, *found])
-                changed = [name for name in names if found.get(name) != facts.get(name) and name != "settings"]
-                old = found.get("settings", {})
-                changed += [f"index.{n}" for n, value in facts["settings"].items() if old.get(n) != value]
+            elif stored != facts:
+                names = dict.fromkeys([*facts, *stored])
+                changed = [name for name in names if stored.get(name) != facts.get(name) and name != "settings"]
+                stored_settings = stored.get("settings", {})
+                changed += [f"index.{n}" for n, value in facts["settings"].items() if stored_settings.get(n) != value]
                 raise UserError(
                     f"{self.folder} holds an index with another {', '.join(changed)}:"
                     " choose another --index.dir or remove it"
@@ -93,26 +92,26 @@ class Builder:
         self.facts = facts
 
     def build(self, rank: int = 0, world_size: int = 1) -> bool:
-        """Do this rank's share; True once the index is whole, False while other ranks have shards to finish."""
+        """Build this rank's shards; return whether the index is complete, or other ranks have shards to finish."""
         with self.lock:
             if integrity_error(self.folder / "dictionary.safetensors") or self._active_stored() is None:
-                self.prepare_frame()
-        shards = self.shards()
+                self.prepare_dictionary()
+        shard_builder = self.shard_builder()
         missing = [n for n in range(rank, self.num_shards, world_size) if not self._finished(n)]
         total = sum(len(self.blocks_of(n)) for n in missing) * self.store.block_size
-        done = 0
+        tokens_done = 0
         for number in missing:
-            done = self.write_shard(number, shards, done, total)
+            tokens_done = self.write_shard(number, shard_builder, tokens_done, total)
         with self.lock:
             # This rank's own shards have just been checked or written.
             if not all(self._finished(n) for n in range(self.num_shards) if n % world_size != rank):
                 return False
             if self._unfinished():
-                self._merge(shards)
+                self._merge(shard_builder)
         return True
 
     def _finished(self, shard: int) -> bool:
-        """Whether a shard is there, undamaged, and assigned to this very dictionary."""
+        """Whether a shard exists, is undamaged and was built with the dictionary on disk."""
         path = shard_path(self.folder, shard)
         facts = read_json(path.with_suffix(".json"))
         if facts is None or facts.get("dictionary") != self._dictionary_checksum():
@@ -123,20 +122,21 @@ class Builder:
         return (read_json(self.folder / "dictionary.json") or {}).get("crc32")
 
     def _active_stored(self) -> int | None:
-        """k of the dictionary that is there; None where its record is damaged."""
+        """Number of active prototypes of the dictionary on disk; None where its record is damaged."""
         facts = read_json(self.folder / "dictionary.json")
         return None if facts is None or problem_in(facts, {"active": whole(1)}) else facts["active"]
 
     def _unfinished(self) -> bool:
         manifest = read_json(self.folder / "manifest.json")
         merged = manifest is not None and not integrity_error(self.folder / "curvature.safetensors")
-        return not (merged and manifest == self._manifest() and made_from(self.folder, self.num_shards))
+        return not (merged and manifest == self._manifest() and curvature_is_current(self.folder, self.num_shards))
 
     def blocks_of(self, shard: int) -> range:
+        """Return the numbers of a shard's blocks."""
         return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
 
     def hidden(self, blocks: list[int]) -> tuple[Tensor, Tensor]:
-        """z [N, D] and targets [N] of some blocks."""
+        """Return the hidden states z [N, D] and targets [N] of some blocks."""
         items = self.store.__getitems__(blocks)
         ids_BT, targets_BT = (
             torch.stack([item[name] for item in items]).to(self.model.device) for name in ("input_ids", "targets")
@@ -149,8 +149,8 @@ class Builder:
 
     @torch.no_grad()
     def _sample(self) -> Tensor:
-        """Hidden states of blocks spread evenly over the corpus."""
-        tokens = self.settings.fit_tokens or max(LEAST_SAMPLE, FIT_TOKENS_PER_PROTOTYPE * self._size())
+        """Hidden states [N, D] of blocks that are spread evenly over the corpus."""
+        tokens = self.settings.fit_tokens or max(MIN_SAMPLE_TOKENS, FIT_TOKENS_PER_PROTOTYPE * self._size())
         count = min(len(self.store), -(-tokens // self.store.block_size))
         chosen = np.linspace(0, len(self.store) - 1, count).astype(int).tolist()
         parts, total = [], count * self.store.block_size
@@ -164,18 +164,20 @@ class Builder:
             return self.model.config.num_prototypes
         return self.settings.prototypes or default_size(self.tokens, self.settings.tokens_per_prototype)
 
-    def prepare_frame(self) -> None:
-        """Sample hidden states, fit the dictionary, find what records are expressed in."""
-        (self.folder / "manifest.json").unlink(missing_ok=True)  # shards of another dictionary are no index any more
+    def prepare_dictionary(self) -> None:
+        """Fit the dictionary and the bases of the records to a sample, and write dictionary.safetensors."""
+        (self.folder / "manifest.json").unlink(missing_ok=True)  # shards of another dictionary no longer make an index
         if self.settings.dictionary == "model" and self.model.prototypes is None:
             raise UserError("this model is dense: it has no prototypes; set --index.dictionary fitted")
         sample_ND = self._sample()
         dictionary = self._dictionary(sample_ND)
-        frame = SHARDS[self.settings.space].frame(self.model, self.settings, sample_ND)
-        tensors = {"prototypes": dictionary.prototypes_KD} | frame
+        basis_tensors = SHARD_BUILDERS[self.settings.space].fit_basis(self.model, self.settings, sample_ND)
+        tensors = {"prototypes": dictionary.prototypes_KD} | basis_tensors
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         if self.settings.precision != "fp32":
-            arrays["prototypes"] = arrays["prototypes"].astype(np.float16)  # assigned to as they are stored
+            arrays["prototypes"] = arrays["prototypes"].astype(
+                np.float16
+            )  # tokens are assigned to the rounded prototypes
         write_file(self.folder / "dictionary.safetensors", arrays, active=dictionary.active)
 
     def _dictionary(self, sample_ND: Tensor) -> Dictionary:
@@ -198,8 +200,8 @@ class Builder:
             lambda step: self.report("fitting prototypes", step, steps),
         )
 
-    def shards(self) -> Shards:
-        """What writes them, with the dictionary and frame that are on disk."""
+    def shard_builder(self) -> ShardBuilder[Any]:
+        """Return what builds shards with the dictionary and bases that are on disk."""
         path = self.folder / "dictionary.safetensors"
         active = self._active_stored()
         assert active is not None  # `build` has just made sure
@@ -209,45 +211,47 @@ class Builder:
             for name, array in map_file(path).items()
         }
         dictionary = Dictionary(tensors.pop("prototypes"), active)
-        return SHARDS[self.settings.space](self.model, self.settings, dictionary, tensors)
+        return SHARD_BUILDERS[self.settings.space](self.model, self.settings, dictionary, tensors)
 
     @torch.no_grad()
-    def write_shard(self, number: int, shards: Shards, done: int, total: int) -> int:
-        shards.begin()
+    def write_shard(self, number: int, shard_builder: ShardBuilder[Any], tokens_done: int, total: int) -> int:
+        """Build and write one shard; return the tokens done so far, of a total that `report` is told."""
+        shard_builder.begin()
         for batch in self._batches(list(self.blocks_of(number))):
             z_ND, targets_N = self.hidden(batch)
-            shards.add(z_ND, targets_N)
-            done += len(z_ND)
-            self.report("indexing", done, total)
+            shard_builder.add(z_ND, targets_N)
+            tokens_done += len(z_ND)
+            self.report("indexing", tokens_done, total)
         tokens = len(self.blocks_of(number)) * self.store.block_size
-        facts = {"tokens": tokens, "dictionary": self._dictionary_checksum()}
-        write_file(shard_path(self.folder, number), shards.tensors(), **facts)
-        return done
+        path = shard_path(self.folder, number)
+        shard_builder.finish().write(path, tokens=tokens, dictionary=self._dictionary_checksum())
+        return tokens_done
 
-    def _merge(self, writer: Shards) -> None:
-        """The curvature over all shards, and the manifest, which makes the index whole."""
+    def _merge(self, shard_builder: ShardBuilder[Any]) -> None:
+        """Write the curvature over all shards, then the manifest, which marks the index as complete."""
         self.report("merging", 0, self.num_shards)
-        shards = [map_file(shard_path(self.folder, number)) for number in range(self.num_shards)]
-        tensors = writer.curvature(shards, self.tokens)
-        parts = parts_of(self.folder, self.num_shards)
+        paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
+        shards = [shard_builder.shard_type.open(path) for path in paths]
+        tensors = shard_builder.curvature(shards, self.tokens)
+        parts = part_checksums(self.folder, self.num_shards)
         write_file(self.folder / "curvature.safetensors", tensors, parts=parts)
         write_json(self.folder / "manifest.json", self._manifest())
-        for left in self.folder.rglob("*.partial"):  # by processes that were killed
-            left.unlink(missing_ok=True)
+        for partial in self.folder.rglob("*.partial"):  # of processes that were killed
+            partial.unlink(missing_ok=True)
         self.report("merging", self.num_shards, self.num_shards)
 
     def _manifest(self) -> dict[str, Any]:
-        """What the index is of, and what reading it needs."""
+        """The content of manifest.json: what was indexed, and the sizes that reading needs."""
         return self.facts | {
             "shards": self.num_shards,
             "shard_tokens": self.shard_blocks * self.store.block_size,
             "prototypes": self._size(),
-            "active": self._active(),
+            "active": self._active_per_token(),
             "vocabulary": len(self.model.lm_head.weight),
             "documents": self.store.counts["documents"],
             "store": str(self.store.folder.absolute()),
         }
 
-    def _active(self) -> int:
+    def _active_per_token(self) -> int:
         own = self.settings.dictionary == "model"
         return self.model.config.active_prototypes if own else self.settings.active_per_token

@@ -1,50 +1,50 @@
-"""Building the index in the space of hidden states: see `hidden_index` for what it keeps.
+"""Building shards of an index in the space of hidden states (`index/hidden.py`).
 
 Shapes: N tokens of a batch, k active, D hidden size, m coordinates, h coordinates of a hidden state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prism_lightning.attribution.build.shards import Shards, array
+from prism_lightning.attribution.build.shards import ShardBuilder, array
 from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis, mean_curvature
-from prism_lightning.attribution.curvature.record_basis import Frame, preconditioner
-from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient, records_of
-from prism_lightning.attribution.index.postings import posting_lists
+from prism_lightning.attribution.curvature.record_basis import RecordBasis, preconditioner
+from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient
 from prism_lightning.attribution.index.quantisation import quantised
+from prism_lightning.attribution.index.shards import HiddenShard, prototype_lists, total_of
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.devices import check_float64
 from prism_lightning.models import PrismForCausalLM
 
-CURVATURE_TOKENS = 65_536  # of the sample, for the basis in which records are stored; S itself is summed over all
+CURVATURE_TOKENS = 65_536  # of the sample, for the basis of the records; S itself is summed over all tokens
 
 
-class HiddenShards(Shards):
-    """See `Shards`."""
+class HiddenShardBuilder(ShardBuilder[HiddenShard]):
+    """Builds shards with a whitened loss gradient for each token."""
+
+    shard_type = HiddenShard
 
     @cached_property
-    def bases(self) -> Frame:
-        """What records are expressed in."""
-        frame = self.stored_frame
-        scale = frame["reconstruction_scale"].item()
-        return Frame(self.dictionary, frame["basis"], frame["eigenvalues"], frame.get("hidden"), scale)
+    def record_basis(self) -> RecordBasis:
+        """The bases of the records."""
+        tensors = self.basis_tensors
+        return RecordBasis(tensors["basis"], tensors["eigenvalues"], tensors.get("hidden"))
 
     @staticmethod
-    def frame(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
+    def fit_basis(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
         head_VD = model.lm_head.weight.detach()
         check_float64(head_VD.device, "--index.space hidden")
         step = max(1, len(sample_ND) // CURVATURE_TOKENS)
         rank = min(settings.rank or head_VD.shape[1], head_VD.shape[1])
         values_m, basis_Dm = eigenbasis(mean_curvature(head_VD, sample_ND[::step]), rank)
-        scale = 0.0
-        if settings.objective == "training":
-            scale = 2 * model.config.reconstruction_weight / sample_ND.square().sum(-1).mean().item()
-        tensors = {"basis": basis_Dm, "eigenvalues": values_m, "reconstruction_scale": torch.tensor([scale])}
+        tensors = {"basis": basis_Dm, "eigenvalues": values_m}
+        tensors["reconstruction_scale"] = torch.zeros(1)  # read by earlier versions, which could have another value
         if settings.hidden_rank:
             second_DD = (sample_ND.T @ sample_ND).double() / len(sample_ND)
             hidden_h, hidden_Dh = eigenbasis(second_DD, min(settings.hidden_rank, len(second_DD)))
@@ -52,50 +52,42 @@ class HiddenShards(Shards):
         return tensors
 
     def begin(self) -> None:
-        basis_Dm = self.bases.basis_Dm if self.settings.curvature == "eigenvalues" else None
-        self.sums = HessianSums(self.head_VD, len(self.dictionary.unit_KD), basis_Dm)
+        self.sums = HessianSums(self.head_VD, len(self.dictionary.unit_KD))
         self.parts: list[dict[str, np.ndarray]] = []
 
     def add(self, z_ND: Tensor, targets_N: Tensor) -> None:
-        chunks_delta = []
+        deltas = []
         indices_Nk, activations_Nk = self.dictionary.assign(z_ND)
         for chunk in head_chunks(self.head_VD, z_ND):
             self.sums.add(chunk, indices_Nk[chunk.rows], activations_Nk[chunk.rows])
-            chunks_delta.append(loss_gradient(self.head_VD, chunk.mean_CD, targets_N[chunk.rows]))
-        path, scale = self.settings.activation_path, self.bases.reconstruction_scale
-        records = records_of(self.dictionary, z_ND, torch.cat(chunks_delta), path, scale, (indices_Nk, activations_Nk))
-        narrow = np.float32 if self.settings.precision == "fp32" else np.float16
-        coordinates, scales = quantised(
-            array((records.vectors_NrD @ self.bases.whitening_Dm).flatten(0, 1)), self.settings.precision
-        )
+            deltas.append(loss_gradient(self.head_VD, chunk.mean_CD, targets_N[chunk.rows]))
+        activation_type = np.float32 if self.settings.precision == "fp32" else np.float16
+        whitened_Nm = torch.cat(deltas) @ self.record_basis.whitening_Dm
+        coordinates, scales = quantised(array(whitened_Nm), self.settings.precision)
         part = {
             "coordinates": coordinates,
-            "prototypes": array(records.prototypes_Nk).astype(np.uint32),
-            "activations": array(records.activations_Nk).astype(narrow),
+            "prototypes": array(indices_Nk).astype(np.uint32),
+            "activations": array(activations_Nk).astype(activation_type),
         }
         if scales is not None:
             part["scales"] = scales
-        if self.bases.hidden_Dh is not None:
-            hidden, hidden_scales = quantised(array(z_ND @ self.bases.hidden_Dh), "int8")
+        if self.record_basis.hidden_Dh is not None:
+            hidden, hidden_scales = quantised(array(z_ND @ self.record_basis.hidden_Dh), "int8")
             assert hidden_scales is not None
             part |= {"hidden": hidden, "hidden_scales": hidden_scales}
         self.parts.append(part)
 
-    def tensors(self) -> dict[str, np.ndarray]:
+    def finish(self) -> HiddenShard:
         joined = {name: np.concatenate([part.pop(name) for part in self.parts]) for name in list(self.parts[0])}
-        joined |= posting_lists(
-            joined.pop("prototypes"),
-            joined.pop("activations"),
-            len(self.dictionary.unit_KD),
-            self.settings.activation_path,
+        lists = prototype_lists(joined.pop("prototypes"), joined.pop("activations"), len(self.dictionary.unit_KD))
+        return HiddenShard(
+            **joined,
+            **lists,
+            sum_activation=array(self.sums.activation_K.float()),
+            sum_curvature=array(self.sums.gauss_newton_DD()),
         )
-        joined |= {
-            "sum_activation": array(self.sums.activation_K.float()),
-            "sum_curvature": array(self.sums.gauss_newton_DD()),
-        }
-        if self.sums.eigenvalue_Km is not None:
-            joined["sum_eigenvalues"] = array(self.sums.eigenvalue_Km.float())
-        return joined
 
-    def curvature(self, shards: list[dict[str, np.ndarray]], tokens: int) -> dict[str, np.ndarray]:
-        return preconditioner(self.bases, shards, tokens, self.settings.damping_share)
+    def curvature(self, shards: Sequence[HiddenShard], tokens: int) -> dict[str, np.ndarray]:
+        activation_K = total_of([shard.sum_activation for shard in shards]) / tokens
+        curvature_DD = total_of([shard.sum_curvature for shard in shards]) / tokens
+        return preconditioner(self.record_basis, activation_K, curvature_DD, tokens, self.settings.damping_share)

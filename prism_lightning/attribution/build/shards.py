@@ -1,4 +1,4 @@
-"""What both kinds of index do in a build; `hidden_shards` and `logit_shards` hold what each keeps of a training token.
+"""The interface of shard builders; `build/hidden.py` and `build/logits.py` implement it.
 
 Shapes: N tokens of a batch, D hidden size.
 """
@@ -6,35 +6,44 @@ Shapes: N tokens of a batch, D hidden size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from prism_lightning.attribution.curvature.dictionary import Dictionary
+from prism_lightning.attribution.index.shards import Shard
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.models import PrismForCausalLM
 
+S = TypeVar("S", bound=Shard)
 
-class Shards(ABC):
-    """Turns hidden states into the tensors of a shard, batch by batch; afterwards `begin` starts the next.
+
+class ShardBuilder(ABC, Generic[S]):
+    """Builds shards from hidden states, batch by batch: `begin`, `add` for each batch, `finish`.
+
+    `shard_type` is the class of the shards.
 
     Args:
-        model: whose tokens are indexed.
+        model: the model that is indexed.
         settings: of the index.
         dictionary: the prototypes.
-        frame: what `frame` gave, as it was stored.
+        basis_tensors: the result of `fit_basis`, as it was stored.
     """
 
+    shard_type: type[S]
+
     def __init__(
-        self, model: PrismForCausalLM, settings: IndexSettings, dictionary: Dictionary, frame: dict[str, Tensor]
+        self, model: PrismForCausalLM, settings: IndexSettings, dictionary: Dictionary, basis_tensors: dict[str, Tensor]
     ) -> None:
-        self.settings, self.dictionary, self.stored_frame = settings, dictionary, frame
+        self.settings, self.dictionary, self.basis_tensors = settings, dictionary, basis_tensors
         self.head_VD = model.lm_head.weight.detach()
 
     @staticmethod
     @abstractmethod
-    def frame(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
-        """What is fixed before the pass, from a sample of hidden states."""
+    def fit_basis(model: PrismForCausalLM, settings: IndexSettings, sample_ND: Tensor) -> dict[str, Tensor]:
+        """Return the tensors beside the dictionary that are fixed before the pass, from a sample of hidden states."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -42,17 +51,20 @@ class Shards(ABC):
 
     @abstractmethod
     def add(self, z_ND: Tensor, targets_N: Tensor) -> None:
-        """A batch of the shard's tokens, in order."""
+        """Add the next batch of the shard's tokens."""
 
     @abstractmethod
-    def tensors(self) -> dict[str, np.ndarray]:
-        """The finished shard."""
+    def finish(self) -> S:
+        """Return the shard."""
 
     @abstractmethod
-    def curvature(self, shards: list[dict[str, np.ndarray]], tokens: int) -> dict[str, np.ndarray]:
-        """What queries are divided by, from all shards in order, so that it does not depend on who built which."""
+    def curvature(self, shards: Sequence[S], tokens: int) -> dict[str, np.ndarray]:
+        """Return what queries are divided by.
+
+        It is summed over all shards in order, so that it does not depend on which process built which shard.
+        """
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """A tensor of any device."""
+    """Return a tensor of any device as an array."""
     return tensor.detach().cpu().numpy()

@@ -1,4 +1,4 @@
-"""The prototypes an index attributes through: the model's own, or finer ones fitted to its frozen decoder.
+"""The prototypes of an index: the model's own, or finer ones fitted to its frozen decoder.
 
 Un-suppressed logits do not depend on the prototypes, so either explains the same predictions.
 """
@@ -21,13 +21,13 @@ LARGEST = 2**20
 
 
 class Dictionary:
-    """K prototypes, k of them active per token.
+    """K prototypes, of which k are active per token.
 
     Args:
         prototypes_KD: P.
         active: k.
-        exact: compare every token with every prototype. For a few tokens that is cheaper than forming the cells of
-            the two-level search, which takes seconds at 65,536 prototypes.
+        exact: whether every token is compared with every prototype. For a few tokens this is cheaper than forming the
+            cells of the two-level search, which takes seconds at 65,536 prototypes.
     """
 
     def __init__(self, prototypes_KD: Tensor, active: int, exact: bool = False) -> None:
@@ -39,17 +39,19 @@ class Dictionary:
         return PrototypeSearch(self.unit_KD, self.active, self.exact)
 
     def assign(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """S_t [N, k] and a_ti = max(cos, 0) [N, k]."""
+        """Return the active prototypes S_t [N, k] and the activations a_ti = max(cos, 0) [N, k]."""
         cosines_Nk, indices_Nk = self._search(F.normalize(z_ND, dim=-1))
         return indices_Nk, cosines_Nk.clamp_min(0)
 
     def mixture(self, indices_Nk: Tensor, activations_Nk: Tensor) -> Tensor:
-        """zhat [N, D]."""
+        """Return the mixture zhat [N, D] of prototypes."""
         return mix(indices_Nk, activations_Nk, self.prototypes_KD)
 
 
 def default_size(tokens: int, tokens_per_prototype: int) -> int:
-    """The largest power of two up to tokens / tokens_per_prototype: so lists stay as long as the corpus grows.
+    """Return the default K: the largest power of two up to tokens / tokens_per_prototype.
+
+    Posting lists then keep their length as the corpus grows.
 
     Capped, since the dictionary is held in memory while an index is built: 12 bytes x K x D, and about as much again
     for each of its gradient and moments, and 16 for the sampled hidden states, while it is fitted.
@@ -60,14 +62,17 @@ def default_size(tokens: int, tokens_per_prototype: int) -> int:
 def fitted_dictionary(
     z_ND: Tensor, size: int, active: int, steps: int, seed: int, report: Callable[[int], object] = lambda step: None
 ) -> Dictionary:
-    """Fit prototypes to hidden states.
+    """Return a dictionary of prototypes fitted to hidden states.
 
     Args:
-        z_ND: hidden states of training tokens, at least `size` of them (ValueError otherwise).
+        z_ND: hidden states of training tokens.
         size, active: K and k.
-        steps: of `polish`; 0 keeps hidden states drawn at random, rescaled.
+        steps: number of `polish` steps; 0 keeps hidden states drawn at random, rescaled.
         seed: of the draw and of the batches.
-        report: called with the number of steps done.
+        report: called with the number of finished steps.
+
+    Raises:
+        ValueError: fewer hidden states than prototypes.
     """
     layer = PrototypeLayer(size, z_ND.shape[1], active).to(z_ND.device)
     generator = torch.Generator().manual_seed(seed)

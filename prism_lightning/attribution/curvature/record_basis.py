@@ -1,4 +1,7 @@
-"""What every record of an index is expressed in, and what a query is divided by."""
+"""The coordinates in which an index stores records, and the curvature that a query is divided by (section 4.2).
+
+Shapes: K prototypes, D hidden size, m coordinates of a record, h coordinates of a hidden state.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +10,42 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from prism_lightning.attribution.curvature.dictionary import Dictionary
 
+class RecordBasis(NamedTuple):
+    """The bases that are fixed before the pass over the tokens."""
 
-class Frame(NamedTuple):
-    """What is fixed before the pass: the dictionary, and the bases in which records are stored."""
-
-    dictionary: Dictionary
     basis_Dm: Tensor  # orthonormal
     eigenvalue_m: Tensor  # of the sample's curvature: coordinates are divided by their roots
-    hidden_Dh: Tensor | None
-    reconstruction_scale: float
+    hidden_Dh: Tensor | None  # whitens hidden states, for re-ranking
 
     @property
     def whitening_Dm(self) -> Tensor:
-        """Coordinates of a vector are vector @ whitening."""
+        """The matrix B^T whose product with a vector is its coordinates: vector @ whitening."""
         return self.basis_Dm / self.eigenvalue_m.sqrt()
 
 
 def preconditioner(
-    frame: Frame, shards: list[dict[str, np.ndarray]], tokens: int, damping: float
+    basis: RecordBasis, activation_K: np.ndarray, curvature_DD: np.ndarray, tokens: int, damping: float
 ) -> dict[str, np.ndarray]:
-    """What turns a query's record into vectors whose dot products with stored coordinates are influences.
+    """Return what turns a query's record into vectors whose dot products with stored coordinates are influences.
 
-    Separable: 1 / (N (A_ii + d mean A)) per prototype, and (B (S + d mean S) B^T)^-1 B for the whitened coordinates
-    B v. Eigenvalues: 1 / N, B rescaled, and lambda_i + d mean(lambda) per prototype. With the training objective the
-    curvature of w_rec L_rec, which is 2 w_rec / mean ||z||^2 times A_ii, is added.
+    It is 1 / (N (A_ii + d mean A)) for each prototype, and (B (S + d mean S) B^T)^-1 B for the coordinates B v.
+
+    Args:
+        basis: of the stored records.
+        activation_K, curvature_DD: A_ii and S, means over all tokens.
+        tokens: N.
+        damping: d.
     """
-    activation_K, curvature_DD = (_mean(shards, name, tokens) for name in ("sum_activation", "sum_curvature"))
     size = len(curvature_DD)
-    whitening_Dm = frame.whitening_Dm.double().cpu().numpy()
-    curvature_DD = curvature_DD + frame.reconstruction_scale * np.eye(size)
-    out: dict[str, np.ndarray] = {}
-    if "sum_eigenvalues" in shards[0]:
-        eigenvalue_Km = _mean(shards, "sum_eigenvalues", tokens) + frame.reconstruction_scale * activation_K[:, None]
-        out["eigenvalues"] = (eigenvalue_Km + damping * eigenvalue_Km.mean()).astype(np.float32)
-        out["inverse_activation"] = np.full(len(activation_K), 1 / tokens, dtype=np.float32)
-        out["precondition"] = (whitening_Dm * frame.eigenvalue_m.double().cpu().numpy()).astype(np.float32)
-    else:
-        damped_DD = curvature_DD + damping * np.trace(curvature_DD) / size * np.eye(size)
-        inverse_mm = np.linalg.inv(whitening_Dm.T @ damped_DD @ whitening_Dm)
-        out["inverse_activation"] = (1 / (tokens * (activation_K + damping * activation_K.mean()))).astype(np.float32)
-        out["precondition"] = (whitening_Dm @ inverse_mm).astype(np.float32)
-    if frame.hidden_Dh is not None:
-        out["hidden_basis"] = frame.hidden_Dh.float().cpu().numpy()
-    return out
-
-
-def _mean(shards: list[dict[str, np.ndarray]], name: str, tokens: int) -> np.ndarray:
-    """Mean over all tokens, summed shard by shard in order, so that it does not depend on who built which."""
-    total = np.zeros(shards[0][name].shape)
-    for shard in shards:
-        total += shard[name]
-    return total / tokens
+    whitening_Dm = basis.whitening_Dm.double().cpu().numpy()
+    damped_DD = curvature_DD + damping * np.trace(curvature_DD) / size * np.eye(size)
+    inverse_mm = np.linalg.inv(whitening_Dm.T @ damped_DD @ whitening_Dm)
+    inverse_activation_K = 1 / (tokens * (activation_K + damping * activation_K.mean()))
+    tensors = {
+        "inverse_activation": inverse_activation_K.astype(np.float32),
+        "precondition": (whitening_Dm @ inverse_mm).astype(np.float32),
+    }
+    if basis.hidden_Dh is not None:
+        tensors["hidden_basis"] = basis.hidden_Dh.float().cpu().numpy()
+    return tensors

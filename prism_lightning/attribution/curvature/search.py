@@ -18,10 +18,11 @@ LLOYD_STEPS = 6
 
 
 class PrototypeSearch:
-    """Finds the k prototypes of largest cosine; nearly always exactly, at a fraction of K dot products per token.
+    """Finds the k prototypes of largest cosine, nearly always exactly, with a fraction of K dot products per token.
 
     Prototypes are grouped into cells by spherical k-means. A token looks only into the `PROBES` cells whose centres
-    are nearest to it. Deterministic given the prototypes. `exact`, and few prototypes, do without.
+    are nearest to it. The result is deterministic given the prototypes. With `exact`, or few prototypes, all are
+    compared.
     """
 
     def __init__(self, unit_KD: Tensor, active: int, exact: bool = False) -> None:
@@ -29,7 +30,7 @@ class PrototypeSearch:
         self.exact = exact or unit_KD.shape[0] <= EXACT_BELOW
         if self.exact:
             return
-        # As many centres as prototypes in the cells a token looks into: the fewest dot products.
+        # With as many centres as prototypes in the cells of a token, there are fewest dot products.
         cells = round(math.sqrt(PROBES * unit_KD.shape[0]))
         self.centres_CD = unit_KD[torch.linspace(0, len(unit_KD) - 1, cells, device=unit_KD.device).long()]
         for _ in range(LLOYD_STEPS):
@@ -43,13 +44,13 @@ class PrototypeSearch:
         self.bounds = [0, *torch.bincount(cell_K, minlength=cells).cumsum(0).tolist()]
 
     def move(self, unit_KD: Tensor) -> None:
-        """Search among prototypes that have moved a little since, each still in its cell."""
+        """Search from now on among prototypes that have moved a little; each stays in its cell."""
         self.unit_KD = unit_KD
         if not self.exact:
             self.sorted_KD = unit_KD[self.order_K]
 
     def __call__(self, unit_z_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines [N, k], descending, and prototype indices [N, k]."""
+        """Return cosines [N, k], descending, and prototype indices [N, k]."""
         if self.exact:
             return _nearest(unit_z_ND, self.unit_KD, self.active)
         probes = min(PROBES, len(self.centres_CD))
@@ -61,15 +62,15 @@ class PrototypeSearch:
         shape = (len(slot_order), self.active)
         cosines = torch.full(shape, -2.0, dtype=unit_z_ND.dtype, device=unit_z_ND.device)
         indices = torch.zeros(shape, dtype=torch.long, device=unit_z_ND.device)
-        done = 0
+        begin = 0
         for cell, count in enumerate(counts):
             first, last = self.bounds[cell], self.bounds[cell + 1]
             if count and last > first:
                 width = min(self.active, last - first)
-                best, where = (sorted_z[done : done + count] @ self.sorted_KD[first:last].T).topk(width, dim=-1)
-                cosines[done : done + count, :width] = best
-                indices[done : done + count, :width] = where + first
-            done += count
+                best, where = (sorted_z[begin : begin + count] @ self.sorted_KD[first:last].T).topk(width, dim=-1)
+                cosines[begin : begin + count, :width] = best
+                indices[begin : begin + count, :width] = where + first
+            begin += count
         return self._merged(cosines, indices, slot_order, probes)
 
     def _merged(self, cosines: Tensor, indices: Tensor, slot_order: Tensor, probes: int) -> tuple[Tensor, Tensor]:
@@ -81,20 +82,20 @@ class PrototypeSearch:
 
 
 def _nearest(unit_ND: Tensor, unit_MD: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Cosines [N, count], descending, and indices of the nearest of M rows; the [N, M] cosines a chunk at a time."""
+    """Return cosines [N, count], descending, and indices of the nearest of M rows; [N, M] is computed in chunks."""
     parts = [(part @ unit_MD.T).topk(count, dim=-1) for part in unit_ND.split(max(1, 2**24 // len(unit_MD)))]
     cosines, indices = zip(*parts, strict=True)
     return torch.cat(cosines), torch.cat(indices)
 
 
 class MovingSearch:
-    """The search of a layer whose prototypes are being fitted: cells are formed anew every `interval` calls."""
+    """The search of a layer while its prototypes are fitted; cells are formed again every `interval` calls."""
 
     def __init__(self, interval: int = 50) -> None:
         self.interval, self.calls = interval, 0
 
     def __call__(self, unit_z_ND: Tensor, unit_KD: Tensor, active: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `nearest_prototypes`, but for the nearest rows of prototypes, which fitting does not ask for: zeros."""
+        """Search as `nearest_prototypes`; the third result, which fitting does not use, is zeros."""
         if self.calls % self.interval == 0:
             self._search = PrototypeSearch(unit_KD, active)
         self._search.move(unit_KD)

@@ -1,1 +1,1 @@
-"""The index on disk and its queries. Numpy only."""
+"""An index on disk and its queries, with numpy alone."""

@@ -1,17 +1,17 @@
-"""An index on disk, and its queries: influence of training tokens on a loss, through the prototypes they share.
+"""The base of both kinds of index: influence of training tokens on a query's loss, through shared prototypes.
 
-What both kinds of index share; `hidden_index` and `logit_index` hold what each keeps of a training token.
-
-Sign, here and everywhere: positive = training on the token lowered the query's loss. Unit: nats of the query's loss, to
-first order, that one appearance of the training token is worth among N. Numpy only, so that a process that serves
-queries stays small; the files are memory-mapped.
+`index/hidden.py` and `index/logits.py` implement it. A positive influence always means that training on the token
+lowered the query's loss. Its unit is nats of the query's loss, to first order, for one appearance of the training token
+among N. Numpy alone is used, so that a process that serves queries stays small; the files are memory-mapped.
 
 Shapes: N training tokens, K prototypes, m coordinates of an entry, U lists that a query reads.
 """
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prism_lightning.attribution.index.shards import Shard
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import integrity_error, map_file, read_json
-from prism_lightning.common.manifests import anything, check_manifest, flag, mapping, one_of, read_manifest, text, whole
+from prism_lightning.common.manifests import anything, check_manifest, mapping, one_of, read_manifest, text, whole
+from prism_lightning.common.retired import retired_in
 
 FORMAT = 2
 MANIFEST = {
@@ -36,32 +38,34 @@ MANIFEST = {
     "prototypes": whole(1, 2**31),
     "active": whole(1, 2**16),
     "vocabulary": whole(1, 2**31),
-    "settings": mapping({"space": one_of("logits", "hidden"), "dictionary": text(), "activation_path": flag()}),
+    "settings": mapping({"space": one_of("logits", "hidden"), "dictionary": text()}),
 }
-DAMAGED = "run the same `index` command, it builds only what is damaged anew"
-SHOWN = 5  # problems of an index that are looked for; of 100,000 missing shards the first say enough
+REBUILD = "run the same `index` command, it builds only what is damaged anew"
+MAX_PROBLEMS = 5  # an index with 100,000 missing shards is reported by its first ones
 
 
 class Query(NamedTuple):
-    """One question, already divided by the curvature: the lists it reads, and what their entries are multiplied by."""
+    """A query, divided by the curvature: the lists that it reads, and the vector for each list's entries."""
 
     lists_U: np.ndarray  # distinct, ascending
     vectors_Um: np.ndarray
 
 
 class Hits(NamedTuple):
-    """Training tokens that share a list with a query, ascending, and the influence of each in nats."""
+    """Training tokens that share a list with a query, ascending, and their influence in nats."""
 
     tokens: np.ndarray
     influence: np.ndarray
 
     @classmethod
     def total(cls, parts: list[Hits]) -> Hits:
-        """The sum of several hits."""
-        return summed(np.concatenate([part.tokens for part in parts]), np.concatenate([p.influence for p in parts]))
+        """Return the sum of several hits."""
+        return sum_by_token(
+            np.concatenate([part.tokens for part in parts]), np.concatenate([p.influence for p in parts])
+        )
 
     def strongest(self, count: int, opposing: bool = False) -> Hits:
-        """The `count` largest influences, descending; with `opposing` the most negative, and none that are not."""
+        """Return the `count` largest influences, descending; with `opposing`, the most negative ones alone."""
         signed = -self.influence if opposing else self.influence
         count = min(count, int((signed > 0).sum()) if opposing else len(signed))
         if not count:
@@ -72,14 +76,14 @@ class Hits(NamedTuple):
 
 
 class Index(ABC):
-    """A finished index, memory-mapped; see `spaces.open_index`.
+    """A finished index, memory-mapped; `opening.open_index` makes it.
 
     Args:
-        folder: what `index` built.
-        verify: compare every file with its checksum first, which reads the whole index.
+        folder: of the index.
+        verify: whether every file is compared with its checksum first, which reads the whole index.
 
     Raises:
-        UserError: no finished index there, a damaged file, named, or a manifest that its files contradict.
+        UserError: no finished index there, a damaged file, or a manifest that contradicts the files.
     """
 
     def __init__(self, folder: str | Path, verify: bool = True) -> None:
@@ -95,16 +99,16 @@ class Index(ABC):
         self._compare_sizes()
 
     def _compare_sizes(self) -> None:
-        """Compare the manifest, which has no checksum, with the sizes of tensors: a wrong size gives wrong answers."""
+        """Compare the manifest, which has no checksum, with the sizes of tensors; a wrong size gives wrong results."""
         path = self.folder / "manifest.json"
-        facts = read_manifest(self.folder / "dictionary.json", {"active": whole(1)}, DAMAGED) or {}
+        facts = read_manifest(self.folder / "dictionary.json", {"active": whole(1)}, REBUILD) or {}
         try:
             prototypes = len(map_file(self.folder / "dictionary.safetensors")["prototypes"])
             sizes = {"prototypes": prototypes, "active": facts.get("active"), **self.sizes()}
         except KeyError as error:
-            raise UserError(f"{self.folder} has a file without the tensor {error}: {DAMAGED}") from error
+            raise UserError(f"{self.folder} has a file without the tensor {error}: {REBUILD}") from error
         problems = [
-            f"{path} is damaged ({name} is {self.manifest[name]}, the index's files have {size}): {DAMAGED}"
+            f"{path} is damaged ({name} is {self.manifest[name]}, the index's files have {size}): {REBUILD}"
             for name, size in sizes.items()
             if size != self.manifest[name]
         ]
@@ -113,93 +117,98 @@ class Index(ABC):
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Sizes that tensors have, by the manifest's name for them."""
+        """Return the sizes of tensors, by their name in the manifest."""
 
     def _verify(self) -> None:
-        others = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
+        paths = [self.folder / f"{name}.safetensors" for name in ("dictionary", "curvature")]
         shards = set(self.shard_paths)
         problems = (
-            f"{'shard ' if path in shards else ''}{path} {what}: {DAMAGED}"
-            for path in [*others, *self.shard_paths]
-            if (what := integrity_error(path))
+            f"{'shard ' if path in shards else ''}{path} {error}: {REBUILD}"
+            for path in [*paths, *self.shard_paths]
+            if (error := integrity_error(path))
         )
-        found = list(islice(problems, SHOWN))
-        if len(found) == SHOWN:
-            found[-1] += "; there may be more"
-        if found:
-            raise UserError(found)
-        if not made_from(self.folder, self.num_shards):
+        shown = list(islice(problems, MAX_PROBLEMS))
+        if len(shown) == MAX_PROBLEMS:
+            shown[-1] += "; there may be more"
+        if shown:
+            raise UserError(shown)
+        if not curvature_is_current(self.folder, self.num_shards):
             raise UserError(f"{self.folder} mixes files of different builds: run the same `index` command to finish it")
 
     @cached_property
-    def shards(self) -> list[dict[str, np.ndarray]]:
-        """Every shard's tensors."""
-        return [map_file(path) for path in self.shard_paths]
+    @abstractmethod
+    def shards(self) -> Sequence[Shard]:
+        """The shards, memory-mapped, in order."""
 
     @property
     def num_prototypes(self) -> int:
-        """K."""
+        """Number K of prototypes."""
         return self.manifest["prototypes"]
 
     @abstractmethod
     def usage_K(self) -> np.ndarray:
-        """Training tokens in which each prototype is active."""
+        """Return the number [K] of training tokens in which each prototype is active."""
 
     @abstractmethod
     def postings(self, prototype: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training tokens in which a prototype is active, ascending, and their activations."""
+        """Return the training tokens in which a prototype is active, ascending, and their activations."""
 
     @abstractmethod
     def query(self, *records: np.ndarray) -> Query:
         """Divide the records of one or several tokens by the curvature and sum them, list by list.
 
-        Influence is linear in the query, so the sum asks about the summed loss of all Q tokens at once.
+        Influence is linear in the query, so the result is the query for the summed loss of all Q tokens.
         """
 
     @abstractmethod
     def entries_read(self, query: Query) -> int:
-        """List entries that a query reads."""
+        """Return the number of list entries that a query reads."""
 
     @abstractmethod
-    def carriers(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
-        """For each training token, its prototypes that the query touches and the influence each carries."""
+    def contributions_by_prototype(self, query: Query, tokens: np.ndarray) -> list[list[tuple[int, float]]]:
+        """Return for each training token the prototypes it shares with the query, and the influence through each."""
 
     @abstractmethod
-    def _shard_hits(self, shard: dict[str, np.ndarray], query: Query) -> Hits:
-        """As `score`, in one shard and by its own count of tokens."""
+    def _hits_by_shard(self, query: Query) -> list[Hits]:
+        """Return the hits of `score` for each shard, with tokens counted from the start of the shard."""
 
     def score(self, query: Query) -> Hits:
-        """Influence of every training token that shares a list with the query; what any other has is left out."""
+        """Return the influence of every training token that shares a list with the query."""
         if not len(query.lists_U):
             return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
-        parts = [self._shard_hits(shard, query) for shard in self.shards]
+        parts = self._hits_by_shard(query)
         tokens = [part.tokens + np.int64(number * self.shard_tokens) for number, part in enumerate(parts)]
         return Hits(np.concatenate(tokens), np.concatenate([part.influence for part in parts]))
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished index, every entry of its type and within its bounds.
+    """Return the manifest of a finished index, with every entry of its type and within its bounds.
 
     Raises:
-        UserError: no finished index there, one of another version, or a damaged manifest.
+        UserError: no finished index there, one of another version or with a retired setting, or a damaged manifest.
     """
     path = folder / "manifest.json"
-    manifest = read_manifest(path, {"format": anything()}, DAMAGED)
+    manifest = read_manifest(path, {"format": anything()}, REBUILD)
     if manifest is None:
-        raise UserError(f"{folder} holds no finished index: run `index` with this recipe, it goes on where it stopped")
+        raise UserError(f"{folder} holds no finished index: run `index` with this recipe, it resumes where it stopped")
     if manifest["format"] != FORMAT:
         raise UserError(f"{folder} holds an index of another version of this package: remove it and run `index` again")
-    check_manifest(manifest, MANIFEST, path, DAMAGED)
+    check_manifest(manifest, MANIFEST, path, REBUILD)
+    for name, value in retired_in(manifest["settings"]).items():
+        raise UserError(
+            f"{folder} was built with index.{name} {reprlib.repr(value)}, a retired setting: remove it and run `index`"
+            " again"
+        )
     tokens, shard_tokens, shards = (manifest[name] for name in ("tokens", "shard_tokens", "shards"))
     if -(-tokens // shard_tokens) != shards:
         raise UserError(
-            f"{path} is damaged ({tokens} tokens in shards of {shard_tokens} are not {shards} shards): {DAMAGED}"
+            f"{path} is damaged ({tokens} tokens in shards of {shard_tokens} are not {shards} shards): {REBUILD}"
         )
     return manifest
 
 
-def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:
-    """Hits with each token once, its influences added up."""
+def sum_by_token(tokens: np.ndarray, influence: np.ndarray) -> Hits:
+    """Return hits in which each token stands once, with the sum of its influences."""
     order = np.argsort(tokens, kind="stable")
     tokens, influence = tokens[order], influence[order]
     if len(tokens) == 0:
@@ -208,17 +217,17 @@ def summed(tokens: np.ndarray, influence: np.ndarray) -> Hits:
     return Hits(tokens[starts], np.add.reduceat(influence, starts))
 
 
-def parts_of(folder: Path, num_shards: int) -> list[int | None]:
-    """Checksums of the dictionary and of every shard, as their writers noted them."""
+def part_checksums(folder: Path, num_shards: int) -> list[int | None]:
+    """Return the recorded checksums of the dictionary and of every shard."""
     paths = [folder / "dictionary.json", *(shard_path(folder, n).with_suffix(".json") for n in range(num_shards))]
     return [(read_json(path) or {}).get("crc32") for path in paths]
 
 
-def made_from(folder: Path, num_shards: int) -> bool:
-    """Whether the curvature was computed from the dictionary and shards that are there now."""
-    return (read_json(folder / "curvature.json") or {}).get("parts") == parts_of(folder, num_shards)
+def curvature_is_current(folder: Path, num_shards: int) -> bool:
+    """Return whether the curvature was computed from the present dictionary and shards."""
+    return (read_json(folder / "curvature.json") or {}).get("parts") == part_checksums(folder, num_shards)
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """A shard's file."""
+    """Return the path of a shard."""
     return folder / "shards" / f"{number:05d}.safetensors"

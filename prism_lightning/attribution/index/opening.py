@@ -1,4 +1,4 @@
-"""The two kinds of index, by the setting `space`. Numpy only."""
+"""Opening an index of either kind, by its setting `space`. Numpy only."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ INDEXES: dict[str, type[Index]] = {"hidden": HiddenIndex, "logits": LogitIndex}
 
 
 def open_index(folder: str | Path, verify: bool = True) -> Index:
-    """The index in a folder. Arguments and errors as of `Index`."""
+    """Return the index in a folder; see `Index` for arguments and errors."""
     return INDEXES[manifest_of(Path(folder))["settings"]["space"]](folder, verify)

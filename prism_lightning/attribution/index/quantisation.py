@@ -1,4 +1,4 @@
-"""Coordinates of records in a narrow type. Numpy only."""
+"""Quantisation of records' coordinates. Numpy only."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 
 
 def quantised(coordinates: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows [n, m] in the given type and, for int8, the scale [n] of each row.
+    """Return rows [n, m] in the given type and, for int8, the scale [n] of each row.
 
-    Rows are whitened before, so that every direction weighs alike and one scale per row does.
+    Rows are whitened before, so that all directions have equal weight and one scale per row suffices.
     """
     if precision != "int8":
         return coordinates.astype(np.float16 if precision == "fp16" else np.float32), None
-    # Scales are rounded first, so that what is stored is the best for the scale that is stored.
+    # Scales are rounded first, so that the stored integers suit the stored scale.
     scales = (np.abs(coordinates).max(axis=1) / 127).astype(np.float16)
     safe = np.where(scales > 0, scales, 1).astype(np.float32)
     return np.rint(coordinates / safe[:, None]).clip(-127, 127).astype(np.int8), scales

@@ -9,9 +9,9 @@ import pytest
 from support.corpus_model import BACKBONE, FirstBlocks
 from support.curvature import dictionary_of, question, statistics
 
-from prism_lightning.attribution.build import builder as build_module
 from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
+from prism_lightning.common import files
 from prism_lightning.common.errors import UserError
 
 
@@ -45,20 +45,21 @@ def test_two_ranks_and_one_build_the_same_bytes(built, space):
 def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(built, monkeypatch, space):
     fitted = FITTED | {"space": space}
     whole = built("whole", **fitted)
-    write, written = build_module.write_file, []
+    write, written = files.write_whole, []
 
-    def interrupted(path, tensors, **facts):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(path, tensors, **facts)
+    def interrupted(path, content, before=None):
+        if path.suffix == ".safetensors":
+            if len(written) == 2:
+                raise KeyboardInterrupt
+            written.append(path)
+        write(path, content, before)
 
-    monkeypatch.setattr(build_module, "write_file", interrupted)
+    monkeypatch.setattr(files, "write_whole", interrupted)
     with pytest.raises(KeyboardInterrupt):
         built("index", **fitted)
     assert [path.stem for path in written] == ["dictionary", "00000"]
     before = written[1].stat().st_mtime_ns
-    monkeypatch.setattr(build_module, "write_file", write)
+    monkeypatch.setattr(files, "write_whole", write)
     resumed = built("index", **fitted)
     assert written[1].stat().st_mtime_ns == before
     assert contents(resumed) == contents(whole)
@@ -165,7 +166,7 @@ def test_an_index_of_something_else_is_not_overwritten(built, make_model, data, 
 
 def test_settings_are_checked_all_at_once():
     with pytest.raises(UserError) as caught:
-        IndexSettings(space="hidden", active=0, damping=-1.0, rank=0, hidden_rank=4, activation_path=True)
+        IndexSettings(space="hidden", active=0, damping=-1.0, rank=0, hidden_rank=-4)
     assert len(caught.value.problems) == 4
     with pytest.raises(UserError, match="index.precision is a setting of --index.space hidden"):
         IndexSettings(precision="fp16")

@@ -4,9 +4,10 @@ import pytest
 import torch
 from support.corpus_model import hidden_and_targets
 
+from benchmarks.choices.variants import block_eigenvalues
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis
-from prism_lightning.attribution.curvature.records import head_chunks
+from prism_lightning.attribution.curvature.records import Records, head_chunks
 
 TOKENS = 60
 
@@ -34,8 +35,8 @@ def explicit(model, store):
     return head_VD, z_ND, indices_Nk, activations_Nk, gauss_newton
 
 
-def sums_over(head_VD, z_ND, indices_Nk, activations_Nk, basis_Dm=None):
-    sums = HessianSums(head_VD, 24, basis_Dm)
+def sums_over(head_VD, z_ND, indices_Nk, activations_Nk):
+    sums = HessianSums(head_VD, 24)
     for chunk in head_chunks(head_VD, z_ND):
         sums.add(chunk, indices_Nk[chunk.rows], activations_Nk[chunk.rows])
     return sums
@@ -44,10 +45,11 @@ def sums_over(head_VD, z_ND, indices_Nk, activations_Nk, basis_Dm=None):
 def test_eigenvalues_are_the_blocks_along_the_basis(explicit):
     head_VD, z_ND, indices_Nk, activations_Nk, gauss_newton = explicit
     _, basis_Dm = eigenbasis(sums_over(head_VD, z_ND, indices_Nk, activations_Nk).gauss_newton_DD(), 16)
-    sums = sums_over(head_VD, z_ND, indices_Nk, activations_Nk, basis_Dm)
+    records = Records(indices_Nk, activations_Nk, torch.empty(0))
+    eigenvalue_Km = block_eigenvalues(head_VD, z_ND, records, 24, basis_Dm)
     blocks_KDD = torch.einsum("idie->ide", gauss_newton)
     expected_Km = torch.einsum("dm,ide,em->im", basis_Dm, blocks_KDD, basis_Dm)
-    assert (sums.eigenvalue_Km / TOKENS - expected_Km).abs().max() < 1e-8
+    assert (eigenvalue_Km - expected_Km).abs().max() < 1e-8
     assert expected_Km.max() > 1e-3
 
 
@@ -56,8 +58,9 @@ def test_factors_are_the_mean_curvature_and_the_mean_squared_activations(explici
     sums = sums_over(head_VD, z_ND, indices_Nk, activations_Nk)
     one = torch.ones(TOKENS, 1, dtype=torch.float64)
     # One prototype, always active at 1: its Gauss-Newton block is S itself.
-    alone = sums_over(head_VD, z_ND, torch.zeros(TOKENS, 1).long(), one, torch.eye(16, dtype=torch.float64))
-    assert (alone.eigenvalue_Km[0] - sums.gauss_newton_DD().diagonal()).abs().max() < 1e-8
+    alone = Records(torch.zeros(TOKENS, 1).long(), one, torch.empty(0))
+    eigenvalue_Km = block_eigenvalues(head_VD, z_ND, alone, 24, torch.eye(16, dtype=torch.float64))
+    assert (eigenvalue_Km[0] * TOKENS - sums.gauss_newton_DD().diagonal()).abs().max() < 1e-8
     dense_NK = torch.zeros(TOKENS, 24, dtype=torch.float64).scatter_(1, indices_Nk, activations_Nk)
     assert (sums.activation_K - dense_NK.square().sum(0)).abs().max() < 1e-12
     # The trace of a block is linear in both: sum_i tr G_ii = E[sum_i a_i^2 tr M].

@@ -5,8 +5,16 @@ import torch
 import torch.nn.functional as F
 from support.corpus_model import hidden_and_targets
 
+from benchmarks.choices.variants import activation_path_gradients, residual_gradient
 from prism_lightning.attribution.curvature.dictionary import Dictionary
-from prism_lightning.attribution.curvature.records import contrast_gradient, head_chunks, loss_gradient, records_of
+from prism_lightning.attribution.curvature.records import (
+    Records,
+    contrast_gradient,
+    contrast_losses,
+    head_chunks,
+    loss_gradients,
+    residuals,
+)
 
 
 @pytest.fixture
@@ -18,8 +26,7 @@ def tokens(model, store):
 
 
 def deltas(head_VD, z_ND, targets_N):
-    mean_ND = torch.cat([chunk.mean_CD for chunk in head_chunks(head_VD, z_ND)])
-    return loss_gradient(head_VD, mean_ND, targets_N)
+    return loss_gradients(head_VD, z_ND, targets_N)[1]
 
 
 def mixture_of(prototypes_KD, z_D, indices_k, with_activations):
@@ -33,12 +40,20 @@ def mixture_of(prototypes_KD, z_D, indices_k, with_activations):
 @pytest.mark.parametrize("activation_path", [False, True])
 @pytest.mark.parametrize("objective", ["cross_entropy", "training"])
 def test_records_equal_autograd(tokens, activation_path, objective):
-    """The loss sees the residual held fixed, z = r + zhat(P): the routing of method section 2."""
+    """The loss sees the residual held fixed, z = r + zhat(P): the routing of method section 2.
+
+    The index has the first case; `benchmarks.choices` the others.
+    """
     z_ND, targets_N, head_VD, prototypes_KD = tokens
     scale = 0.7 if objective == "training" else 0.0
     dictionary = Dictionary(prototypes_KD, 3)
-    records = records_of(dictionary, z_ND, deltas(head_VD, z_ND, targets_N), activation_path, scale)
+    records = Records(*dictionary.assign(z_ND), deltas(head_VD, z_ND, targets_N))
     gradients_NkD = records.gradients_NkD()
+    if scale:
+        records = residual_gradient(dictionary, z_ND, records, scale)
+        gradients_NkD = records.gradients_NkD()
+    if activation_path:
+        gradients_NkD = activation_path_gradients(dictionary, z_ND, records)
     for t in range(0, 200, 20):
         leaf_KD = prototypes_KD.clone().requires_grad_()
         mixture_D = mixture_of(leaf_KD, z_ND[t], records.prototypes_Nk[t], activation_path)
@@ -59,6 +74,25 @@ def test_a_contrast_is_the_gradient_of_two_logits(tokens):
     difference = logits_NV.gather(1, other_N[:, None]) - logits_NV.gather(1, targets_N[:, None])
     (expected_ND,) = torch.autograd.grad(difference.sum(), leaf_ND)
     assert torch.allclose(contrast_gradient(head_VD, targets_N, other_N), expected_ND)
+    assert torch.allclose(contrast_losses(head_VD, z_ND, targets_N, other_N), difference[:, 0], atol=1e-12)
+
+
+def test_residuals_and_gradients_are_those_of_the_logits_that_are_given(tokens):
+    """As with an intervention, which changes the logits but not the hidden states."""
+    z_ND, targets_N, head_VD, _ = tokens
+
+    def logits_of(z_CD):
+        return 0.5 * z_CD @ head_VD.T + torch.linspace(0, 1, 300)
+
+    logits_NV = logits_of(z_ND).requires_grad_()
+    losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
+    (gradient_NV,) = torch.autograd.grad(losses_N.sum(), logits_NV)
+    got = residuals(head_VD, z_ND, targets_N, 4, logits_of)
+    assert torch.allclose(got.losses_N, losses_N, atol=1e-12)
+    assert torch.allclose(got.values_Nc, -gradient_NV.gather(1, got.tokens_Nc), atol=1e-12)
+    got_losses_N, delta_ND = loss_gradients(head_VD, z_ND, targets_N, logits_of)
+    assert torch.equal(got_losses_N, got.losses_N)
+    assert torch.allclose(delta_ND, gradient_NV @ head_VD, atol=1e-12)
 
 
 def test_chunks_of_the_head_do_not_show(tokens, monkeypatch):

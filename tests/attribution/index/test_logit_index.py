@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from support.corpus_model import hidden_and_targets
 from support.curvature import dictionary_of
 
-from prism_lightning.attribution.curvature.records import LogitRecords, residuals, token_losses
+from prism_lightning.attribution.curvature.records import LogitRecords, residuals
 from prism_lightning.attribution.index.base import Query
 from prism_lightning.attribution.index.logits import PRIOR
-from prism_lightning.attribution.index.postings import target_lists
+from prism_lightning.attribution.index.shards import LogitShard
 from prism_lightning.attribution.settings import IndexSettings
 
 DAMPING = IndexSettings().damping_share
@@ -25,7 +25,7 @@ def everything(index, model, store):
 
 def records(index, model, store, which, competitors=0):
     indices_Nk, activations_Nk, targets_N, _, z_ND = everything(index, model, store)
-    asked = residuals(model.lm_head.weight.detach(), z_ND[which], targets_N[which], competitors)
+    _, *asked = residuals(model.lm_head.weight.detach(), z_ND[which], targets_N[which], competitors)
     return LogitRecords(indices_Nk[which], activations_Nk[which], *asked)
 
 
@@ -34,11 +34,11 @@ def expected_scores(index, model, store, which, competitors=0):
     indices_Nk, activations_Nk, targets_N, pi_NV, _ = everything(index, model, store)
     size, vocabulary = index.num_prototypes, pi_NV.shape[1]
     a_NK = torch.zeros(len(targets_N), size).scatter_(1, indices_Nk, activations_Nk)
-    surprise_N = 1 - pi_NV.gather(1, targets_N[:, None])[:, 0]
-    labels_VK = torch.zeros(vocabulary, size).index_add_(0, targets_N, a_NK.square() * surprise_N[:, None])
+    target_errors_N = 1 - pi_NV.gather(1, targets_N[:, None])[:, 0]
+    labels_VK = torch.zeros(vocabulary, size).index_add_(0, targets_N, a_NK.square() * target_errors_N[:, None])
     counts_VK = torch.zeros(vocabulary, size).index_add_(0, targets_N, (a_NK > 0).float())
-    surprise_V = torch.zeros(vocabulary).index_add_(0, targets_N, surprise_N)
-    separable_VK = surprise_V[:, None] * a_NK.square().sum(0) / len(targets_N)
+    sum_target_error_V = torch.zeros(vocabulary).index_add_(0, targets_N, target_errors_N)
+    separable_VK = sum_target_error_V[:, None] * a_NK.square().sum(0) / len(targets_N)
     curvature_VK = (counts_VK * labels_VK + PRIOR * separable_VK) / (counts_VK + PRIOR)
     curvature_VK += DAMPING * labels_VK[labels_VK > 0].mean()
     scores_N = torch.zeros(len(targets_N))
@@ -47,7 +47,7 @@ def expected_scores(index, model, store, which, competitors=0):
         asked = pi_NV[q].scatter(0, targets_N[q], 2.0).topk(1 + competitors).indices
         kept_V = torch.zeros(vocabulary).scatter(0, asked, residual_V[asked])
         kernel_N = (a_NK * a_NK[q] / curvature_VK[targets_N]).sum(1)
-        scores_N += kept_V[targets_N] * surprise_N * kernel_N
+        scores_N += kept_V[targets_N] * target_errors_N * kernel_N
     return scores_N.numpy()
 
 
@@ -78,7 +78,7 @@ def test_records_are_autograds_gradients_with_respect_to_the_prototypes_logits(b
         # The logits as they are, plus what would come through the prototypes' own contributions.
         loss = F.cross_entropy((pi_NV[token].log() + mixed_V)[None], targets_N[token, None])
         (gradient_KV,) = torch.autograd.grad(loss, prototypes_KV)
-        asked, values = residuals(model.lm_head.weight.detach(), z_ND[token : token + 1], targets_N[token, None], 7)
+        _, asked, values = residuals(model.lm_head.weight.detach(), z_ND[token : token + 1], targets_N[token, None], 7)
         for target, value in zip(asked[0], values[0], strict=True):
             expected_k = -activations_Nk[token] * value
             assert torch.allclose(gradient_KV[indices_Nk[token], target], expected_k, atol=1e-6)
@@ -95,9 +95,11 @@ def test_curvature_is_the_gauss_newton_diagonal_under_labels_of_the_models_own(m
     for label in range(vocabulary):
         for token in range(tokens):
             one = slice(token, token + 1)
-            surprise = 1 - pi_NV[one, label].numpy()
-            lists = target_lists(prototypes[one], activations[one], surprise, np.array([label]), vocabulary, size)
-            observed_KV.ravel()[lists["lists"]] += pi_NV[token, label].item() * lists["curvature"]
+            target_error = 1 - pi_NV[one, label].numpy()
+            shard = LogitShard.of_tokens(
+                prototypes[one], activations[one], target_error, np.array([label]), vocabulary, size
+            )
+            observed_KV.ravel()[shard.lists] += pi_NV[token, label].item() * shard.curvature
     expected_KV = torch.zeros(size, vocabulary, dtype=torch.float64)
     for token in range(tokens):
 
@@ -117,8 +119,8 @@ def test_losses_and_residuals_by_chunks(model, store, monkeypatch):
     head_VD = model.lm_head.weight.detach()
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 300 * 100)
     expected_N = F.cross_entropy(z_ND @ head_VD.T, targets_N, reduction="none")
-    assert torch.allclose(token_losses(head_VD, z_ND, targets_N), expected_N, atol=1e-5)
-    targets_Nc, values_Nc = residuals(head_VD, z_ND, targets_N, 3)
+    losses_N, targets_Nc, values_Nc = residuals(head_VD, z_ND, targets_N, 3)
+    assert torch.allclose(losses_N, expected_N, atol=1e-5)
     assert torch.equal(targets_Nc[:, 0], targets_N)
     assert torch.allclose(values_Nc[:, 0], 1 - (-expected_N).exp(), atol=1e-5)
     assert (values_Nc[:, 1:] < 0).all() and (targets_Nc[:, 1:] != targets_N[:, None]).all()
@@ -136,7 +138,7 @@ def test_carriers_add_up_to_the_influence(built, model, store):
     index = built(space="logits")
     query = index.query(*records(index, model, store, slice(300, 303), 4).arrays(slice(None)))
     hits = index.score(query).strongest(20)
-    for influence, carried in zip(hits.influence, index.carriers(query, hits.tokens), strict=True):
+    for influence, carried in zip(hits.influence, index.contributions_by_prototype(query, hits.tokens), strict=True):
         assert sum(value for _, value in carried) == pytest.approx(influence, rel=1e-4)
         assert all(0 <= prototype < 24 for prototype, _ in carried)
 
@@ -176,18 +178,18 @@ def test_a_query_about_lists_that_nothing_stands_on_has_no_hits(built, model, st
     prototype, target = next((i, t) for i in range(24) for t in range(300) if (i, t) not in there)
     missing = np.array([[prototype]]), np.array([[1.0]]), np.array([[target]]), np.array([[1.0]])
     assert len(index.score(index.query(*missing)).tokens) == 0
-    assert index.carriers(index.query(*missing), np.array([3, 4])) == [[], []]
+    assert index.contributions_by_prototype(index.query(*missing), np.array([3, 4])) == [[], []]
     assert len(index.score(Query(np.empty(0, np.int64), np.empty((0, 1), np.float32))).tokens) == 0
 
 
 def test_numbers_of_lists_fit_their_type():
     nothing = np.zeros((1, 1))
     for vocabulary, expected in ((50_000, np.uint32), (500_000, np.int64)):
-        made = target_lists(
+        made = LogitShard.of_tokens(
             np.array([[65_535]]), nothing + 1, np.ones(1), np.array([vocabulary - 1]), vocabulary, 65_536
         )
-        assert made["lists"].dtype == expected and made["lists"][0] == 65_536 * vocabulary - 1
-    assert len(target_lists(np.array([[3]]), nothing, np.ones(1), np.array([7]), 10, 8)["lists"]) == 0
+        assert made.lists.dtype == expected and made.lists[0] == 65_536 * vocabulary - 1
+    assert len(LogitShard.of_tokens(np.array([[3]]), nothing, np.ones(1), np.array([7]), 10, 8).lists) == 0
 
 
 def test_lists_beyond_32_bits_are_found(built, model, store, monkeypatch):
@@ -195,7 +197,7 @@ def test_lists_beyond_32_bits_are_found(built, model, store, monkeypatch):
     asked = records(index, model, store, slice(300, 303))
     expected_N, usage_K = got_scores(index, asked), index.usage_K()
     for shard in index.shards:
-        monkeypatch.setitem(shard, "lists", shard["lists"].astype(np.int64))
+        monkeypatch.setattr(shard, "lists", shard.lists.astype(np.int64))
     assert np.array_equal(got_scores(index, asked), expected_N) and np.array_equal(index.usage_K(), usage_K)
 
 
@@ -209,7 +211,7 @@ def test_without_damping_missing_lists_divide_nothing(built, model, store):
 def test_an_empty_shard_has_no_hits(built, model, store, monkeypatch):
     index = built(space="logits")
     asked = records(index, model, store, slice(300, 303))
-    empty = target_lists(np.zeros((5, 1), int), np.zeros((5, 1)), np.ones(5), np.zeros(5, int), 300, 24)
+    empty = LogitShard.of_tokens(np.zeros((5, 1), int), np.zeros((5, 1)), np.ones(5), np.zeros(5, int), 300, 24)
     expected = index.score(index.query(*asked.arrays(slice(None))))
     monkeypatch.setitem(index.__dict__, "shards", [*index.shards, empty])
     hits = index.score(index.query(*asked.arrays(slice(None))))

@@ -160,7 +160,7 @@ def test_what_cannot_be_suppressed_is_refused(run, cli, tmp_path):
     assert "together" in refused("--with_texts", tmp_path / "x")
     assert "20 are needed" in refused("--words", "zyxwv")
     assert "prototype 64 is not in the model" in refused("--id", "64", "--words", "self")
-    assert "no prototype's label has" in refused("--label", "zyxwv", "--words", "self")
+    assert "no prototype's label contains" in refused("--label", "zyxwv", "--words", "self")
     assert "empty word" in refused("--words", " ")
     assert "0.8 is 80 %" in refused("--words", "self", "--fall", "80")
     assert "finite" in refused("--words", "self", "--factor", "nan")

@@ -1,4 +1,4 @@
-"""A retrained benchmark run in memory: what `benchmarks.choices` tries variants of scores on.
+"""A retrained benchmark run in memory, on which `benchmarks.choices` scores variants.
 
 Shapes: N tokens, D hidden size, S training sequences, Q queries, K prototypes, k active.
 """
@@ -24,7 +24,7 @@ DAMPING = 1e-3
 
 
 class Tokens(NamedTuple):
-    """Hidden states, loss gradients and targets of some tokens, and the sequence (or query) that each is of."""
+    """Hidden states, loss gradients and targets of some tokens, and the sequence or query of each."""
 
     z_ND: Tensor
     delta_ND: Tensor
@@ -32,7 +32,7 @@ class Tokens(NamedTuple):
     group_N: Tensor
 
 
-class Trial:
+class RetrainedBenchmark:
     """The first decoder of a run with its main commitment, its losses after retraining, and its tokens' gradients."""
 
     def __init__(self, run: Settings) -> None:
@@ -54,21 +54,21 @@ class Trial:
         return Tokens(z_ND, loss_gradients(self.model, z_ND, targets_N), targets_N, group_N)
 
     def lds(self, scores_QS: Tensor) -> np.ndarray:
-        """[Q] rank correlations with the retrained losses."""
+        """Return rank correlations [Q] with the retrained losses."""
         return rank_correlation(predictions(self.included_MS, scores_QS.numpy()), self.losses_QM)
 
     def slope(self, scores_QS: Tensor) -> float:
-        """Retrained losses' change for a change of one nat in the summed influences: 1 if sizes were true; median."""
+        """Return the median change of retrained losses per nat of summed influence; 1 if influences were exact."""
         predicted_QM = predictions(self.included_MS, scores_QS.numpy())
         centred_QM = predicted_QM - predicted_QM.mean(1, keepdims=True)
         return float(np.median((centred_QM * self.losses_QM).sum(1) / np.square(centred_QM).sum(1)))
 
     def by_sequence(self, scores_N: Tensor) -> Tensor:
-        """Token scores summed over sequences."""
+        """Return token scores summed over sequences."""
         return torch.zeros(self.included_MS.shape[1]).index_add_(0, self.train.group_N, scores_N.float())
 
     def fit(self, size: int, active: int, steps: int) -> Dictionary:
-        """A dictionary of this model's hidden states."""
+        """Return a dictionary fitted to this model's hidden states."""
         if (size, active, steps) not in self._fitted:
             self._fitted[size, active, steps] = fitted_dictionary(self.train.z_ND, size, active, steps, 0)
         return self._fitted[size, active, steps]
