@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import re
 import shlex
@@ -14,7 +13,6 @@ from prism_lightning.cli.models import device_options, model_parser, refuse_belo
 from prism_lightning.common.texts import decode_options
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerFast
 
     from prism_lightning.evaluation.results import TaskResult
@@ -105,12 +103,10 @@ def suppress(arguments: list[str]) -> None:
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.inspection.cards import inspect_prototypes
     from prism_lightning.inspection.tracing import own_attributor, prototypes_labelled
-    from prism_lightning.interventions.intervention import Intervention, folder_of
-    from prism_lightning.interventions.suppression.continuations import Sampling
-    from prism_lightning.interventions.suppression.experiment import Plan, suppress
-    from prism_lightning.interventions.suppression.report import comparison_table, figure, markdown, verdict
-    from prism_lightning.interventions.suppression.selection import Goal
-    from prism_lightning.run.fingerprints import model_fingerprint
+    from prism_lightning.interventions.intervention import folder_of
+    from prism_lightning.interventions.suppression.experiment import SuppressionExperiment
+    from prism_lightning.interventions.suppression.report import comparison_table, verdict
+    from prism_lightning.interventions.suppression.settings import SuppressionSettings
     from prism_lightning.run.model_folder import run_directory
     from prism_lightning.run.training_data import data_of
 
@@ -121,38 +117,40 @@ def suppress(arguments: list[str]) -> None:
     plain = _scored(options, suite, []) if suite else []
     attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
     given = [*(options.id or []), *(prototypes_labelled(attributor, options.label) if options.label else [])]
-    sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
-    plan = Plan(Goal(options.fall, options.rise), options.factor, options.prompts, options.draws, sampling)
-    progress = Progressing()
-    with progress:
-        found = suppress(
+    names = ("factor", "tokens", "prompts", "new_tokens", "draws", "seed")
+    settings = SuppressionSettings(options.fall, options.rise, **{name: getattr(options, name) for name in names})
+    with Progressing() as progress:
+        experiment = SuppressionExperiment(
             model,
             tokenizer,
             behaviour,
             examples or data.train.texts(data.train.sample(options.tokens)),
             data.validation.texts(),
-            plan,
+            settings,
             given or None,
             labels,
             progress,
-            lambda m: console.print(f"{m.name}: rate {m.counts.rate:.1%}, perplexity elsewhere {m.rise:+.2%}"),
+            lambda m: console.print(
+                f"{m.name}: rate {m.stats.rate:.1%}, perplexity elsewhere {m.perplexity_increase:+.2%}"
+            ),
         )
-    cards = inspect_prototypes(attributor, list(found.kept.factors), EXAMPLES)
+        result = experiment.run()
+    cards = inspect_prototypes(attributor, list(result.kept_attempt.selection.scaling.factors), EXAMPLES)
     command = "python -m prism_lightning suppress " + shlex.join(arguments)
-    origin = {"verb": "suppress", "behaviour": behaviour.name, "command": command, "result": verdict(found)}
     path = folder_of(options.ckpt_path) / f"{options.name}.json"
-    Intervention(model_fingerprint(model), found.kept.scaling, origin).write(path)
-    scores = _differences(options, plain, _scored(options, suite, [options.name])) if suite else []
-    details = found.as_dict() | {"verb": "suppress", "cards": [card.as_dict() for card in cards], "suites": scores}
-    _write(path, details, markdown(found, cards, scores, command, f"{options.name}.png"), figure(found))
+
+    def scored() -> list[dict[str, Any]]:
+        return _differences(options, plain, _scored(options, suite, [options.name])) if suite else []
+
+    scores = experiment.report(result, path, command, cards, scored)
     for note in behaviour.notes:
         console.print(f"note: {note}", markup=False, style="yellow")
-    console.print(comparison_table(found))
+    console.print(comparison_table(result))
     for score in scores:
         console.print(
-            f"{score['task']}: {score['plain']:.4f} as it is, {score['suppressed']:.4f} suppressed", markup=False
+            f"{score['task']}: {score['plain']:.4f} unchanged, {score['suppressed']:.4f} suppressed", markup=False
         )
-    console.print(verdict(found), markup=False)
+    console.print(verdict(result), markup=False)
     console.print(f"wrote {path} and, beside it, {options.name}.md and {options.name}.png", markup=False)
 
 
@@ -173,22 +171,6 @@ def _name_option(parser: argparse.ArgumentParser) -> None:
 def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
     if not re.fullmatch(r"[\w-]+", name):
         parser.error(f"--name {name}: give a name of letters, digits, - and _")
-
-
-def _write(path: Path, details: dict[str, Any], report: str, figure: Figure) -> None:
-    """Everything that is known of an intervention, beside its file."""
-    from prism_lightning.common.files import write_json, write_whole
-    from prism_lightning.interventions.intervention import FORMAT
-    from prism_lightning.run.environment import environment
-
-    write_json(path.with_suffix(".details.json"), {"format": FORMAT} | details | {"environment": environment()})
-    for suffix in (".png", ".svg"):
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=150, format=suffix[1:])
-        write_whole(path.with_suffix(suffix), drawn.getvalue())
-    write_whole(path.with_suffix(".md"), report.encode())
-    for left in path.parent.glob(f"{path.stem}.*.partial"):  # by processes that were killed
-        left.unlink(missing_ok=True)
 
 
 def _scored(options: argparse.Namespace, suite: dict[str, SuiteTask], interventions: list[str]) -> list[TaskResult]:
@@ -268,6 +250,7 @@ def calibrate(arguments: list[str]) -> None:
     from prism_lightning.interventions.controllers.items import split_items
     from prism_lightning.interventions.controllers.report import details, figure, gain_table, markdown, traces
     from prism_lightning.interventions.intervention import Intervention, folder_of
+    from prism_lightning.interventions.report_files import write_report
     from prism_lightning.models.steering import Scaling
     from prism_lightning.run.fingerprints import model_fingerprint
     from prism_lightning.run.model_folder import run_directory
@@ -301,6 +284,6 @@ def calibrate(arguments: list[str]) -> None:
     Intervention(model_fingerprint(model), Scaling(found.controllers.factors), origin).write(path)
     facts = details(found, calibration, held_out, traced, cards) | {"verb": "calibrate"}
     report = markdown(found, calibration, held_out, traced, cards[: options.traced], command, f"{options.name}.png")
-    _write(path, facts, report, figure(found))
+    write_report(path, facts, report, figure(found))
     console.print(gain_table(found))
     console.print(f"wrote {path} and, beside it, {options.name}.md and {options.name}.png", markup=False)

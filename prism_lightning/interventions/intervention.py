@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,14 @@ def load_with(
     model, tokenizer = load_exported(run, device, dtype)
     apply(model, run, interventions)
     return model, tokenizer
+
+
+@contextmanager
+def temporary_scaling(model: PrismForCausalLM, scaling: Scaling) -> Iterator[None]:
+    """Apply a scaling on top of the model's own interventions, and take it back at the end."""
+    own = model.scalings
+    model.intervene(*own, scaling)
+    try:
+        yield
+    finally:
+        model.intervene(*own)

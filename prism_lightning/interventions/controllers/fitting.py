@@ -21,7 +21,7 @@ from prism_lightning.attribution.curvature.records import chunk_size, loss_gradi
 from prism_lightning.evaluation.results import normal_interval
 from prism_lightning.interventions.controllers.answers import Answers
 from prism_lightning.interventions.controllers.choice_model import Choices, cross_validated, fit, items_of, temperature
-from prism_lightning.interventions.suppression.selection import scaled
+from prism_lightning.interventions.intervention import temporary_scaling
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.prototypes import selected_dots
 from prism_lightning.models.steering import Scaling
@@ -141,7 +141,7 @@ class Calibrator:
     def _exact_scores(self, theta_K: np.ndarray) -> np.ndarray:
         if not theta_K.any():
             return self.scores_A
-        with scaled(self.model, Scaling(_factors(theta_K))):
+        with temporary_scaling(self.model, Scaling(_factors(theta_K))):
             return self.answers.log_likelihoods(self.model)
 
     def rivals(self, held_out: Answers) -> dict[str, np.ndarray]:
@@ -166,7 +166,7 @@ def _factors(theta_K: np.ndarray) -> dict[int, float]:
 
 def correct_with(model: PrismForCausalLM, answers: Answers, factors: dict[int, float]) -> np.ndarray:
     """Which items are right with these factors on top of the model's own."""
-    with scaled(model, Scaling(factors)):
+    with temporary_scaling(model, Scaling(factors)):
         return answers.correct(answers.log_likelihoods(model))
 
 

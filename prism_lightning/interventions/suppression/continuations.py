@@ -1,4 +1,4 @@
-"""Continuations of many prompts under many conditions, and what is counted in them.
+"""Continuations of many prompts under many conditions.
 
 The plain model's continuations are sampled once. Under a condition a continuation is the same up to the first token
 that the same noise draws differently from the condition's logits; from there on it is sampled anew.
@@ -8,10 +8,8 @@ Shapes: B prompts, P tokens of a prompt, T new tokens at most, D hidden size, k 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,26 +18,14 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.attribution.curvature.records import chunk_size
 from prism_lightning.data.tokenizer import encode_batch
-from prism_lightning.evaluation.results import Z95
 from prism_lightning.interventions.hidden_states import token_losses
-from prism_lightning.interventions.suppression.behaviours import Behaviour
 from prism_lightning.interventions.suppression.conditions import Condition
 from prism_lightning.interventions.suppression.generation import GumbelNoise, continued
+from prism_lightning.interventions.suppression.progress import ShareProgress
+from prism_lightning.interventions.suppression.settings import Sampling
 from prism_lightning.models import PrismForCausalLM
 
 BATCH = 128  # prompts continued at once
-REPEATED = 4  # tokens of a repetition
-Report = Callable[[float], None]  # share of the work that is done
-
-
-@dataclass
-class Sampling:
-    """How prompts are continued: `prompt_tokens` of texts, by `new_tokens` at most."""
-
-    prompt_tokens: int = 16
-    new_tokens: int = 96
-    temperature: float = 1.0
-    seed: int = 0
 
 
 def prompts(texts: list[str], tokenizer: PreTrainedTokenizerFast, sampling: Sampling, count: int) -> list[list[int]]:
@@ -87,7 +73,11 @@ class Continuer:
     """
 
     def __init__(
-        self, model: PrismForCausalLM, starts: list[list[int]], sampling: Sampling, report: Report = lambda _: None
+        self,
+        model: PrismForCausalLM,
+        starts: list[list[int]],
+        sampling: Sampling,
+        report: ShareProgress = lambda _: None,
     ) -> None:
         self.model, self.sampling = model, sampling
         self.end = model.generation_config.eos_token_id  # type: ignore[union-attr]
@@ -106,7 +96,7 @@ class Continuer:
         self.plain = Continuations(tokens_BT, self.end, self._losses(tokens_BT, self.z_BTD), prompts_BP)
         self.indices_BTk = torch.cat([model.scaled_terms().assign(z_TD)[0][None] for z_TD in self.z_BTD])
 
-    def under(self, condition: Condition, report: Report = lambda _: None) -> Continuations:
+    def under(self, condition: Condition, report: ShareProgress = lambda _: None) -> Continuations:
         """Continuations under a condition."""
         first_B = self._first_changes(condition)
         # Rows sorted by where they change go on together from the first such place among them: those that change later
@@ -121,7 +111,7 @@ class Continuer:
         return replace(self.plain, tokens_BT=tokens_BT, losses_BT=losses_BT)
 
     def _sampled(
-        self, rows_B: np.ndarray, begin: int, logits: Callable[[Tensor, Tensor], Tensor], report: Report
+        self, rows_B: np.ndarray, begin: int, logits: Callable[[Tensor, Tensor], Tensor], report: ShareProgress
     ) -> tuple[Tensor, Tensor]:
         ids_BP = self.starts_BP[rows_B]
         if begin:
@@ -168,7 +158,7 @@ class Continuer:
         return ids_BS[row_N[:, None], step_N[:, None] + offsets]
 
 
-def _batches(rows: np.ndarray, report: Report) -> Iterator[tuple[np.ndarray, Report]]:
+def _batches(rows: np.ndarray, report: ShareProgress) -> Iterator[tuple[np.ndarray, ShareProgress]]:
     """Rows a batch at a time, and what hears of each batch's progress."""
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
@@ -177,65 +167,3 @@ def _batches(rows: np.ndarray, report: Report) -> Iterator[tuple[np.ndarray, Rep
             report((start + share * size) / len(rows))
 
         yield batch, part
-
-
-@dataclass
-class Counted:
-    """What was found in a set of continuations.
-
-    Attributes:
-        shown: of each continuation, whether it shows the behaviour.
-        distinct: share of different ones among all runs of 1, 2 and 3 tokens.
-        repetition: share of runs of four tokens that stood in the same continuation before.
-        plain_loss: nats a token, prompts included, under the model as it was given.
-        tokens: mean length.
-    """
-
-    shown: list[bool]
-    distinct: dict[int, float]
-    repetition: float
-    plain_loss: float
-    tokens: float
-
-    @property
-    def rate(self) -> float:
-        """Share of continuations that show the behaviour."""
-        return float(np.mean(self.shown))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % of the rate, by Wilson's score."""
-        count, rate = len(self.shown), self.rate
-        centre = (rate + Z95**2 / (2 * count)) / (1 + Z95**2 / count)
-        half = Z95 / (1 + Z95**2 / count) * math.sqrt(rate * (1 - rate) / count + Z95**2 / (4 * count**2))
-        return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self) | {"rate": self.rate, "interval": self.interval}
-
-
-def counted(new: Continuations, behaviour: Behaviour, tokenizer: PreTrainedTokenizerFast) -> Counted:
-    """Count in the new text alone."""
-    ids = new.ids()
-    runs = {size: [run for row in ids for run in runs_of(row, size)] for size in (1, 2, 3)}
-    repeated = [repetitions(row) for row in ids]
-    text_BT = new.text_BT.cpu()
-    return Counted(
-        shown=behaviour.shown_by([str(text) for text in tokenizer.batch_decode(ids)]),
-        distinct={size: len(set(found)) / max(1, len(found)) for size, found in runs.items()},
-        repetition=sum(again for again, _ in repeated) / max(1, sum(all_runs for _, all_runs in repeated)),
-        plain_loss=float(torch.cat([new.prompts_BP.flatten(), new.losses_BT[text_BT]]).double().mean()),
-        tokens=float(np.mean([len(row) for row in ids])),
-    )
-
-
-def runs_of(ids: list[int], size: int) -> list[tuple[int, ...]]:
-    """All runs of consecutive tokens."""
-    return list(zip(*(ids[at:] for at in range(size)), strict=False))
-
-
-def repetitions(ids: list[int]) -> tuple[int, int]:
-    """Runs of four tokens that stood before, and all of them."""
-    runs = runs_of(ids, REPEATED)
-    return len(runs) - len(set(runs)), len(runs)

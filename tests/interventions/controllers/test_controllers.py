@@ -15,7 +15,7 @@ from prism_lightning.evaluation.tasks import build_tasks
 from prism_lightning.interventions.controllers.answers import AnswerRecorder, Answers, joined, record
 from prism_lightning.interventions.controllers.fitting import calibrate, correct_with, permuted, slopes, target_of
 from prism_lightning.interventions.controllers.items import split_items
-from prism_lightning.interventions.suppression.selection import scaled
+from prism_lightning.interventions.intervention import temporary_scaling
 from prism_lightning.models.steering import Scaling
 from prism_lightning.run.training_data import data_of
 
@@ -40,14 +40,14 @@ def answers(loaded, texts):
 def test_items_are_scored_as_the_harness_scores_them(loaded, answers, tmp_path, factors):
     model, tokenizer = loaded
     task, found = answers
-    with scaled(model, Scaling(factors)):
+    with temporary_scaling(model, Scaling(factors)):
         bridge = PrismHarnessModel(model=model, tokenizer=tokenizer)
         result = run_task(bridge, "continuation", SETTINGS, task, tmp_path, {})
     assert found.items == result.documents > 40
     assert correct_with(model, found, factors).mean() == pytest.approx(result.value)
     samples = [json.loads(line) for line in (tmp_path / "continuation.samples.jsonl").read_text().splitlines()]
     harness = [float(answer[0][0]) for sample in samples for answer in sample["resps"]]
-    with scaled(model, Scaling(factors)):
+    with temporary_scaling(model, Scaling(factors)):
         assert found.log_likelihoods(model) == pytest.approx(harness, abs=1e-4)
 
 
@@ -59,7 +59,7 @@ def test_slopes_are_the_derivatives_of_the_scores(loaded, answers):
     for prototype in used.tolist():
         values = []
         for factor in (1.02, 0.98):
-            with scaled(model, Scaling({prototype: factor})):
+            with temporary_scaling(model, Scaling({prototype: factor})):
                 values.append(found.log_likelihoods(model))
         expected = (values[0] - values[1]) / 0.04
         assert slopes_AK[:, prototype] == pytest.approx(expected, abs=5e-3 * np.abs(expected).max() + 1e-3)
@@ -114,7 +114,7 @@ def likeliest(model, states, hidden):
     """Items that ask for the next token among the model's four likeliest; right is a hidden model's choice."""
     with torch.no_grad():
         top_I4 = model.lm_head(states).topk(4).indices
-        with scaled(model, Scaling(hidden)):
+        with temporary_scaling(model, Scaling(hidden)):
             best_I = model.logits(states).gather(1, top_I4).argmax(1)
     items, answers = len(states), 4 * len(states)
     right_I4 = torch.arange(4) == best_I[:, None]

@@ -6,11 +6,12 @@ import torch
 from transformers import SequenceBiasLogitsProcessor
 
 from prism_lightning.interventions.hidden_states import batches, text_losses
+from prism_lightning.interventions.intervention import temporary_scaling
 from prism_lightning.interventions.suppression import continuations as continuing
 from prism_lightning.interventions.suppression.behaviours import passages
 from prism_lightning.interventions.suppression.conditions import BiasedWords, ScaledPrototypes, WordBias, read
-from prism_lightning.interventions.suppression.continuations import Continuer, Sampling, prompts
-from prism_lightning.interventions.suppression.selection import scaled
+from prism_lightning.interventions.suppression.continuations import Continuer, prompts
+from prism_lightning.interventions.suppression.settings import Sampling
 from prism_lightning.models.steering import Scaling
 from prism_lightning.run.training_data import data_of
 
@@ -102,9 +103,9 @@ def test_scaled_prototypes_are_those_of_the_model(loaded, texts):
     pieces = passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
     states = next(iter(batches(model, pieces)))
     own, scaling = Scaling({5: 0.5, 3: 2.0}), Scaling({3: 0.0, 17: 2.0}, (7, 9))
-    with scaled(model, own):  # on top of the model's own
+    with temporary_scaling(model, own):  # on top of the model's own
         condition = ScaledPrototypes(model, scaling)
-        with scaled(model, scaling):
+        with temporary_scaling(model, scaling):
             assert torch.equal(condition.logits(states.z_ND, states.context_Nc), model.logits(states.z_ND))
     assert model.scalings == []
 
