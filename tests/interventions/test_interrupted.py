@@ -108,7 +108,7 @@ def test_progress_reaches_its_end_in_every_phase(run, cli, monkeypatch, place):
         "continuing prompts",
         "removing prototypes one by one",
         "choosing the number of prototypes",
-        "judging on other prompts",
+        "comparing on other prompts",
         "choosing the words' bias",
         "scaling random prototypes",
     }

@@ -17,6 +17,8 @@ from sklearn.pipeline import make_pipeline
 from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.common.errors import UserError
+from prism_lightning.data.sources import local_files
+from prism_lightning.interventions.suppression.settings import BehaviourSource
 
 LEAST_EXAMPLES = 10
 TOP_WORDS = 20  # that tell examples apart, for the rival that biases words
@@ -127,6 +129,25 @@ class ExampleBehaviour(Behaviour):
 
     def spans(self, text: str) -> list[Span]:
         return [(0, len(text))]
+
+
+def load_behaviour(
+    source: BehaviourSource, tokenizer: PreTrainedTokenizerFast
+) -> tuple[Behaviour, list[str], list[bool] | None]:
+    """Return a behaviour and, where examples define it, these texts and whether each shows the behaviour.
+
+    Raises:
+        UserError: as `WordBehaviour`, `ExampleBehaviour` and `local_files`.
+    """
+    if source.words:
+        return WordBehaviour(source.words, tokenizer), [], None
+    assert source.with_texts is not None
+    with_it, without_it = (
+        [document.text for document in local_files(str(path), "text").documents()]
+        for path in (source.with_texts, source.without_texts)
+    )
+    behaviour = ExampleBehaviour(source.with_texts.stem, with_it, without_it)
+    return behaviour, [*with_it, *without_it], [True] * len(with_it) + [False] * len(without_it)
 
 
 @dataclass

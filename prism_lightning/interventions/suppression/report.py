@@ -50,6 +50,12 @@ def verdict(result: Suppression) -> str:
     )
 
 
+def measurement_line(measurement: Measurement) -> str:
+    """Return one line for the terminal about a measurement, as soon as it is made."""
+    rate, increase = measurement.stats.rate, measurement.perplexity_increase
+    return f"{measurement.name}: rate {rate:.1%}, perplexity elsewhere {increase:+.2%}"
+
+
 def comparison_table(result: Suppression) -> Table:
     """Return the comparison for a terminal."""
     title = Text(f"Suppression of {result.behaviour}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -35,6 +36,38 @@ class Sampling:
     new_tokens: int
     temperature: float = 1.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class BehaviourSource:
+    """Where the behaviour is defined and, optionally, which prototypes to suppress for it.
+
+    Attributes:
+        words: Words that define the behaviour: a text shows it if it contains any of them.
+        with_texts: File of example texts that show the behaviour; --without_texts is needed, too.
+        without_texts: File of example texts that do not show the behaviour; --with_texts is needed, too.
+        id: Numbers of prototypes to suppress instead of ranked ones; --words defines the behaviour to measure.
+        label: Text in the labels of prototypes to suppress instead of ranked ones; --words defines the behaviour to
+            measure.
+
+    Raises:
+        ValueError: the behaviour is not defined, or defined twice.
+    """
+
+    words: list[str] | None = None
+    with_texts: Path | None = None
+    without_texts: Path | None = None
+    id: list[int] | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        by_examples, by_hand = bool(self.with_texts or self.without_texts), bool(self.id or self.label)
+        if by_examples and (by_hand or self.words or not (self.with_texts and self.without_texts)):
+            raise ValueError("--with_texts and --without_texts go together, and without --words, --id and --label")
+        if by_hand and not self.words:
+            raise ValueError("--id and --label need --words: they define what to look for in the continuations")
+        if not (by_examples or self.words):
+            raise ValueError("say what to suppress: --words, --with_texts and --without_texts, --id or --label")
 
 
 @dataclass(frozen=True)

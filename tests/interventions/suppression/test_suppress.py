@@ -138,8 +138,15 @@ def test_given_prototypes_are_suppressed_without_a_search(run, cli, tmp_path):
         "--name",
         "two",
         *SMALL,
+        "--fall",
+        "0.5",
+        "--max_perplexity_increase",
+        "0.1",
         check=0,
     )
+    goal = json.loads(out.with_name("two.details.json").read_text())["plan"]["goal"]
+    assert goal == {"fall": 0.5, "rise": 0.1}
+    assert "--min_rate_reduction 0.5" in json.loads(out.read_text())["origin"]["command"]
     assert json.loads(out.read_text())["factors"] == {str(i): 0.5 for i in ids}
 
 
@@ -172,8 +179,11 @@ def test_what_cannot_be_suppressed_is_refused(run, cli, tmp_path):
     assert "prototype 64 is not in the model" in refused("--id", "64", "--words", "self")
     assert "no prototype's label has" in refused("--label", "zyxwv", "--words", "self")
     assert "empty word" in refused("--words", " ")
-    assert "0.8 is 80 %" in refused("--words", "self", "--fall", "80")
+    assert "0.8 is 80 %" in refused("--words", "self", "--min_rate_reduction", "80")
+    assert "--max_perplexity_increase must be at least 0" in refused("--words", "self", "--rise", "nan")
     assert "finite" in refused("--words", "self", "--factor", "nan")
+    assert "--prompts must be a positive number" in refused("--words", "self", "--prompts", "0")
+    assert "letters" in refused("--words", "self", "--name", "../x")
 
 
 def test_a_dead_prototype_is_refused(loaded, run):
