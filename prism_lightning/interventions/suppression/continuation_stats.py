@@ -69,7 +69,7 @@ def measure_continuations(
     runs = {size: [run for row in ids for run in runs_of(row, size)] for size in (1, 2, 3)}
     repetition_counts = [repetitions(row) for row in ids]
     all_runs = sum(total for _, total in repetition_counts)
-    losses = torch.cat([continuations.prompts_BP.flatten(), continuations.losses_BT[continuations.text_BT.cpu()]])
+    losses = torch.cat([continuations.prompt_losses_BP.flatten(), continuations.losses_BT[continuations.text_BT.cpu()]])
     return ContinuationStats(
         shows_behaviour=behaviour.shown_by([str(text) for text in tokenizer.batch_decode(ids)]),
         distinct={size: len(set(all_of_size)) / max(1, len(all_of_size)) for size, all_of_size in runs.items()},

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from prism_lightning.attribution.curvature.records import chunk_size
 from prism_lightning.common.errors import UserError
 from prism_lightning.interventions.hidden_states import States, batches
-from prism_lightning.interventions.suppression.behaviours import Behaviour, Passage, passages
+from prism_lightning.interventions.suppression.behaviours import Behaviour, MarkedPassage, marked_passages
 from prism_lightning.interventions.suppression.progress import Progress
 from prism_lightning.models import PrismForCausalLM
 
@@ -41,7 +41,7 @@ class RankingTexts:
         shows_behaviour_G: Whether each text shows the behaviour.
     """
 
-    passages: list[Passage]
+    passages: list[MarkedPassage]
     shows_behaviour_G: np.ndarray
 
     @classmethod
@@ -60,8 +60,8 @@ class RankingTexts:
         """
         shows_G = np.array([behaviour.present(text) for text in texts] if labels is None else labels)
         spans = [behaviour.spans(text) if shows else [] for text, shows in zip(texts, shows_G, strict=True)]
-        pieces = passages(texts, spans, tokenizer, length)
-        marked = sum(int(piece.marked_T.sum()) for piece in pieces)
+        passages = marked_passages(texts, spans, tokenizer, length)
+        marked = sum(int(passage.marked_T.sum()) for passage in passages)
         if marked < MIN_BEHAVIOUR_TOKENS:
             raise UserError(
                 f"{behaviour.name!r} has {marked} tokens in {len(texts)} texts, {MIN_BEHAVIOUR_TOKENS} are needed to"
@@ -71,7 +71,7 @@ class RankingTexts:
             raise UserError(
                 f"all {len(texts)} texts show {behaviour.name!r}: no text is left to preserve; choose narrower words"
             )
-        return cls(pieces, shows_G)
+        return cls(passages, shows_G)
 
 
 @dataclass

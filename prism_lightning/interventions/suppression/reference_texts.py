@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.evaluation.results import normal_interval
 from prism_lightning.interventions.hidden_states import batches
-from prism_lightning.interventions.suppression.behaviours import passages
+from prism_lightning.interventions.suppression.behaviours import marked_passages
 from prism_lightning.interventions.suppression.conditions import Condition, WordBias, read
 from prism_lightning.interventions.suppression.progress import Progress
 from prism_lightning.models import PrismForCausalLM
@@ -42,10 +42,10 @@ class ReferenceTexts:
         words: WordBias,
         progress: Progress,
     ) -> None:
-        pieces = passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
-        done, total = 0, sum(len(piece.marked_T) for piece in pieces)
+        passages = marked_passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
+        done, total = 0, sum(len(passage.marked_T) for passage in passages)
         self.texts, self.readings = len(texts), []
-        for states in batches(model, pieces):
+        for states in batches(model, passages):
             self.readings.append(read(model, states, words))
             done += len(states.text_N)
             progress("reading held-out texts", done, total)

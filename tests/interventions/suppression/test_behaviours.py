@@ -3,7 +3,7 @@
 import pytest
 
 from prism_lightning.common.errors import UserError
-from prism_lightning.interventions.suppression.behaviours import ExampleBehaviour, WordBehaviour, passages
+from prism_lightning.interventions.suppression.behaviours import ExampleBehaviour, WordBehaviour, marked_passages
 from prism_lightning.run.model_folder import load_exported
 
 
@@ -34,7 +34,7 @@ def test_split_words_are_said(tokenizer):
 def test_passages_mark_every_token_of_a_word(tokenizer):
     behaviour = WordBehaviour(["return"], tokenizer)
     texts = ["def f(x):\n    return x\n" * 4, "import os\n"]
-    found = passages(texts, [behaviour.spans(text) for text in texts], tokenizer, 16)
+    found = marked_passages(texts, [behaviour.spans(text) for text in texts], tokenizer, 16)
     for number, text in enumerate(texts):
         ids = tokenizer(text)["input_ids"]
         pieces = [p for p in found if p.text == number]
@@ -51,6 +51,6 @@ def test_examples_are_told_apart_by_their_words():
     )
     behaviour = ExampleBehaviour("sadness", shown, other)
     assert behaviour.present("a sad cat") and not behaviour.present("a glad cat")
-    assert behaviour.words[0] == "sad" and "100.0% right" in behaviour.notes[0]
-    with pytest.raises(UserError, match="--without_texts has 3 texts: 10"):
+    assert behaviour.words[0] == "sad" and "100.0 %" in behaviour.notes[0]
+    with pytest.raises(UserError, match="--without_texts has 3 texts: give 10"):
         ExampleBehaviour("sadness", shown, other[:3])

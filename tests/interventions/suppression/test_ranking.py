@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from support.text_losses import text_losses
 
-from prism_lightning.interventions.hidden_states import batches, text_losses
+from prism_lightning.interventions.hidden_states import batches
 from prism_lightning.interventions.intervention import temporary_scaling
-from prism_lightning.interventions.suppression.behaviours import WordBehaviour, passages
+from prism_lightning.interventions.suppression.behaviours import WordBehaviour, marked_passages
 from prism_lightning.interventions.suppression.conditions import WordBias
 from prism_lightning.interventions.suppression.random_draws import usage_matched_prototypes
 from prism_lightning.interventions.suppression.ranking import Effects, RankingTexts, removal_effects
@@ -25,7 +26,7 @@ def effects(loaded):
     model, tokenizer = loaded
     behaviour = WordBehaviour(["self"], tokenizer)
     shown = np.array([behaviour.present(text) for text in TEXTS])
-    pieces = passages(TEXTS, [behaviour.spans(text) for text in TEXTS], tokenizer, model.config.context_length)
+    pieces = marked_passages(TEXTS, [behaviour.spans(text) for text in TEXTS], tokenizer, model.config.context_length)
     tokens = WordBias.of(["self"], tokenizer, 0.0).first_tokens()
     return pieces, shown, *removal_effects(model, RankingTexts(pieces, shown), lambda *_: None, tokens), tokens
 

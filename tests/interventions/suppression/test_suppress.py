@@ -157,7 +157,7 @@ def test_examples_tell_a_behaviour(run, cli, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
     given = ("--with_texts", tmp_path / "calls.jsonl", "--without_texts", tmp_path / "others.jsonl")
     cli("suppress", "--ckpt_path", run, *given, "--name", "examples", *SMALL, check=0)
-    assert "right of held-out examples" in (run / "interventions" / "examples.md").read_text()
+    assert "of held-out examples" in (run / "interventions" / "examples.md").read_text()
     refused = cli("suppress", "--ckpt_path", run, *given, "--words", "x", "--name", "examples")
     assert refused.returncode == 2 and "without --words" in refused.stderr
 
