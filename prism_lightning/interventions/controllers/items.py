@@ -20,6 +20,7 @@ from prism_lightning.models import PrismForCausalLM
 
 MIN_ITEMS = 40  # to fit to, and to judge on, over all tasks
 Documents = list[dict[str, Any]]
+TaskDocuments = tuple[ConfigurableTask, Documents]
 
 
 def split_items(
@@ -53,26 +54,13 @@ def split_items(
     Raises:
         UserError: as `build_tasks` and `record`, or there are too few items.
     """
-    # As many as there are documents for, not as many as the suite evaluates.
-    own = {name: replace(settings, documents=items) for name, settings in suite.items() if settings.kind != "harness"}
-    tasks = build_tasks({name: settings for name, settings in suite.items() if name not in own}, data_dir, held_out)
-    own_tasks = [build_tasks(own, data_dir, texts) for texts in (training, held_out)] if own else []
-    fit: list[tuple[str, ConfigurableTask, Documents]] = []
-    judged: list[tuple[str, ConfigurableTask, Documents]] = []
-    for name in suite:
-        if name in own:
-            fit_task, judged_task = (tasks_of_split[name] for tasks_of_split in own_tasks)
-            fit_docs, judged_docs = list(fit_task.eval_docs), list(judged_task.eval_docs)
-        else:
-            fit_task = judged_task = tasks[name]
-            fit_docs, judged_docs = _divided(tasks[name], seed)
-        fit_docs = fit_docs[:items]
-        reason = why_fewer(own.get(name, suite[name]), len(fit_docs), items, training, "training")
+    fit, judged = _documents(suite, data_dir, training, held_out, items, seed)
+    for name, (_, documents) in fit.items():
+        settings = suite[name] if suite[name].kind == "harness" else replace(suite[name], documents=items)
+        reason = why_fewer(settings, len(documents), items, training, "training")
         if reason:
-            print(f"note: {name}: {len(fit_docs):,} of {items:,} items to fit to: {reason}", file=sys.stderr)
-        fit += [(name, fit_task, fit_docs)] if fit_docs else []
-        judged += [(name, judged_task, judged_docs)] if judged_docs else []
-    fit_count, judged_count = (sum(len(docs) for _, _, docs in part) for part in (fit, judged))
+            print(f"note: {name}: {len(documents):,} of {items:,} items to fit to: {reason}", file=sys.stderr)
+    fit_count, judged_count = (sum(len(documents) for _, documents in part.values()) for part in (fit, judged))
     if min(fit_count, judged_count) < MIN_ITEMS:
         raise UserError(
             f"{fit_count} items to fit controllers to and {judged_count} to judge them on: {MIN_ITEMS} of each are"
@@ -80,10 +68,35 @@ def split_items(
         )
     bridge = AnswerRecorder(model=model, tokenizer=tokenizer, report=progress)
     fit_items, judged_items = (
-        joined([record(bridge, name, task, docs, suite[name].metric) for name, task, docs in part])
+        joined([record(bridge, name, *part[name], suite[name].metric) for name in suite if part[name][1]])
         for part in (fit, judged)
     )
     return fit_items, judged_items
+
+
+def _documents(
+    suite: dict[str, SuiteTask],
+    data_dir: Path | None,
+    training: Callable[[], list[str]],
+    held_out: Callable[[], list[str]],
+    items: int,
+    seed: int,
+) -> tuple[dict[str, TaskDocuments], dict[str, TaskDocuments]]:
+    """Return the documents of every task to fit to, and those to judge on; arguments as of `split_items`."""
+    # Tasks of the run's documents give as many items as there are documents for, not as many as the suite evaluates.
+    own = {name: replace(settings, documents=items) for name, settings in suite.items() if settings.kind != "harness"}
+    tasks = build_tasks({name: settings for name, settings in suite.items() if name not in own}, data_dir, held_out)
+    fit_tasks, judged_tasks = (build_tasks(own, data_dir, texts) if own else {} for texts in (training, held_out))
+    fit, judged = {}, {}
+    for name in suite:
+        if name in own:
+            fit_task, judged_task = fit_tasks[name], judged_tasks[name]
+            fit_documents, judged_documents = list(fit_task.eval_docs), list(judged_task.eval_docs)
+        else:
+            fit_task = judged_task = tasks[name]
+            fit_documents, judged_documents = _divided(tasks[name], seed)
+        fit[name], judged[name] = (fit_task, fit_documents[:items]), (judged_task, judged_documents)
+    return fit, judged
 
 
 def _divided(task: ConfigurableTask, seed: int) -> tuple[Documents, Documents]:

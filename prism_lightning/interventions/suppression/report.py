@@ -44,16 +44,16 @@ def verdict(result: Suppression) -> str:
     settings, fresh = result.settings, result.kept_attempt.fresh
     return (
         f"goal {'met' if fresh.meets(settings.goal) else 'missed'} on fresh prompts: the rate is reduced by"
-        f" {fresh.rate_reduction:.1%} (goal {settings.min_rate_reduction:.0%}), perplexity of texts without the"
-        f" behaviour changes by {fresh.perplexity_increase:+.2%} (goal at most"
-        f" {settings.max_perplexity_increase:.1%}), with {quantity(fresh.prototypes, 'prototype')} {fresh.name}"
+        f" {_percent(fresh.rate_reduction)} (goal {_percent(settings.min_rate_reduction, '.0f')}), perplexity of texts"
+        f" without the behaviour changes by {_percent(fresh.perplexity_increase, '+.2f')} (goal at most"
+        f" {_percent(settings.max_perplexity_increase)}), with {quantity(fresh.prototypes, 'prototype')} {fresh.name}"
     )
 
 
 def measurement_line(measurement: Measurement) -> str:
     """Return one line for the terminal about a measurement, as soon as it is made."""
-    rate, increase = measurement.stats.rate, measurement.perplexity_increase
-    return f"{measurement.name}: rate {rate:.1%}, perplexity elsewhere {increase:+.2%}"
+    rate, increase = _percent(measurement.stats.rate), _percent(measurement.perplexity_increase, "+.2f")
+    return f"{measurement.name}: rate {rate}, perplexity elsewhere {increase}"
 
 
 def comparison_table(result: Suppression) -> Table:
@@ -74,12 +74,12 @@ def comparison_rows(result: Suppression) -> list[list[str]]:
 
 def _comparison_row(measurement: Measurement) -> list[str]:
     stats, plain = measurement.stats, measurement.name == PLAIN_NAME
-    increase = _percent(measurement.perplexity_increase, measurement.perplexity_increase_interval, "+.2f")
+    increase = _with_interval(measurement.perplexity_increase, measurement.perplexity_increase_interval, "+.2f")
     return [
         measurement.name,
         f"{measurement.prototypes}",
-        _percent(stats.rate, stats.interval),
-        "" if plain else _percent(measurement.rate_reduction, measurement.rate_reduction_interval),
+        _with_interval(stats.rate, stats.interval),
+        "" if plain else _with_interval(measurement.rate_reduction, measurement.rate_reduction_interval),
         f"{measurement.perplexity:.3f}" if plain else increase,
         " / ".join(f"{stats.distinct[size]:.3f}" for size in (1, 2, 3)),
         f"{stats.repetition:.3f}",
@@ -103,13 +103,17 @@ def _draws_row(draws: list[Measurement], planned: int) -> list[str]:
 
 def _mean(values: list[float], planned: int, form: str = ".1f") -> str:
     if len(values) < 2:
-        return f"{100 * values[0]:{form}} %"
-    return _percent(float(np.mean(values)), mean_interval(values, planned), form)
+        return _percent(values[0], form)
+    return _with_interval(float(np.mean(values)), mean_interval(values, planned), form)
 
 
-def _percent(value: float, interval: tuple[float, float], form: str = ".1f") -> str:
+def _percent(value: float, form: str = ".1f") -> str:
+    return f"{100 * value:{form}} %"
+
+
+def _with_interval(value: float, interval: tuple[float, float], form: str = ".1f") -> str:
     low, high = interval
-    return f"{100 * value:{form}} % ({100 * low:{form}} to {100 * high:{form}})"
+    return f"{_percent(value, form)} ({100 * low:{form}} to {100 * high:{form}})"
 
 
 def markdown(
@@ -147,7 +151,7 @@ def _measurement_notes(result: Suppression) -> list[str]:
     )
     if not draws:
         return [prompts, columns]
-    reason = f"the interval of their mean rate reduction is within ±{settings.min_rate_reduction / 10:.1%}"
+    reason = f"the interval of their mean rate reduction is within ±{_percent(settings.min_rate_reduction / 10)}"
     stopped = f" Drawing stopped early because {reason}." if draws < settings.draws else ""
     return [
         prompts,
@@ -174,7 +178,7 @@ def _suites(scores: list[dict[str, Any]]) -> list[str]:
 def _selection(result: Suppression) -> list[str]:
     paths = [attempt.selection.path for attempt in result.attempts] + [result.bias_path]
     rows = [
-        [m.name, f"{m.stats.rate:.1%}", f"{m.rate_reduction:.1%}", f"{m.perplexity_increase:+.2%}"]
+        [m.name, _percent(m.stats.rate), _percent(m.rate_reduction), _percent(m.perplexity_increase, "+.2f")]
         for path in paths
         for m in path
     ]

@@ -93,10 +93,10 @@ def test_losses_of_clean_texts_are_those_of_all_logits(loaded, texts, name):
     condition, words = conditions(model, tokenizer)[name], WordBias.of(["self", "("], tokenizer, 0.0)
     pieces = marked_passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
     for states in batches(model, pieces):
-        found_N = condition.losses(read(model, states, words))
+        losses_N = condition.losses(read(model, states, words))
         logits_NV = condition.logits(states.z_ND, states.context_Nc)
         expected_N = torch.nn.functional.cross_entropy(logits_NV, states.targets_N, reduction="none")
-        assert torch.allclose(found_N, expected_N, atol=1e-4)
+        assert torch.allclose(losses_N, expected_N, atol=1e-4)
 
 
 def test_scaled_prototypes_are_those_of_the_model(loaded, texts):
@@ -119,8 +119,8 @@ def test_a_bias_is_that_of_transformers(loaded, texts):
     pieces = marked_passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
     states = next(iter(batches(model, pieces)))
     expected_NV = processor(states.context_Nc, model.logits(states.z_ND))
-    found_NV = BiasedWords(model, words).logits(states.z_ND, states.context_Nc)
-    assert torch.allclose(found_NV, expected_NV, atol=1e-5)
+    biased_NV = BiasedWords(model, words).logits(states.z_ND, states.context_Nc)
+    assert torch.allclose(biased_NV, expected_NV, atol=1e-5)
 
 
 def test_a_bias_on_words_raises_their_loss_and_that_of_no_other_text(loaded):

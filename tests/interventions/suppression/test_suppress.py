@@ -1,4 +1,4 @@
-"""Suppression end to end: a planted behaviour falls, random prototypes do not do it, and wrong input is told."""
+"""Suppression end to end: a planted behaviour falls, random prototypes do not do it, and wrong input is refused."""
 
 import json
 from dataclasses import replace
@@ -81,8 +81,8 @@ def test_prompts_begin_texts_and_go_on_where_these_are_few(loaded):
 def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, monkeypatch):
     figures = kept_figures(monkeypatch)
     out = run / "interventions" / "no_calls.json"
-    shown = cli("suppress", "--ckpt_path", run, "--words", "(", "--name", "no_calls", *SMALL, check=0).stdout
-    assert "Suppression of (" in shown and "goal " in shown
+    output = cli("suppress", "--ckpt_path", run, "--words", "(", "--name", "no_calls", *SMALL, check=0).stdout
+    assert "Suppression of (" in output and "goal " in output
     details = json.loads((out.parent / "no_calls.details.json").read_text())
     written, kept = json.loads(out.read_text()), details["attempts"][details["kept"]]
     assert written["factors"] == kept["factors"] and set(written["factors"].values()) == {0.0}
@@ -103,9 +103,9 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, monkeypat
     plotted = [container.lines[0].get_xydata()[0] for container in axes.containers]
     assert plotted == [pytest.approx([100 * m["rise"], 100 * m["counts"]["rate"]]) for m in measured]
     (draws,) = axes.collections[:1]
-    drawn = [[100 * draw["rise"], 100 * draw["counts"]["rate"]] for draw in details["draws"]]
-    assert draws.get_offsets().tolist() == [pytest.approx(point) for point in drawn]
-    said = cli(
+    expected = [[100 * draw["rise"], 100 * draw["counts"]["rate"]] for draw in details["draws"]]
+    assert draws.get_offsets().tolist() == [pytest.approx(point) for point in expected]
+    output = cli(
         "generate",
         "--ckpt_path",
         run,
@@ -118,7 +118,7 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, monkeypat
         "--json",
         check=0,
     ).stdout
-    assert json.loads(said)["continuation"]
+    assert json.loads(output)["continuation"]
 
 
 def test_given_prototypes_are_suppressed_without_a_search(run, cli, tmp_path):
@@ -155,10 +155,10 @@ def test_examples_tell_a_behaviour(run, cli, tmp_path):
     for name, with_it in (("calls", True), ("others", False)):
         chosen = [text for text in texts if ("(" in text) == with_it]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
-    given = ("--with_texts", tmp_path / "calls.jsonl", "--without_texts", tmp_path / "others.jsonl")
-    cli("suppress", "--ckpt_path", run, *given, "--name", "examples", *SMALL, check=0)
+    options = ("--with_texts", tmp_path / "calls.jsonl", "--without_texts", tmp_path / "others.jsonl")
+    cli("suppress", "--ckpt_path", run, *options, "--name", "examples", *SMALL, check=0)
     assert "of held-out examples" in (run / "interventions" / "examples.md").read_text()
-    refused = cli("suppress", "--ckpt_path", run, *given, "--words", "x", "--name", "examples")
+    refused = cli("suppress", "--ckpt_path", run, *options, "--words", "x", "--name", "examples")
     assert refused.returncode == 2 and "without --words" in refused.stderr
 
 
@@ -210,8 +210,8 @@ def test_suites_are_scored_beside_it(run, cli, tmp_path):
         "tasks: {continuation: {kind: continuation, metric: acc, chance: 0.25, context: 12, continuation: 4}}"
     )
     ids = [c["prototype"] for c in json.loads(cli("prototypes", "--ckpt_path", run, "--json", check=0).stdout)]
-    given = ("--id", *ids, "--words", "(", "--suite", suite, "--name", "scored")
-    assert "suppressed" in cli("suppress", "--ckpt_path", run, *given, *SMALL, check=0).stdout
+    options = ("--id", *ids, "--words", "(", "--suite", suite, "--name", "scored")
+    assert "suppressed" in cli("suppress", "--ckpt_path", run, *options, *SMALL, check=0).stdout
     (score,) = json.loads((run / "interventions" / "scored.details.json").read_text())["suites"]
     assert score["suppressed"] - score["plain"] == pytest.approx(score["difference"])
     assert "## Suites" in (run / "interventions" / "scored.md").read_text()
