@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import io
-import math
 import re
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lightning.cli.options import device_options, model_parser, refuse_below, suite_options
+from prism_lightning.cli.dataclass_options import add_options, parsed_options
+from prism_lightning.cli.options import device_options, model_parser, suite_options
+from prism_lightning.cli.renamed_flags import replace_renamed_flags
 from prism_lightning.common.texts import decode_options
+from prism_lightning.interventions.controllers.settings import ControllerSettings
+from prism_lightning.interventions.suppression.settings import BehaviourSource, SuppressionSettings
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerFast
 
     from prism_lightning.evaluation.results import TaskResult
     from prism_lightning.evaluation.suites import SuiteTask
-    from prism_lightning.interventions.suppression.behaviours import Behaviour
     from prism_lightning.models import PrismForCausalLM
 
-EXAMPLES = 3  # training tokens of each group on a card
+EXAMPLES_PER_GROUP = 3  # training tokens of each group on a prototype's card
+RENAMED_FLAGS = {"--fall": "--min_rate_reduction", "--rise": "--max_perplexity_increase"}
 
 SUPPRESS = """examples:
   suppress --ckpt_path runs/tinystories_prism --words sad cry cried crying --name calm
@@ -30,234 +33,121 @@ SUPPRESS = """examples:
   suppress --ckpt_path runs/tinystories_prism --id 318 77 --words sad --name two
   generate --ckpt_path runs/tinystories_prism --intervention calm --prompt "Tom was"
 
-Prototypes are ranked on training documents, their number is chosen on one half of the run's validation documents, and
-what that does is compared with rivals on the other half. RUN/interventions/NAME.json is the intervention; beside it
-NAME.md has the comparison and a card of every prototype, NAME.png the plot, NAME.details.json all numbers."""
+Prototypes are ranked on training documents. Their number is selected on one half of the run's validation documents.
+The selected prototypes are compared with rivals on the other half. The intervention is RUN/interventions/NAME.json.
+Beside it, NAME.md has the comparison and a card of every prototype, NAME.png has the plot, and NAME.details.json has
+all numbers."""
 
 CALIBRATE = """examples:
   calibrate --ckpt_path runs/tinystories_prism --suite evals/continuation.yaml --name controllers
   evaluate --ckpt_path runs/tinystories_prism --intervention controllers --suite evals/language_modeling.yaml
 
-Controllers are factors on prototypes, fitted to multiple-choice items and judged on others: a task's own training
-split serves for the fit where it has one, otherwise one half of its items; tasks made from the run's documents are
-fitted on training documents and judged on held-out ones. RUN/interventions/NAME.json is the
-intervention; beside it NAME.md has the comparison and what stands behind the largest changes, NAME.png the plot,
-NAME.details.json all numbers."""
+Controllers are factors on prototypes. They are fitted to multiple-choice items and judged on other items. A task with a
+training split is fitted to that split; another task is fitted to one half of its items. Tasks made from the run's
+documents are fitted to training documents and judged on held-out ones. The intervention is
+RUN/interventions/NAME.json. Beside it, NAME.md has the comparison and the prototypes with the largest changes, NAME.png
+has the plot, and NAME.details.json has all numbers."""
 
 
-def _suppress_options(arguments: list[str]) -> argparse.Namespace:
-    parser = model_parser(
-        "suppress",
-        "Find the prototypes behind a behaviour and suppress them.",
-        epilog=SUPPRESS,
-    )
-    parser.add_argument("--words", nargs="+", help="the behaviour: texts that have any of these words")
-    parser.add_argument("--with_texts", type=Path, help="the behaviour by example: file of texts that show it ...")
-    parser.add_argument("--without_texts", type=Path, help="... and of texts that do not")
-    parser.add_argument("--id", type=int, nargs="+", help="suppress these prototypes; --words tells what to look for")
-    parser.add_argument("--label", help="suppress all prototypes whose label has this text, as with --id")
-    _name_option(parser)
-    parser.add_argument("--fall", type=float, default=0.8, help="share by which the behaviour is to fall (default 0.8)")
-    parser.add_argument("--rise", type=float, default=0.02, help="share by which perplexity may rise (default 0.02)")
-    parser.add_argument("--factor", type=float, default=0.0, help="on the prototypes' terms (default 0, remove them)")
-    parser.add_argument(
-        "--tokens", type=int, default=200_000, help="of training documents, to rank prototypes on (default 200,000)"
-    )
-    parser.add_argument("--prompts", type=int, default=400, help="continued in each comparison (default 400)")
-    parser.add_argument("--new_tokens", type=int, default=96, help="tokens of a continuation (default 96)")
-    parser.add_argument(
-        "--draws",
-        type=int,
-        default=20,
-        help="of random prototypes, for comparison, at most; fewer where their mean is plain (default 20)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of continuations and draws (default 0)")
-    parser.add_argument("--suite", nargs="+", type=Path, help="also score these suites, as it is and suppressed")
-    parser.add_argument("--data_dir", type=Path, help="of the suites: folder with TASK/SPLIT.jsonl (default: the hub)")
-    device_options(parser)
-    options = parser.parse_args(arguments)
-    by_example, by_hand = bool(options.with_texts or options.without_texts), bool(options.id or options.label)
-    if by_example and (by_hand or options.words or not (options.with_texts and options.without_texts)):
-        parser.error("--with_texts and --without_texts go together, and without --words, --id and --label")
-    if not (by_example or options.words):
-        parser.error(
-            "--id and --label need --words: what to look for in the continuations"
-            if by_hand
-            else "say what to suppress: --words, --with_texts and --without_texts, --id or --label"
-        )
-    refuse_below(parser, options, 1, "tokens", "prompts", "new_tokens")
-    refuse_below(parser, options, 0, "draws", "rise")
-    if not 0 < options.fall <= 1:
-        parser.error("--fall must be above 0 and at most 1: a share of the behaviour's rate, 0.8 is 80 %")
-    if not math.isfinite(options.factor):
-        parser.error("--factor must be a finite number")
-    _check_name(parser, options.name)
-    decode_options(options, "words", "label")
-    return options
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where an intervention is written.
+
+    Attributes:
+        name: Name of the intervention; it is written to RUN/interventions/NAME.json.
+
+    Raises:
+        ValueError: the name could be a path.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"--name {self.name}: give a name of letters, digits, - and _")
+
+
+@dataclass(frozen=True)
+class ScoredSuites:
+    """Suites that a model is scored on without and with an intervention.
+
+    Attributes:
+        suite: YAML files of tasks that the model is also scored on, unchanged and suppressed.
+        data_dir: Folder with TASK/SPLIT.jsonl for the suites; without it tasks come from the hub.
+    """
+
+    suite: list[Path] | None = None
+    data_dir: Path | None = None
 
 
 def suppress(arguments: list[str]) -> None:
-    """Find the prototypes behind a behaviour, write an intervention that removes them, and show what that does."""
-    options = _suppress_options(arguments)
+    """Find the prototypes behind a behaviour, write an intervention that removes them, and show its effect."""
+    parser = model_parser("suppress", "Find the prototypes behind a behaviour and suppress them.", epilog=SUPPRESS)
+    add_options(parser, BehaviourSource, OutputOptions, SuppressionSettings, ScoredSuites)
+    device_options(parser)
+    arguments = replace_renamed_flags(arguments, RENAMED_FLAGS)
+    options = parser.parse_args(arguments)
+    source = parsed_options(parser, options, BehaviourSource)
+    settings = parsed_options(parser, options, SuppressionSettings)
+    parsed_options(parser, options, OutputOptions)
+    decode_options(options, "words", "label")
 
     from prism_lightning.common.console import console
     from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.evaluation.suites import load_suites
     from prism_lightning.inspection.cards import inspect_prototypes
     from prism_lightning.inspection.tracing import own_attributor, prototypes_labelled
-    from prism_lightning.interventions.intervention import Intervention, folder_of
-    from prism_lightning.interventions.suppression.continuations import Sampling
-    from prism_lightning.interventions.suppression.experiment import Plan, suppress
-    from prism_lightning.interventions.suppression.report import comparison_table, figure, markdown, verdict
-    from prism_lightning.interventions.suppression.selection import Goal
+    from prism_lightning.interventions.suppression.behaviours import load_behaviour
+    from prism_lightning.interventions.suppression.experiment import SuppressionExperiment
+    from prism_lightning.interventions.suppression.report import comparison_table, measurement_line, verdict
     from prism_lightning.run.directory import RunPaths
-    from prism_lightning.run.fingerprints import model_fingerprint
     from prism_lightning.run.training_data import data_of
 
-    model, tokenizer = _prism(options)
+    model, tokenizer = _load_prism_model(options)
     suite = load_suites(options.suite) if options.suite else {}
     data = data_of(RunPaths.of(options.ckpt_path).root)
-    behaviour, examples, labels = _behaviour(options, tokenizer)
-    plain = _scored(options, suite, []) if suite else []
+    behaviour, examples, labels = load_behaviour(source, tokenizer)
+    score_suites = _suite_comparison(options, suite)
     attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
-    given = [*(options.id or []), *(prototypes_labelled(attributor, options.label) if options.label else [])]
-    sampling = Sampling(new_tokens=options.new_tokens, seed=options.seed)
-    plan = Plan(Goal(options.fall, options.rise), options.factor, options.prompts, options.draws, sampling)
-    progress = PhaseProgress()
-    with progress:
-        found = suppress(
+    labelled = prototypes_labelled(attributor, source.label) if source.label else []
+    with PhaseProgress() as progress:
+        experiment = SuppressionExperiment(
             model,
             tokenizer,
             behaviour,
-            examples or data.train.texts(data.train.sample(options.tokens)),
+            examples or data.train.texts(data.train.sample(settings.tokens)),
             data.validation.texts(),
-            plan,
-            given or None,
+            settings,
+            [*(source.id or []), *labelled] or None,
             labels,
             progress,
-            lambda m: console.print(f"{m.name}: rate {m.counts.rate:.1%}, perplexity elsewhere {m.rise:+.2%}"),
+            lambda measurement: console.print(measurement_line(measurement)),
         )
-    cards = inspect_prototypes(attributor, list(found.kept.factors), EXAMPLES)
-    command = "python -m prism_lightning suppress " + shlex.join(arguments)
-    origin = {"verb": "suppress", "behaviour": behaviour.name, "command": command, "result": verdict(found)}
-    path = folder_of(options.ckpt_path) / f"{options.name}.json"
-    Intervention(model_fingerprint(model), found.kept.scaling, origin).write(path)
-    scores = _differences(options, plain, _scored(options, suite, [options.name])) if suite else []
-    details = found.as_dict() | {"verb": "suppress", "cards": [card.as_dict() for card in cards], "suites": scores}
-    _write(path, details, markdown(found, cards, scores, command, f"{options.name}.png"), figure(found))
+        result = experiment.run()
+    prototypes = list(result.kept_attempt.selection.scaling.factors)
+    cards = inspect_prototypes(attributor, prototypes, EXAMPLES_PER_GROUP)
+    path = _intervention_path(options)
+    scores = experiment.report(result, path, _command("suppress", arguments), cards, score_suites)
     for note in behaviour.notes:
         console.print(f"note: {note}", markup=False, style="yellow")
-    console.print(comparison_table(found))
+    console.print(comparison_table(result))
     for score in scores:
-        console.print(
-            f"{score['task']}: {score['plain']:.4f} as it is, {score['suppressed']:.4f} suppressed", markup=False
-        )
-    console.print(verdict(found), markup=False)
-    console.print(f"wrote {path} and, beside it, {options.name}.md and {options.name}.png", markup=False)
-
-
-def _prism(options: argparse.Namespace) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
-    from prism_lightning.common.errors import UserError
-    from prism_lightning.run.model_folder import load_exported
-
-    model, tokenizer = load_exported(options.ckpt_path, options.device, options.dtype)
-    if model.prototypes is None:
-        raise UserError(f"{options.ckpt_path} is dense: it has no prototypes to turn; give a PRISM model")
-    return model, tokenizer
-
-
-def _name_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", required=True, help="of the intervention: RUN/interventions/NAME.json")
-
-
-def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
-    if not re.fullmatch(r"[\w-]+", name):
-        parser.error(f"--name {name}: give a name of letters, digits, - and _")
-
-
-def _write(path: Path, details: dict[str, Any], report: str, figure: Figure) -> None:
-    """Everything that is known of an intervention, beside its file."""
-    from prism_lightning.common.files import write_json, write_whole
-    from prism_lightning.interventions.intervention import FORMAT
-    from prism_lightning.run.environment import environment
-
-    write_json(path.with_suffix(".details.json"), {"format": FORMAT} | details | {"environment": environment()})
-    for suffix in (".png", ".svg"):
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=150, format=suffix[1:])
-        write_whole(path.with_suffix(suffix), drawn.getvalue())
-    write_whole(path.with_suffix(".md"), report.encode())
-    for left in path.parent.glob(f"{path.stem}.*.partial"):  # by processes that were killed
-        left.unlink(missing_ok=True)
-
-
-def _scored(options: argparse.Namespace, suite: dict[str, SuiteTask], interventions: list[str]) -> list[TaskResult]:
-    from prism_lightning.cli.evaluation import evaluated
-
-    given = (options.ckpt_path, interventions, suite, options.data_dir)
-    return evaluated(*given, device=options.device, dtype=options.dtype)
-
-
-def _differences(
-    options: argparse.Namespace, plain: list[TaskResult], suppressed: list[TaskResult]
-) -> list[dict[str, Any]]:
-    """The suites' metrics without the intervention and with it, and the paired difference where there is one."""
-    from prism_lightning.evaluation.results import paired
-    from prism_lightning.evaluation.run_evaluation import results_folder
-
-    without, with_it = (results_folder(options.ckpt_path, names) for names in ([], [options.name]))
-    rows = []
-    for one, other in zip(plain, suppressed, strict=True):
-        row: dict[str, Any] = {"task": one.task, "metric": one.metric, "plain": one.value, "suppressed": other.value}
-        if one.chance is not None:
-            difference = paired(with_it, without, one.task, one.metric)
-            row |= {"difference": difference.value, "interval": difference.interval}
-        rows.append(row)
-    return rows
-
-
-def _behaviour(
-    options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast
-) -> tuple[Behaviour, list[str], list[bool] | None]:
-    """The behaviour and, where it is told by example, the examples and which of them show it."""
-    from prism_lightning.data.sources import local_files
-    from prism_lightning.interventions.suppression.behaviours import ExampleBehaviour, WordBehaviour
-
-    if options.words:
-        return WordBehaviour(options.words, tokenizer), [], None
-    shown, other = (
-        [document.text for document in local_files(str(path), "text").documents()]
-        for path in (options.with_texts, options.without_texts)
-    )
-    behaviour = ExampleBehaviour(options.with_texts.stem, shown, other)
-    return behaviour, [*shown, *other], [True] * len(shown) + [False] * len(other)
-
-
-def _calibrate_options(arguments: list[str]) -> argparse.Namespace:
-    parser = model_parser(
-        "calibrate",
-        "Fit controllers: factors on prototypes that make right answers likelier.",
-        epilog=CALIBRATE,
-    )
-    suite_options(parser)
-    _name_option(parser)
-    parser.add_argument("--items", type=int, default=2000, help="of each task to fit to, at most (default 2000)")
-    parser.add_argument("--permutations", type=int, default=20, help="fits to permuted labels (default 20)")
-    parser.add_argument(
-        "--traced", type=int, default=10, help="cards in the report; all are in NAME.details.json (default 10)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of splits, folds and permutations (default 0)")
-    device_options(parser)
-    options = parser.parse_args(arguments)
-    refuse_below(parser, options, 1, "items", "traced")
-    refuse_below(parser, options, 0, "permutations")
-    _check_name(parser, options.name)
-    return options
+        line = f"{score['task']}: {score['plain']:.4f} unchanged, {score['suppressed']:.4f} suppressed"
+        console.print(line, markup=False)
+    console.print(verdict(result), markup=False)
+    console.print(_written(path), markup=False)
 
 
 def calibrate(arguments: list[str]) -> None:
-    """Fit controllers to multiple-choice items, write them as an intervention, and show what they gain on others."""
-    options = _calibrate_options(arguments)
+    """Fit controllers to multiple-choice items, write them as an intervention, and show their gain on other items."""
+    description = "Fit controllers: factors on prototypes that make right answers likelier."
+    parser = model_parser("calibrate", description, epilog=CALIBRATE)
+    suite_options(parser)
+    add_options(parser, OutputOptions, ControllerSettings)
+    device_options(parser)
+    options = parser.parse_args(arguments)
+    settings = parsed_options(parser, options, ControllerSettings)
+    parsed_options(parser, options, OutputOptions)
 
     from prism_lightning.common.console import console
     from prism_lightning.common.progress import PhaseProgress
@@ -266,41 +156,92 @@ def calibrate(arguments: list[str]) -> None:
     from prism_lightning.inspection.tracing import own_attributor
     from prism_lightning.interventions.controllers.fitting import calibrate
     from prism_lightning.interventions.controllers.items import split_items
-    from prism_lightning.interventions.controllers.report import details, figure, gain_table, markdown, traces
-    from prism_lightning.interventions.intervention import Intervention, folder_of
-    from prism_lightning.models.steering import Scaling
+    from prism_lightning.interventions.controllers.report import gain_table, trace_changes, write_controllers
     from prism_lightning.run.directory import RunPaths
-    from prism_lightning.run.fingerprints import model_fingerprint
     from prism_lightning.run.training_data import data_of
 
-    model, tokenizer = _prism(options)
+    model, tokenizer = _load_prism_model(options)
     suite = load_suites(options.suite, options.tasks)
     attributor = own_attributor(options.ckpt_path, loaded=(model, tokenizer))
     data = data_of(RunPaths.of(options.ckpt_path).root)
-    train, validation = data.train, data.validation
-    progress = PhaseProgress()
-    with progress:
-        calibration, held_out = split_items(
+    with PhaseProgress() as progress:
+        fit_items, judged_items = split_items(
             model,
             tokenizer,
             suite,
             options.data_dir,
             # Twice as many documents as items, since some are too short for one.
-            lambda: train.texts(train.sample_documents(2 * options.items, options.seed)),
-            validation.texts,
-            options.items,
-            options.seed,
+            lambda: data.train.texts(data.train.sample_documents(2 * settings.items, settings.seed)),
+            data.validation.texts,
+            settings.items,
+            settings.seed,
             progress,
         )
-        found = calibrate(model, calibration, held_out, options.seed, options.permutations, progress)
-    traced = traces(model, held_out, found)
-    cards = inspect_prototypes(attributor, list(traced), EXAMPLES)
-    command = "python -m prism_lightning calibrate " + shlex.join(arguments)
-    origin = {"verb": "calibrate", "tasks": list(suite), "command": command, "penalty": list(found.controllers.penalty)}
-    path = folder_of(options.ckpt_path) / f"{options.name}.json"
-    Intervention(model_fingerprint(model), Scaling(found.controllers.factors), origin).write(path)
-    facts = details(found, calibration, held_out, traced, cards) | {"verb": "calibrate"}
-    report = markdown(found, calibration, held_out, traced, cards[: options.traced], command, f"{options.name}.png")
-    _write(path, facts, report, figure(found))
-    console.print(gain_table(found))
-    console.print(f"wrote {path} and, beside it, {options.name}.md and {options.name}.png", markup=False)
+        result = calibrate(model, fit_items, judged_items, settings.seed, settings.permutations, progress)
+    traces = trace_changes(model, result)
+    cards = inspect_prototypes(attributor, list(traces), EXAMPLES_PER_GROUP)
+    path, command = _intervention_path(options), _command("calibrate", arguments)
+    write_controllers(path, model, result, traces, cards, settings.traced, list(suite), command)
+    console.print(gain_table(result))
+    console.print(_written(path), markup=False)
+
+
+def _load_prism_model(options: argparse.Namespace) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
+    from prism_lightning.common.errors import UserError
+    from prism_lightning.run.model_folder import load_exported
+
+    model, tokenizer = load_exported(options.ckpt_path, options.device, options.dtype)
+    if model.prototypes is None:
+        raise UserError(f"{options.ckpt_path} is dense: it has no prototypes to scale; give a PRISM model")
+    return model, tokenizer
+
+
+def _intervention_path(options: argparse.Namespace) -> Path:
+    from prism_lightning.interventions.intervention import folder_of
+
+    return folder_of(options.ckpt_path) / f"{options.name}.json"
+
+
+def _command(verb: str, arguments: list[str]) -> str:
+    return f"python -m prism_lightning {verb} {shlex.join(arguments)}"
+
+
+def _written(path: Path) -> str:
+    return f"wrote {path} and, beside it, {path.stem}.md and {path.stem}.png"
+
+
+def _suite_comparison(options: argparse.Namespace, suite: dict[str, SuiteTask]) -> Callable[[], list[dict[str, Any]]]:
+    """Score suites on the unchanged model; return a function that scores them with the intervention and compares."""
+    from prism_lightning.cli.evaluation import evaluated
+
+    def results(interventions: list[str]) -> list[TaskResult]:
+        run = (options.ckpt_path, interventions, suite, options.data_dir)
+        return evaluated(*run, device=options.device, dtype=options.dtype)
+
+    if not suite:
+        return list
+    plain = results([])
+    return lambda: _suite_scores(options, plain, results([options.name]))
+
+
+def _suite_scores(
+    options: argparse.Namespace, plain: list[TaskResult], suppressed: list[TaskResult]
+) -> list[dict[str, Any]]:
+    """Return every task's metric without and with the intervention, and the paired difference of accuracies."""
+    from prism_lightning.evaluation.results import paired
+    from prism_lightning.evaluation.run_evaluation import results_folder
+
+    plain_folder, suppressed_folder = (results_folder(options.ckpt_path, names) for names in ([], [options.name]))
+    scores = []
+    for before, after in zip(plain, suppressed, strict=True):
+        score: dict[str, Any] = {
+            "task": before.task,
+            "metric": before.metric,
+            "plain": before.value,
+            "suppressed": after.value,
+        }
+        if before.chance is not None:
+            difference = paired(suppressed_folder, plain_folder, before.task, before.metric)
+            score |= {"difference": difference.value, "interval": difference.interval}
+        scores.append(score)
+    return scores

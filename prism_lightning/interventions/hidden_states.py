@@ -1,11 +1,12 @@
-"""Hidden states of passages in batches, and the loss of their tokens under interventions.
+"""Hidden states of passages in batches, and the loss of tokens under a model's interventions.
 
-Shapes: N tokens of a batch, D hidden size, V vocabulary, k active prototypes, G texts, c tokens of context.
+Shapes: B passages of a batch, T tokens of a passage, N tokens of a batch, C of them in a chunk, D hidden size, c tokens
+of context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,61 +15,65 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prism_lightning.attribution.curvature.records import chunk_size
-from prism_lightning.interventions.suppression.behaviours import Passage
+from prism_lightning.interventions.suppression.behaviours import MarkedPassage
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.padded_batches import batches_by_length, right_padded
 
-BATCH_TOKENS = 8192
-CONTEXT = 16  # tokens before a target that a word's bias may look at
+BATCH_TOKENS = 8192  # in one forward pass, padding included
+CONTEXT_TOKENS = 16  # tokens before a target that the bias of a word may look at
 
 
 class States(NamedTuple):
-    """Hidden states of a batch of passages, padding left out."""
+    """Hidden states of a batch of passages, without padding.
+
+    Attributes:
+        z_ND: Hidden states that predict the targets.
+        targets_N: The tokens that are predicted.
+        marked_N: Whether a target belongs to the behaviour.
+        text_N: Number of the text of each target.
+        context_Nc: The tokens before each target; -1 stands before the passage.
+    """
 
     z_ND: Tensor
     targets_N: Tensor
-    marked_N: np.ndarray  # whether the target belongs to the behaviour
+    marked_N: np.ndarray
     text_N: np.ndarray
-    context_Nc: Tensor  # the tokens before each target, -1 where there are none
+    context_Nc: Tensor
 
 
 @torch.no_grad()
-def batches(model: PrismForCausalLM, passages: list[Passage]) -> Iterator[States]:
-    """Hidden states of passages, longest first, a bounded number of tokens at a time."""
-    order = sorted(passages, key=lambda passage: -len(passage.ids))
-    first = 0
-    while first < len(order):
-        longest = len(order[first].ids) - 1
-        batch = order[first : first + max(1, BATCH_TOKENS // longest)]
-        first += len(batch)
-        # Causal attention never looks at what is padded on the right.
-        ids_BT = torch.tensor([p.ids[:-1] + [0] * (longest + 1 - len(p.ids)) for p in batch], device=model.device)
-        rows = [row for row, p in enumerate(batch) for _ in p.ids[1:]]
-        columns = [column for p in batch for column in range(len(p.ids) - 1)]
-        before = [[-1] * (CONTEXT - 1) + p.ids for p in batch]
+def batches(model: PrismForCausalLM, passages: list[MarkedPassage]) -> Iterator[States]:
+    """Yield the hidden states of passages, longest first, with a bounded number of tokens in one forward pass."""
+    inputs = [passage.ids[:-1] for passage in passages]
+    for indices in batches_by_length(inputs, BATCH_TOKENS):
+        batch = [passages[index] for index in indices]
+        z_BTD = model.hidden_states(right_padded([inputs[index] for index in indices], model.device))
+        rows = [row for row, passage in enumerate(batch) for _ in passage.ids[1:]]
+        columns = [column for passage in batch for column in range(len(passage.ids) - 1)]
+        targets = [token for passage in batch for token in passage.ids[1:]]
+        contexts = [context for passage in batch for context in _contexts(passage.ids)]
         yield States(
-            model.hidden_states(ids_BT)[rows, columns],
-            torch.tensor([token for p in batch for token in p.ids[1:]], device=model.device),
-            np.concatenate([p.marked_T for p in batch]),
-            np.array([p.text for p in batch for _ in p.ids[1:]]),
-            torch.tensor([b[t : t + CONTEXT] for b in before for t in range(len(b) - CONTEXT)], device=model.device),
+            z_ND=z_BTD[rows, columns],
+            targets_N=torch.tensor(targets, device=model.device),
+            marked_N=np.concatenate([passage.marked_T for passage in batch]),
+            text_N=np.array([passage.text for passage in batch for _ in passage.ids[1:]]),
+            context_Nc=torch.tensor(contexts, device=model.device),
         )
+
+
+def _contexts(ids: list[int]) -> list[list[int]]:
+    """Return the context of every token but the first."""
+    extended = [-1] * (CONTEXT_TOKENS - 1) + ids
+    return [extended[start : start + CONTEXT_TOKENS] for start in range(len(ids) - 1)]
 
 
 @torch.no_grad()
 def token_losses(model: PrismForCausalLM, z_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """Loss [N] of every target in nats, on the CPU, under the model's interventions."""
+    """Return the loss [N] of every target in nats, on the CPU, under the model's interventions."""
     size = chunk_size(model.lm_head.weight)
+    parts = zip(z_ND.split(size), targets_N.split(size), strict=True)
     losses = [
         F.cross_entropy(model.logits(z_CD.to(model.device)).float(), targets_C.to(model.device), reduction="none").cpu()
-        for z_CD, targets_C in zip(z_ND.split(size), targets_N.split(size), strict=True)
+        for z_CD, targets_C in parts
     ]
-    return torch.cat(losses) if losses else torch.zeros(0)
-
-
-def text_losses(model: PrismForCausalLM, parts: Iterable[States], texts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss in nats [G] and number of targets [G] of every text, under the model's interventions."""
-    losses_G, tokens_G = np.zeros(texts), np.zeros(texts)
-    for states in parts:
-        losses_G += np.bincount(states.text_N, token_losses(model, states.z_ND, states.targets_N).numpy(), texts)
-        tokens_G += np.bincount(states.text_N, minlength=texts)
-    return losses_G, tokens_G
+    return torch.cat(losses)

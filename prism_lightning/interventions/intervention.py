@@ -1,14 +1,16 @@
-"""An intervention: factors on prototypes, as a small file that every verb applies alike.
+"""Interventions: factors on prototypes, in a small file that every verb applies in the same way.
 
 {"format": 1, "model": "0f3a…", "factors": {"318": 0.0}, "tokens": null, "origin": {"verb": "suppress", …}}
 
-`model` is the fingerprint of the weights it was made for, `tokens` lists those whose logits are meant (null: all), and
-`origin` says how it was made, for people.
+`model` is the fingerprint of the weights that the factors are for. `tokens` lists the tokens whose logits are changed;
+null means all. `origin` records for people how the factors were found.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,9 @@ class Intervention:
     """Factors on the terms of some prototypes in the logits.
 
     Attributes:
-        model: fingerprint of the weights.
-        scaling: the factors, and the tokens whose logits are meant.
-        origin: how it was made.
+        model: Fingerprint of the weights.
+        scaling: The factors, and the tokens whose logits are changed.
+        origin: How the factors were found.
     """
 
     model: str
@@ -50,7 +52,7 @@ class Intervention:
     origin: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file; an interruption leaves no part of it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         factors = {str(prototype): factor for prototype, factor in sorted(self.scaling.factors.items())}
         content = {"format": FORMAT, "model": self.model, "factors": factors, "tokens": self.scaling.tokens}
@@ -61,69 +63,82 @@ class Intervention:
         """Read a file.
 
         Raises:
-            UserError: no such file, or not an intervention.
+            UserError: there is no such file, or it is not an intervention.
         """
         if not path.is_file():
-            raise UserError(f"intervention {path}: no such file; `suppress` and `calibrate` write them")
-        found = read_json(path)
-        problem = "it is no JSON object" if found is None else problem_in(found, FIELDS)
-        if found is None or problem:
+            raise UserError(f"intervention {path}: no such file; `suppress` and `calibrate` write interventions")
+        content = read_json(path)
+        problem = "it is no JSON object" if content is None else problem_in(content, FIELDS)
+        if content is None or problem:
             raise UserError(
-                f"intervention {path} is none ({problem}): give a JSON object with format {FORMAT}, model, and factors"
-                " by prototype"
+                f"{path} is no intervention ({problem}): give a JSON object with format {FORMAT}, model, and factors by"
+                " prototype"
             )
-        if found["format"] != FORMAT:
-            raise UserError(f"intervention {path} has format {found['format']}: this version reads format {FORMAT}")
-        stray = [name for name in found["factors"] if not PROTOTYPE.fullmatch(name)]
-        if stray:
-            raise UserError(f"intervention {path} is none ({stray[0][:40]!r} is no prototype): name them by number")
-        factors = {int(prototype): float(factor) for prototype, factor in found["factors"].items()}
-        tokens = None if found.get("tokens") is None else tuple(found["tokens"])
-        return cls(found["model"], Scaling(factors, tokens), found.get("origin") or {})
+        if content["format"] != FORMAT:
+            raise UserError(f"intervention {path} has format {content['format']}: this version reads format {FORMAT}")
+        invalid = [name for name in content["factors"] if not PROTOTYPE.fullmatch(name)]
+        if invalid:
+            raise UserError(
+                f"{path} is no intervention ({invalid[0][:40]!r} is no prototype): give prototypes by number"
+            )
+        factors = {int(prototype): float(factor) for prototype, factor in content["factors"].items()}
+        tokens = None if content.get("tokens") is None else tuple(content["tokens"])
+        return cls(content["model"], Scaling(factors, tokens), content.get("origin") or {})
 
 
 def folder_of(run: Path) -> Path:
-    """RUN/interventions, where `suppress` and `calibrate` write."""
+    """Return RUN/interventions, where `suppress` and `calibrate` write."""
     return RunPaths.of(run).interventions
 
 
 def located(run: Path, name: str) -> Path:
-    """The file of an intervention, given by its path or by its name in RUN/interventions."""
+    """Return the file of an intervention from its path, or from its name in RUN/interventions."""
     named = folder_of(run) / f"{name}.json"
     return named if named.is_file() and not Path(name).is_file() else Path(name)
 
 
 def apply(model: PrismForCausalLM, run: Path, names: list[str]) -> None:
-    """Apply interventions, on top of the model's own if it was exported with some.
+    """Apply interventions on top of those that the model was exported with.
 
     Args:
-        model: of the run.
-        run: where names are looked up.
-        names: or paths.
+        model: The run's model.
+        run: Run directory, where names are looked up.
+        names: Names or paths of interventions.
 
     Raises:
-        UserError: as `Intervention.read` and `PrismForCausalLM.intervene`, or one that was made for other weights.
+        UserError: as `Intervention.read` and `PrismForCausalLM.intervene`, or an intervention is for other weights.
     """
     if not names:
         return
     if model.prototypes is None:
-        raise UserError(f"{names[0]} scales prototypes, and {run} is dense: give the PRISM model it was made for")
+        raise UserError(f"{names[0]} scales prototypes, but {run} is dense: give the PRISM model that it was made for")
     fingerprint, scalings = model_fingerprint(model), list(model.scalings)
     for path in (located(run, name) for name in names):
-        found = Intervention.read(path)
-        if found.model != fingerprint:
+        intervention = Intervention.read(path)
+        if intervention.model != fingerprint:
             raise UserError(
-                f"intervention {path} was made for model {found.model}, this one is {fingerprint}: make it anew with"
-                " `suppress` or `calibrate`"
+                f"intervention {path} was made for model {intervention.model}, this model is {fingerprint}: run"
+                " `suppress` or `calibrate` again"
             )
-        scalings.append(found.scaling)
+        scalings.append(intervention.scaling)
     model.intervene(*scalings)
 
 
 def load_with(
     run: Path, interventions: list[str], device: str = "cpu", dtype: str = "fp32"
 ) -> tuple[PrismForCausalLM, PreTrainedTokenizerFast]:
-    """A model as `load_exported` gives it, with interventions applied; raises as it and `apply` do."""
+    """Return a model with interventions applied, and its tokenizer; raises as `load_exported` and `apply` do."""
     model, tokenizer = load_exported(run, device, dtype)
     apply(model, run, interventions)
     return model, tokenizer
+
+
+@contextmanager
+def temporary_scaling(model: PrismForCausalLM, scaling: Scaling) -> Iterator[None]:
+    """Apply a scaling on top of the model's own interventions, and take it back at the end."""
+    own = model.scalings
+    model.intervene(*own, scaling)
+    try:
+        yield
+    finally:
+        model.intervene(*own)

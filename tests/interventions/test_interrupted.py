@@ -17,8 +17,8 @@ SMALL = ("--tokens", "8000", "--prompts", "20", "--new_tokens", "8", "--draws", 
 def at_phase(phase):
     """Be killed when half of a phase is done."""
 
-    def call(self, what, done, total):
-        if what == phase and 2 * done >= total:
+    def call(self, phase_name, done, total):
+        if phase_name == phase and 2 * done >= total:
             os.kill(os.getpid(), signal.SIGKILL)
 
     PhaseProgress.__call__ = call
@@ -99,16 +99,16 @@ def test_progress_reaches_its_end_in_every_phase(run, cli, monkeypatch, place):
     """And never goes back within a phase."""
     seen = []
     monkeypatch.setattr(PhaseProgress, "__call__", lambda self, *call: seen.append(call))
-    given = (("--words", "("), ("--id", "3", "--words", "("))[place]
-    cli("suppress", "--ckpt_path", run, *given, "--name", f"progress{place}", *SMALL, check=0)
+    options = (("--words", "("), ("--id", "3", "--words", "("))[place]
+    cli("suppress", "--ckpt_path", run, *options, "--name", f"progress{place}", *SMALL, check=0)
     phases = [call for call, following in zip(seen, [*seen[1:], ("", 0, 0)], strict=True) if call[0] != following[0]]
     assert all(done == total for _, done, total in phases)
-    assert {what for what, *_ in phases} >= {
+    assert {phase for phase, *_ in phases} >= {
         "reading held-out texts",
         "continuing prompts",
         "removing prototypes one by one",
         "choosing the number of prototypes",
-        "judging on other prompts",
+        "comparing on other prompts",
         "choosing the words' bias",
         "scaling random prototypes",
     }

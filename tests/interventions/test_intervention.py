@@ -23,8 +23,8 @@ def removal(run, tmp_path):
 
 
 def test_a_file_is_read_as_it_was_written(removal):
-    found = Intervention.read(removal)
-    assert found.scaling == Scaling(HALF) and found.origin == {"by": "hand"}
+    intervention = Intervention.read(removal)
+    assert intervention.scaling == Scaling(HALF) and intervention.origin == {"by": "hand"}
     assert json.loads(removal.read_text())["factors"]["2"] == 0.0
 
 
@@ -51,7 +51,7 @@ def test_every_verb_applies_it_alike(run, removal, cli, tmp_path):
         "32 prototypes scaled"
         in cli("export", "--ckpt_path", run, "--intervention", removal, "--out", exported, check=0).stdout
     )
-    given = ("--ckpt_path", run, "--intervention", removal)
+    options = ("--ckpt_path", run, "--intervention", removal)
     for verb, more in (
         (
             "generate",
@@ -59,18 +59,18 @@ def test_every_verb_applies_it_alike(run, removal, cli, tmp_path):
         ),
         ("explain", ("--text", "import os, sys", "--json")),
     ):
-        with_file = json.loads(cli(verb, *given, *more, check=0).stdout)
+        with_file = json.loads(cli(verb, *options, *more, check=0).stdout)
         from_folder = json.loads(cli(verb, "--ckpt_path", exported, *more, check=0).stdout)
         plain = json.loads(cli(verb, "--ckpt_path", run, *more, check=0).stdout)
         assert with_file == from_folder != plain
     scaled = [
         p
-        for token in json.loads(cli("explain", *given, "--text", "import os", "--json").stdout)
+        for token in json.loads(cli("explain", *options, "--text", "import os", "--json").stdout)
         for p in token["prototypes"]
     ]
     assert all(p["factor"] == (p["id"] % 2) for p in scaled) and any(p["factor"] == 0 for p in scaled)
-    assert " x 0" in cli("explain", *given, "--text", "import os", check=0).stdout
-    refused = cli("export", *given, "--out", exported)
+    assert " x 0" in cli("explain", *options, "--text", "import os", check=0).stdout
+    refused = cli("export", *options, "--out", exported)
     assert refused.returncode == 2 and "exists" in refused.stderr
 
 
@@ -122,7 +122,7 @@ def test_an_intervention_of_the_run_goes_by_its_name(run, removal, cli):
 
 
 def test_what_is_no_intervention_is_refused(run, removal, cli, tmp_path, make_model):
-    def said(content):
+    def error_of(content):
         path = tmp_path / "wrong.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         result = cli("generate", "--ckpt_path", run, "--prompt", "x", "--intervention", path)
@@ -130,7 +130,8 @@ def test_what_is_no_intervention_is_refused(run, removal, cli, tmp_path, make_mo
         return result.stderr
 
     right = json.loads(removal.read_text())
-    assert "is none" in said("[]") and "is none" in said("{") and "is none" in said(right | {"factors": {"one": 0}})
+    none = "is no intervention"
+    assert none in error_of("[]") and none in error_of("{") and none in error_of(right | {"factors": {"one": 0}})
     for change, words in (
         ({"factors": {"3": float("nan")}}, "factors.3 is nan, expected a finite number"),
         ({"factors": {"3": 1e999}}, "factors.3 is inf"),
@@ -145,11 +146,11 @@ def test_what_is_no_intervention_is_refused(run, removal, cli, tmp_path, make_mo
         ({"model": 0}, "model is 0"),
         ({"format": None}, "format is null"),
     ):
-        assert words in said(right | change) and said(right | change).count("\n") == 1
-    assert "is no JSON object" in said("[" * 100_000)
-    assert "format 9" in said(right | {"format": 9})
-    assert "made for model 00" in said(right | {"model": "00"})
-    assert "prototype 64 is not in the model" in said(right | {"factors": {"64": 0.0}})
+        assert words in error_of(right | change) and error_of(right | change).count("\n") == 1
+    assert "is no JSON object" in error_of("[" * 100_000)
+    assert "format 9" in error_of(right | {"format": 9})
+    assert "made for model 00" in error_of(right | {"model": "00"})
+    assert "prototype 64 is not in the model" in error_of(right | {"factors": {"64": 0.0}})
     result = cli("generate", "--ckpt_path", run, "--prompt", "x", "--intervention", tmp_path / "none.json")
     assert result.returncode == 2 and "no such file" in result.stderr
     with pytest.raises(UserError, match="dense"):

@@ -1,6 +1,6 @@
-"""Multiple-choice items as controllers see them: hidden states and tokens of every answer, and nothing else.
+"""Multiple-choice items as controllers need them: hidden states and tokens of every answer, and nothing else.
 
-Shapes: n answer tokens, D hidden size, A answers of all items, C answers of an item, k active, V vocabulary.
+Shapes: n answer tokens, D hidden size, A answers of all items.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from prism_lightning.interventions.controllers.choice_model import items_of
 from prism_lightning.interventions.hidden_states import token_losses
 from prism_lightning.models import PrismForCausalLM
 
-SURE = 1e9  # nats between the answer that is tried and the others, to ask a task whether it is right
-NORMALISED = {"acc": False, "acc_norm": True}
+CERTAIN = 1e9  # nats between one answer and all others, to find out whether a task counts it as right
+DIVIDED_BY_LENGTH = {"acc": False, "acc_norm": True}
 
 
 class AnswerRecorder(PrismHarnessModel):
-    """The bridge, made to return hidden states and tokens in place of log-likelihoods."""
+    """The bridge to the harness, with hidden states and tokens of answers in place of log-likelihoods."""
 
     def _answers(
-        self, batch: list[tuple[int, ...]], asked: list[tuple[int, int]], requests: list[Request]
+        self, batch: list[tuple[int, ...]], row_requests: list[tuple[int, int]], requests: list[Request]
     ) -> list[Any]:
-        z_nD, targets_n, lengths = self.states(batch, asked, requests)
+        z_nD, targets_n, lengths = self.states(batch, row_requests, requests)
         return list(zip(z_nD.cpu().split(lengths), targets_n.cpu().split(lengths), strict=True))
 
 
@@ -40,12 +40,15 @@ class Answers:
     """Answers of multiple-choice items.
 
     Attributes:
-        z_nD, targets_n: hidden states that predict the answers' tokens, and these.
-        answer_n: the answer that each token belongs to.
-        item_A: the item that each answer belongs to, ascending.
-        right_A: whether it is a right one.
-        length_A: what its log-likelihood is divided by: its characters for `acc_norm`, 1 for `acc`.
-        names: of the items, as "task number", and `questions`, their text, and `texts` of the answers, for people.
+        z_nD: Hidden states that predict the answers' tokens.
+        targets_n: The answers' tokens.
+        answer_n: The answer that each token belongs to.
+        item_A: The item that each answer belongs to, ascending.
+        right_A: Whether an answer is right.
+        length_A: Divisor of an answer's log-likelihood: its characters for `acc_norm`, 1 for `acc`.
+        names: Names of the items, "task number".
+        questions: Texts of the items' questions.
+        texts: Texts of the answers.
     """
 
     z_nD: Tensor
@@ -60,25 +63,28 @@ class Answers:
 
     @property
     def items(self) -> int:
-        """How many."""
+        """Number of items."""
         return len(self.names)
 
     def correct(self, scores_A: np.ndarray) -> np.ndarray:
-        """Whether the best-scored answer of every item is right; of equal ones the first counts, as in the harness."""
-        places = zip(*items_of(self.item_A), strict=True)
-        best = [start + int(np.argmax(scores_A[start : start + size])) for start, size in places]
+        """Return whether the answer with the highest score is right, for every item.
+
+        Of equal scores the first counts, as in the harness.
+        """
+        item_ranges = zip(*items_of(self.item_A), strict=True)
+        best = [start + int(np.argmax(scores_A[start : start + size])) for start, size in item_ranges]
         return self.right_A[best]
 
     def of(self, items: list[int]) -> Answers:
-        """Those of some items, ascending."""
+        """Return the answers of some items, given in ascending order."""
         kept_A = np.isin(self.item_A, items)
         kept_n = kept_A[self.answer_n]
-        number_A, number_item = np.cumsum(kept_A) - 1, np.cumsum(np.isin(np.arange(self.items), items)) - 1
+        new_answer_A, new_item = np.cumsum(kept_A) - 1, np.cumsum(np.isin(np.arange(self.items), items)) - 1
         return Answers(
             z_nD=self.z_nD[torch.from_numpy(kept_n)],
             targets_n=self.targets_n[torch.from_numpy(kept_n)],
-            answer_n=number_A[self.answer_n[kept_n]],
-            item_A=number_item[self.item_A[kept_A]],
+            answer_n=new_answer_A[self.answer_n[kept_n]],
+            item_A=new_item[self.item_A[kept_A]],
             right_A=self.right_A[kept_A],
             length_A=self.length_A[kept_A],
             names=[self.names[item] for item in items],
@@ -87,7 +93,7 @@ class Answers:
         )
 
     def log_likelihoods(self, model: PrismForCausalLM) -> np.ndarray:
-        """Log-likelihood [A] of every answer under the model's factors, divided as the metric does."""
+        """Return the log-likelihood [A] of every answer under the model's interventions, divided as its metric does."""
         losses_n = token_losses(model, self.z_nD, self.targets_n).double().numpy()
         return np.bincount(self.answer_n, -losses_n, len(self.item_A)) / self.length_A
 
@@ -95,20 +101,22 @@ class Answers:
 def record(
     bridge: AnswerRecorder, name: str, task: ConfigurableTask, docs: list[dict[str, Any]], metric: str
 ) -> Answers:
-    """The answers of a task's documents, without few-shot examples.
+    """Return the answers of a task's documents, without few-shot examples.
 
     Args:
-        bridge: with the model.
-        name, task: the harness's.
-        docs: of the task.
-        metric: of the suite: acc or acc_norm.
+        bridge: The bridge with the model.
+        name: Name of the task.
+        task: The harness's task.
+        docs: Documents of the task.
+        metric: The suite's metric, acc or acc_norm.
 
     Raises:
-        UserError: the task is not multiple-choice, or scored by another metric.
+        UserError: the task is not multiple-choice, or is scored by another metric.
     """
-    if task.OUTPUT_TYPE != "multiple_choice" or metric not in NORMALISED:
+    if task.OUTPUT_TYPE != "multiple_choice" or metric not in DIVIDED_BY_LENGTH:
         raise UserError(
-            f"task {name} is {task.OUTPUT_TYPE}, scored by {metric}: controllers need multiple choice, acc or acc_norm"
+            f"task {name} is {task.OUTPUT_TYPE}, scored by {metric}: give tasks of multiple choice, scored by acc or"
+            " acc_norm"
         )
     requests: list[Instance] = []
     item: list[int] = []
@@ -119,11 +127,11 @@ def record(
     for number, doc in enumerate(docs):
         context = task.fewshot_context(doc, 0)
         choices = [str(choice) for choice in task.doc_to_choice(doc)]
-        asked = task.construct_requests(doc, context, metadata=(name, number, 1))
-        requests += list(islice(asked, len(choices)))  # a task may ask for unconditional ones too
+        task_requests = task.construct_requests(doc, context, metadata=(name, number, 1))
+        requests += list(islice(task_requests, len(choices)))  # unconditional requests may follow
         item += [number] * len(choices)
         right += [_is_right(task, doc, choice, len(choices)) for choice in range(len(choices))]
-        length += [max(1.0, len(choice)) if NORMALISED[metric] else 1.0 for choice in choices]
+        length += [max(1.0, len(choice)) if DIVIDED_BY_LENGTH[metric] else 1.0 for choice in choices]
         questions.append(context if isinstance(context, str) else context[0])
         texts += choices
     states: list[Any] = bridge.loglikelihood(requests)  # pairs of z and targets: see AnswerRecorder
@@ -141,22 +149,22 @@ def record(
 
 
 def _is_right(task: ConfigurableTask, doc: dict[str, Any], choice: int, choices: int) -> bool:
-    """Whether the task counts a choice as right: ask it, as if the model were sure of that choice."""
-    results = [(0.0 if number == choice else -SURE, False) for number in range(choices)]
-    if "acc_mutual_info" in task.aggregation():  # it looks for as many unconditional ones behind them
+    """Return whether the task counts a choice as right: its accuracy if the model were certain of that choice."""
+    results = [(0.0 if number == choice else -CERTAIN, False) for number in range(choices)]
+    if "acc_mutual_info" in task.aggregation():  # which expects as many unconditional results after them
         results *= 2
     return bool(task.process_results(doc, results)["acc"])
 
 
 def joined(parts: list[Answers]) -> Answers:
-    """Several tasks' answers as one set."""
-    answers = np.cumsum([0] + [len(part.item_A) for part in parts])
-    items = np.cumsum([0] + [part.items for part in parts])
+    """Return the answers of several tasks as one set."""
+    first_answers = np.cumsum([0] + [len(part.item_A) for part in parts])
+    first_items = np.cumsum([0] + [part.items for part in parts])
     return Answers(
         z_nD=torch.cat([part.z_nD for part in parts]),
         targets_n=torch.cat([part.targets_n for part in parts]),
-        answer_n=np.concatenate([part.answer_n + at for part, at in zip(parts, answers, strict=False)]),
-        item_A=np.concatenate([part.item_A + at for part, at in zip(parts, items, strict=False)]),
+        answer_n=np.concatenate([part.answer_n + first for part, first in zip(parts, first_answers, strict=False)]),
+        item_A=np.concatenate([part.item_A + first for part, first in zip(parts, first_items, strict=False)]),
         right_A=np.concatenate([part.right_A for part in parts]),
         length_A=np.concatenate([part.length_A for part in parts]),
         names=[name for part in parts for name in part.names],

@@ -1,4 +1,4 @@
-"""Items to fit controllers to, and others to judge them on."""
+"""Items to fit controllers to, and other items to judge them on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from prism_lightning.evaluation.tasks import build_tasks, why_fewer
 from prism_lightning.interventions.controllers.answers import AnswerRecorder, Answers, joined, record
 from prism_lightning.models import PrismForCausalLM
 
-LEAST_ITEMS = 40  # of either side, over all tasks
+MIN_ITEMS = 40  # to fit to, and to judge on, over all tasks
+Documents = list[dict[str, Any]]
+TaskDocuments = tuple[ConfigurableTask, Documents]
 
 
 def split_items(
@@ -30,61 +32,80 @@ def split_items(
     held_out: Callable[[], list[str]],
     items: int,
     seed: int,
-    report: Callable[[str, int, int], None],
+    progress: Callable[[str, int, int], None],
 ) -> tuple[Answers, Answers]:
-    """Items of a suite's tasks for the fit and for the judgement, none in both.
+    """Return items of a suite's tasks to fit to, and other items to judge on.
 
-    A task of the harness that has a training split gives items of that for the fit, and all of those it is scored on
-    for the judgement; another is divided at random. Tasks made from the run's documents are made from training
-    documents for the fit, from held-out ones for the judgement.
+    A task of the harness with a training split is fitted to that split and judged on all documents that it is scored
+    on. Another task of the harness is divided at random. Tasks made from the run's documents are fitted to training
+    documents and judged on held-out ones.
 
     Args:
-        model, tokenizer: as exported.
-        suite, data_dir: as `build_tasks` takes them.
-        training, held_out: documents of the run.
-        items: of each task for the fit, at most.
-        seed: of the division.
-        report: hears of the forward passes.
+        model: A PRISM model.
+        tokenizer: Its tokenizer.
+        suite: The tasks.
+        data_dir: Folder of the tasks' data, as `build_tasks` takes it.
+        training: Returns training documents of the run.
+        held_out: Returns held-out documents of the run.
+        items: Largest number of items of each task to fit to.
+        seed: Seed of the division.
+        progress: Receives the progress of the forward passes.
 
     Raises:
-        UserError: as `build_tasks` and `record`, or too few items.
+        UserError: as `build_tasks` and `record`, or there are too few items.
     """
-    # As many as there are documents for, not as many as the suite evaluates.
-    own = {name: replace(settings, documents=items) for name, settings in suite.items() if settings.kind != "harness"}
-    tasks = build_tasks({n: s for n, s in suite.items() if n not in own}, data_dir, held_out)
-    halves = [build_tasks(own, data_dir, texts) for texts in (training, held_out)] if own else []
-    sides: list[list[tuple[str, ConfigurableTask, list[dict[str, Any]]]]] = [[], []]
-    for name in suite:
-        if name in own:
-            both = [(half[name], list(half[name].eval_docs)) for half in halves]
-        else:
-            both = [(tasks[name], docs) for docs in _divided(tasks[name], seed)]
-        both[0] = (both[0][0], both[0][1][:items])
-        reason = why_fewer(own.get(name, suite[name]), len(both[0][1]), items, training, "training")
+    fit, judged = _documents(suite, data_dir, training, held_out, items, seed)
+    for name, (_, documents) in fit.items():
+        settings = suite[name] if suite[name].kind == "harness" else replace(suite[name], documents=items)
+        reason = why_fewer(settings, len(documents), items, training, "training")
         if reason:
-            print(f"note: {name}: {len(both[0][1]):,} of {items:,} items to fit to: {reason}", file=sys.stderr)
-        for side, (task, docs) in zip(sides, both, strict=True):
-            side += [(name, task, docs)] if docs else []
-    counts = [sum(len(docs) for _, _, docs in side) for side in sides]
-    if min(counts) < LEAST_ITEMS:
+            print(f"note: {name}: {len(documents):,} of {items:,} items to fit to: {reason}", file=sys.stderr)
+    fit_count, judged_count = (sum(len(documents) for _, documents in part.values()) for part in (fit, judged))
+    if min(fit_count, judged_count) < MIN_ITEMS:
         raise UserError(
-            f"{counts[0]} items to fit controllers to and {counts[1]} to judge them on: {LEAST_ITEMS} of each are"
+            f"{fit_count} items to fit controllers to and {judged_count} to judge them on: {MIN_ITEMS} of each are"
             " needed; give tasks with more documents"
         )
-    bridge = AnswerRecorder(model=model, tokenizer=tokenizer, report=report)
-    fit, judged = (
-        joined([record(bridge, name, task, docs, suite[name].metric) for name, task, docs in side]) for side in sides
+    bridge = AnswerRecorder(model=model, tokenizer=tokenizer, report=progress)
+    fit_items, judged_items = (
+        joined([record(bridge, name, *part[name], suite[name].metric) for name in suite if part[name][1]])
+        for part in (fit, judged)
     )
+    return fit_items, judged_items
+
+
+def _documents(
+    suite: dict[str, SuiteTask],
+    data_dir: Path | None,
+    training: Callable[[], list[str]],
+    held_out: Callable[[], list[str]],
+    items: int,
+    seed: int,
+) -> tuple[dict[str, TaskDocuments], dict[str, TaskDocuments]]:
+    """Return the documents of every task to fit to, and those to judge on; arguments as of `split_items`."""
+    # Tasks of the run's documents give as many items as there are documents for, not as many as the suite evaluates.
+    own = {name: replace(settings, documents=items) for name, settings in suite.items() if settings.kind != "harness"}
+    tasks = build_tasks({name: settings for name, settings in suite.items() if name not in own}, data_dir, held_out)
+    fit_tasks, judged_tasks = (build_tasks(own, data_dir, texts) if own else {} for texts in (training, held_out))
+    fit, judged = {}, {}
+    for name in suite:
+        if name in own:
+            fit_task, judged_task = fit_tasks[name], judged_tasks[name]
+            fit_documents, judged_documents = list(fit_task.eval_docs), list(judged_task.eval_docs)
+        else:
+            fit_task = judged_task = tasks[name]
+            fit_documents, judged_documents = _divided(tasks[name], seed)
+        fit[name], judged[name] = (fit_task, fit_documents[:items]), (judged_task, judged_documents)
     return fit, judged
 
 
-def _divided(task: ConfigurableTask, seed: int) -> list[list[dict[str, Any]]]:
-    """A task's documents for the fit and for the judgement."""
-    judged = list(task.eval_docs)
+def _divided(task: ConfigurableTask, seed: int) -> tuple[Documents, Documents]:
+    """Return a task's documents to fit to, and its documents to judge on."""
+    scored = list(task.eval_docs)
     if task.has_training_docs():
         training = list(task.training_docs())
         order = np.random.default_rng(seed).permutation(len(training)).tolist()
-        return [[training[number] for number in order], judged]
-    order = np.random.default_rng(seed).permutation(len(judged))
+        return [training[index] for index in order], scored
+    order = np.random.default_rng(seed).permutation(len(scored)).tolist()
     half = len(order) // 2
-    return [[judged[number] for number in sorted(part.tolist())] for part in (order[:half], order[half:])]
+    return [scored[index] for index in sorted(order[:half])], [scored[index] for index in sorted(order[half:])]

@@ -1,8 +1,9 @@
-"""What `calibrate` shows: a table in the terminal, a Markdown report with the traced prototypes, and a plot."""
+"""What `calibrate` shows: a table in the terminal, a Markdown report with cards of the prototypes, and a plot."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,15 @@ from prism_lightning.common.plot_style import GOAL_LINE, PROTOTYPES, RANDOM_CONT
 from prism_lightning.inspection.cards import PrototypeCard
 from prism_lightning.inspection.tracing import as_markdown, code
 from prism_lightning.interventions.controllers.answers import Answers
-from prism_lightning.interventions.controllers.fitting import Calibration, Gain, responsible
+from prism_lightning.interventions.controllers.fitting import PLAIN_NAME, Calibration, Gain, responsible_items
+from prism_lightning.interventions.intervention import Intervention
+from prism_lightning.interventions.report_files import write_report
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.steering import Scaling
+from prism_lightning.run.fingerprints import model_fingerprint
 
-SHOWN = 3  # items of a prototype that a report quotes
+QUOTED_ITEMS = 3  # items of a prototype that a report quotes
+HEADERS = ("task", "method", "items", "accuracy", "gain", "95 % interval")
 COLOURS = {
     "controllers": PROTOTYPES,
     "temperature and bias": RIVALS[0],
@@ -26,100 +32,130 @@ COLOURS = {
 
 
 @dataclass
-class Traced:
-    """One changed prototype: theta, and the held-out items whose outcome hangs on it."""
+class Trace:
+    """A changed prototype, and the judged items whose outcome depends on it.
+
+    Attributes:
+        theta: Change of its factor.
+        fixed: Items that are right with the controllers, and wrong again without this one.
+        broken: Items that are wrong with the controllers, and right again without this one.
+    """
 
     theta: float
     fixed: list[int]
     broken: list[int]
 
 
-def traces(model: PrismForCausalLM, held_out: Answers, found: Calibration) -> dict[int, Traced]:
-    """Every changed prototype, largest change first, with the items that it fixed and broke."""
-    theta = found.controllers.theta
-    largest = sorted(theta, key=lambda prototype: -abs(theta[prototype]))
-    by_kind = [
-        responsible(model, held_out, items, found.controllers.factors, largest) for items in (found.fixed, found.broken)
-    ]
-    return {i: Traced(theta[i], by_kind[0][i], by_kind[1][i]) for i in largest}
+def trace_changes(model: PrismForCausalLM, result: Calibration) -> dict[int, Trace]:
+    """Return every changed prototype, largest change first, with the items that it fixed and broke."""
+    theta, factors = result.controllers.theta, result.controllers.factors
+    prototypes = sorted(theta, key=lambda prototype: -abs(theta[prototype]))
+    fixed = responsible_items(model, result.judged_items, result.fixed, factors, prototypes)
+    broken = responsible_items(model, result.judged_items, result.broken, factors, prototypes)
+    return {i: Trace(theta[i], fixed[i], broken[i]) for i in prototypes}
 
 
-def _row(gain: Gain) -> list[str]:
-    plain = gain.name == "as it is"
-    low, high = gain.interval
-    return [
-        gain.name,
-        f"{gain.items:,}",
-        f"{gain.accuracy:.4f}",
-        "" if plain else f"{gain.gain:+.4f}",
-        "" if plain else f"{low:+.4f} to {high:+.4f}",
-    ]
-
-
-def rows(found: Calibration) -> list[list[str]]:
-    """Task, way, items, accuracy, gain and its interval; permuted labels last."""
-    found_rows = [[task, *_row(gain)] for task, gains in found.gains.items() for gain in gains]
-    if found.permuted:
-        mean, spread = np.mean(found.permuted), np.std(found.permuted, ddof=1) if len(found.permuted) > 1 else np.nan
-        low, high = min(found.permuted), max(found.permuted)
-        what = f"{len(found.permuted)} fits to permuted labels, mean ± deviation, range"
-        found_rows.append(["all", what, "", "", f"{mean:+.4f} ± {spread:.4f}", f"{low:+.4f} to {high:+.4f}"])
-    return found_rows
-
-
-HEADERS = ("task", "", "items", "accuracy", "gain", "95 %")
-
-
-def gain_table(found: Calibration) -> Table:
-    """For a terminal."""
-    changed = len(found.controllers.theta)
-    shown = Table(*HEADERS, title=f"{changed} prototypes scaled, judged on other items", show_edge=False)
-    for row in rows(found):
-        shown.add_row(*row)
-    return shown
-
-
-def markdown(
-    found: Calibration,
-    calibration: Answers,
-    held_out: Answers,
-    traced: dict[int, Traced],
+def write_controllers(
+    path: Path,
+    model: PrismForCausalLM,
+    result: Calibration,
+    traces: dict[int, Trace],
     cards: list[PrototypeCard],
+    cards_in_report: int,
+    tasks: list[str],
     command: str,
-    plot: str,
-) -> str:
-    """The whole report."""
-    controllers = found.controllers
+) -> None:
+    """Write controllers as an intervention and, beside it, the report, the plot and all numbers.
+
+    Args:
+        path: File of the intervention.
+        model: The model that the controllers were fitted for.
+        result: Result of `calibrate`.
+        traces: Result of `trace_changes`.
+        cards: Cards of the changed prototypes, largest change first.
+        cards_in_report: Number of cards in the report; the numbers have all of them.
+        tasks: Names of the tasks.
+        command: The command line, for the record.
+    """
+    penalty = list(result.controllers.penalty)
+    origin = {"verb": "calibrate", "tasks": tasks, "command": command, "penalty": penalty}
+    Intervention(model_fingerprint(model), Scaling(result.controllers.factors), origin).write(path)
+    report = markdown(result, traces, cards[:cards_in_report], command, f"{path.stem}.png")
+    write_report(path, details(result, traces, cards) | {"verb": "calibrate"}, report, figure(result))
+
+
+def gain_rows(result: Calibration) -> list[list[str]]:
+    """Return rows of task, method, items, accuracy, gain and its interval; permuted labels come last."""
+    rows = [[task, *_gain_row(gain)] for task, gains in result.gains.items() for gain in gains]
+    if result.permuted:
+        gains = result.permuted
+        deviation = np.std(gains, ddof=1) if len(gains) > 1 else np.nan
+        method = f"{len(gains)} fits to permuted labels: mean ± standard deviation, and range"
+        mean = f"{np.mean(gains):+.4f} ± {deviation:.4f}"
+        rows.append(["all", method, "", "", mean, f"{min(gains):+.4f} to {max(gains):+.4f}"])
+    return rows
+
+
+def _gain_row(gain: Gain) -> list[str]:
+    low, high = gain.interval
+    paired = ["", ""] if gain.name == PLAIN_NAME else [f"{gain.gain:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+    return [gain.name, f"{gain.items:,}", f"{gain.accuracy:.4f}", *paired]
+
+
+def gain_table(result: Calibration) -> Table:
+    """Return the gains for a terminal."""
+    changed = len(result.controllers.theta)
+    gains = Table(*HEADERS, title=f"Controllers: {changed} prototypes scaled, judged on other items", show_edge=False)
+    for row in gain_rows(result):
+        gains.add_row(*row)
+    return gains
+
+
+def markdown(result: Calibration, traces: dict[int, Trace], cards: list[PrototypeCard], command: str, plot: str) -> str:
+    """Return the whole report.
+
+    Args:
+        result: Result of `calibrate`.
+        traces: Result of `trace_changes`.
+        cards: Cards of the prototypes with the largest changes.
+        command: The command line.
+        plot: File name of the plot.
+    """
+    controllers = result.controllers
     kind, strength = controllers.penalty
     lines = [
         "# Controllers",
         "",
         f"`{command}`",
         "",
-        f"- fitted to {calibration.items:,} items, judged on {held_out.items:,} others; gains are paired, item by item",
-        f"- {len(controllers.theta):,} prototypes are scaled; penalty {kind} {strength:.2g}, chosen by five-fold"
-        f" cross-validation; {controllers.step:g} of the fitted theta kept",
-        "- rivals have the same items: a temperature and a bias for each place, and a logistic regression on the mean"
-        " hidden state of an answer's tokens beside its log-likelihood",
-        f"- {len(found.fixed)} items right only with controllers, {len(found.broken)} only without",
+        f"- The controllers are fitted to {result.fit_items.items:,} items, judged on {result.judged_items.items:,}"
+        " others. Gains are paired, item by item.",
+        f"- {len(controllers.theta):,} prototypes are scaled. The penalty {kind} {strength:.2g} was chosen by five-fold"
+        f" cross-validation. The share of the fitted theta that was kept is {controllers.step:g}.",
+        "- The rivals are fitted to the same items: a temperature with a bias for each place of an answer, and a"
+        " logistic regression on the mean hidden state of an answer's tokens together with its log-likelihood.",
+        f"- {len(result.fixed)} items are right only with controllers, {len(result.broken)} only without them.",
         "",
-        table(HEADERS, rows(found)),
+        table(HEADERS, gain_rows(result)),
         "",
         f"![gains]({plot})",
         "",
-        "## The largest changes",
+        "## Largest changes",
         "",
     ]
-    for card in cards:
-        trace = traced[card.prototype]
-        facts = [
-            f"theta {trace.theta:+.3f}; without it {len(trace.fixed)} of the {len(found.fixed)} fixed items are wrong"
-            f" again and {len(trace.broken)} of the {len(found.broken)} broken ones right"
-        ]
-        for name, items in (("fixed", trace.fixed), ("broke", trace.broken)):
-            facts += [f"{name} {held_out.names[item]}: {_quoted(held_out, item)}" for item in items[:SHOWN]]
-        lines.append(as_markdown(card, facts))
+    lines += [as_markdown(card, _trace_facts(result, traces[card.prototype])) for card in cards]
     return "\n".join(lines)
+
+
+def _trace_facts(result: Calibration, trace: Trace) -> list[str]:
+    facts = [
+        f"theta {trace.theta:+.3f}; without this controller, {len(trace.fixed)} of the {len(result.fixed)} fixed items"
+        f" are wrong again and {len(trace.broken)} of the {len(result.broken)} broken items are right again"
+    ]
+    for outcome, items in (("fixed", trace.fixed), ("broke", trace.broken)):
+        for item in items[:QUOTED_ITEMS]:
+            facts.append(f"{outcome} {result.judged_items.names[item]}: {_quoted(result.judged_items, item)}")
+    return facts
 
 
 def _quoted(answers: Answers, item: int) -> str:
@@ -127,51 +163,46 @@ def _quoted(answers: Answers, item: int) -> str:
     return f"{code('…' + answers.questions[item][-80:])} {code(answers.texts[right][:80])}"
 
 
-def details(
-    found: Calibration, calibration: Answers, held_out: Answers, traced: dict[int, Traced], cards: list[PrototypeCard]
-) -> dict[str, Any]:
-    """Every number, as plain data."""
+def details(result: Calibration, traces: dict[int, Trace], cards: list[PrototypeCard]) -> dict[str, Any]:
+    """Return every number as plain data for JSON, with the keys of the file format."""
+    names, theta = result.judged_items.names, result.controllers.theta
     return {
-        "fitted_to": calibration.names,
-        "judged_on": held_out.names,
-        "controllers": asdict(found.controllers) | {"theta": {str(i): t for i, t in found.controllers.theta.items()}},
-        "gains": {task: [asdict(gain) for gain in gains] for task, gains in found.gains.items()},
-        "permuted": found.permuted,
-        "fixed": [held_out.names[item] for item in found.fixed],
-        "broken": [held_out.names[item] for item in found.broken],
-        "traced": {str(prototype): asdict(trace) for prototype, trace in traced.items()},
+        "fitted_to": result.fit_items.names,
+        "judged_on": names,
+        "controllers": asdict(result.controllers) | {"theta": {str(i): value for i, value in theta.items()}},
+        "gains": {task: [asdict(gain) for gain in gains] for task, gains in result.gains.items()},
+        "permuted": result.permuted,
+        "fixed": [names[item] for item in result.fixed],
+        "broken": [names[item] for item in result.broken],
+        "traced": {str(prototype): asdict(trace) for prototype, trace in traces.items()},
         "cards": [card.as_dict() for card in cards],
     }
 
 
-def figure(found: Calibration) -> Figure:
-    """Gains with their intervals, task by task, and of fits to permuted labels."""
-    drawn = new_figure(7, 2 + 0.9 * len(found.gains))
-    axes = drawn.add_subplot()
+def figure(result: Calibration) -> Figure:
+    """Return a plot of gains with their intervals, task by task, and of fits to permuted labels."""
+    plot = new_figure(7, 2 + 0.9 * len(result.gains))
+    axes = plot.add_subplot()
     axes.axvline(0, color=GOAL_LINE, lw=1)
-    for place, gains in enumerate(found.gains.values()):
+    for row, gains in enumerate(result.gains.values()):
         for offset, gain in enumerate(gains[1:]):
-            half = 100 * (gain.interval[1] - gain.gain)
             axes.errorbar(
                 100 * gain.gain,
-                place + 0.2 * (offset - 1),
-                xerr=half,
+                row + 0.2 * (offset - 1),
+                xerr=100 * (gain.interval[1] - gain.gain),
                 fmt="o",
                 color=COLOURS[gain.name],
                 capsize=3,
-                label=gain.name if place == 0 else None,
+                label=gain.name if row == 0 else None,
             )
-    if found.permuted:
-        axes.plot(
-            100 * np.array(found.permuted),
-            np.full(len(found.permuted), len(found.gains)),
-            "|",
-            color=RANDOM_CONTROL,
-            label="fits to permuted labels",
-        )
-    names = [*found.gains, *(["permuted labels"] if found.permuted else [])]
+    names = [*result.gains]
+    if result.permuted:
+        rows = np.full(len(result.permuted), len(names))
+        label = "fits to permuted labels"
+        axes.plot(100 * np.array(result.permuted), rows, "|", color=RANDOM_CONTROL, label=label)
+        names.append("permuted labels")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("gain in accuracy on held-out items, points")
+    axes.set_xlabel("gain in accuracy on judged items, percentage points")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return drawn
+    return plot

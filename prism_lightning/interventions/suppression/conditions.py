@@ -1,9 +1,10 @@
-"""Conditions: what is done to the logits, and for which tokens that can make a difference.
+"""Conditions: changes of a model's logits, and the tokens for which a change can make a difference.
 
-A condition moves few logits. Tokens that it cannot change, by their active prototypes or by the word drawn, keep their
-continuations and losses; the others are computed anew, exactly.
+A condition changes few logits. Tokens that it cannot affect, by their active prototypes or by the sampled word, keep
+their continuations and losses. All others are computed again, exactly.
 
-Shapes: N tokens, D hidden size, V vocabulary, k active prototypes, Y last tokens of words, c tokens of context.
+Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, k active prototypes, K prototypes, Y last tokens of
+words, c tokens of context.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from prism_lightning.models.steering import ScaledTerms, Scaling, merged
 
 @dataclass
 class WordBias:
-    """The cheap rival: so much added to the logits of words, in all their spellings.
+    """A bias on the logits of words, in all their spellings: a rival that needs no prototypes.
 
     Attributes:
-        sequences: token ids of every spelling.
-        bias: added to the last token's logit where those before it stand already.
+        sequences: Token ids of every spelling.
+        bias: Value that is added to the logit of a spelling's last token after all tokens before it.
     """
 
     sequences: list[tuple[int, ...]]
@@ -38,9 +39,10 @@ class WordBias:
 
     @classmethod
     def of(cls, words: list[str], tokenizer: PreTrainedTokenizerFast, bias: float) -> WordBias:
-        """Spellings: in lower case, upper case and capitalised, with and without a blank before.
+        """Find the spellings of words: lower case, upper case and capitalised, with and without a blank before.
 
-        Of a sign, every token of the vocabulary that has it: quotation marks stick to full stops and commas.
+        A sign is spelled by every token of the vocabulary that contains it, since tokenizers join quotation marks with
+        full stops and commas.
         """
         signs = [word for word in words if not re.search(r"\w", word)]
         forms = {form for word in words if word not in signs for form in (word, word.capitalize(), word.upper())}
@@ -52,46 +54,54 @@ class WordBias:
         return cls(sorted(sequences), bias)
 
     def first_tokens(self) -> tuple[int, ...]:
-        """The tokens that the words begin with."""
+        """Return the tokens that the words begin with."""
         return tuple(sorted({ids[0] for ids in self.sequences}))
 
     def last_tokens(self) -> list[int]:
-        """Y: the tokens that the words end with, whose logits are biased."""
+        """Return the Y tokens that the words end with; their logits are biased."""
         return sorted({ids[-1] for ids in self.sequences})
 
     def endings(self, context_Nc: Tensor) -> Tensor:
-        """[N, Y]: how many spellings each of the last tokens would end after the context's tokens."""
-        column = {token: number for number, token in enumerate(self.last_tokens())}
-        endings_NY = torch.zeros(len(context_Nc), len(column), device=context_Nc.device)
+        """Return how many spellings [N, Y] each of the last tokens would end after the context's tokens."""
+        columns = {token: column for column, token in enumerate(self.last_tokens())}
+        endings_NY = torch.zeros(len(context_Nc), len(columns), device=context_Nc.device)
         for *before, last in self.sequences:
             if len(before) <= context_Nc.shape[1]:
                 read_Nb = context_Nc[:, context_Nc.shape[1] - len(before) :]
-                endings_NY[:, column[last]] += (read_Nb == torch.tensor(before, device=read_Nb.device)).all(-1)
+                endings_NY[:, columns[last]] += (read_Nb == torch.tensor(before, device=read_Nb.device)).all(-1)
         return endings_NY
 
 
 class Reading(NamedTuple):
-    """Texts' tokens as the plain model reads them."""
+    """A batch of texts as the plain model reads it.
+
+    Attributes:
+        states: Hidden states and targets.
+        losses_N: Losses of the targets in nats.
+        indices_Nk: Active prototypes.
+        words_NY: Log-probabilities of the words' last tokens.
+        others_N: Log-probability of all other tokens together.
+    """
 
     states: States
     losses_N: Tensor
-    indices_Nk: Tensor  # active prototypes
-    words_NY: Tensor  # log-probabilities of the words' last tokens
-    others_N: Tensor  # and of all other tokens together
+    indices_Nk: Tensor
+    words_NY: Tensor
+    others_N: Tensor
 
 
 @torch.no_grad()
 def read(model: PrismForCausalLM, states: States, words: WordBias) -> Reading:
-    """What conditions need of a batch of texts."""
+    """Return everything about a batch of texts that conditions need."""
     size, last = chunk_size(model.lm_head.weight), words.last_tokens()
     losses, indices, word_columns, others = [], [], [], []
     for z_CD, targets_C in zip(states.z_ND.split(size), states.targets_N.split(size), strict=True):
         logits_CV = model.logits(z_CD).float()
-        whole_C = logits_CV.logsumexp(-1)
-        losses.append(whole_C - logits_CV.gather(-1, targets_C[:, None])[:, 0])
-        word_columns.append(logits_CV[:, last] - whole_C[:, None])
+        total_C = logits_CV.logsumexp(-1)
+        losses.append(total_C - logits_CV.gather(-1, targets_C[:, None])[:, 0])
+        word_columns.append(logits_CV[:, last] - total_C[:, None])
         logits_CV[:, last] = -torch.inf
-        others.append(logits_CV.logsumexp(-1) - whole_C)
+        others.append(logits_CV.logsumexp(-1) - total_C)
         indices.append(model.scaled_terms().assign(z_CD)[0])
     return Reading(states, torch.cat(losses), torch.cat(indices), torch.cat(word_columns), torch.cat(others))
 
@@ -101,19 +111,30 @@ class Condition(ABC):
 
     @abstractmethod
     def logits(self, z_ND: Tensor, context_Nc: Tensor) -> Tensor:
-        """[N, V] of hidden states after the context's tokens."""
+        """Return logits [N, V] of hidden states after the context's tokens."""
 
     @abstractmethod
     def may_redraw(self, indices_Nk: Tensor, tokens_N: Tensor, context_Nc: Tensor) -> Tensor:
-        """Whether another token [N] may be drawn with the same noise, by the active prototypes and the token drawn."""
+        """Return whether the same noise may sample another token [N].
+
+        Args:
+            indices_Nk: Active prototypes.
+            tokens_N: Tokens that the plain model sampled.
+            context_Nc: Tokens before them.
+        """
 
     @abstractmethod
     def losses(self, reading: Reading) -> Tensor:
-        """Loss [N] of a text's tokens, in nats."""
+        """Return the loss [N] of a batch of texts, in nats."""
 
 
 class ScaledPrototypes(Condition):
-    """Factors on prototypes' terms, on top of the model's own."""
+    """Factors on prototypes' terms, on top of the model's own.
+
+    Args:
+        model: A PRISM model.
+        scaling: The factors.
+    """
 
     def __init__(self, model: PrismForCausalLM, scaling: Scaling) -> None:
         assert model.prototypes is not None
@@ -131,18 +152,23 @@ class ScaledPrototypes(Condition):
     @torch.no_grad()
     def losses(self, reading: Reading) -> Tensor:
         losses_N = reading.losses_N.clone()
-        rows_n = self.changed_K[reading.indices_Nk].any(-1).nonzero()[:, 0]
-        for rows in rows_n.split(chunk_size(self.head.weight)):
+        changed_rows = self.changed_K[reading.indices_Nk].any(-1).nonzero()[:, 0]
+        for rows in changed_rows.split(chunk_size(self.head.weight)):
             logits_CV = self.terms.logits(reading.states.z_ND[rows], self.head).float()
             losses_N[rows] = F.cross_entropy(logits_CV, reading.states.targets_N[rows], reduction="none")
         return losses_N
 
 
 class BiasedWords(Condition):
-    """The logits of words lowered."""
+    """Lowered logits of words.
+
+    Args:
+        model: The plain model.
+        words: The words and their bias, 0 or less.
+    """
 
     def __init__(self, model: PrismForCausalLM, words: WordBias) -> None:
-        assert words.bias <= 0, "a raised word may be drawn anywhere"
+        assert words.bias <= 0, "with a raised logit, a word could be sampled anywhere"
         self.model, self.words = model, words
         self.last = torch.tensor(words.last_tokens(), device=model.device)
 
@@ -152,11 +178,11 @@ class BiasedWords(Condition):
         return logits_NV
 
     def may_redraw(self, indices_Nk: Tensor, tokens_N: Tensor, context_Nc: Tensor) -> Tensor:
-        # What was drawn against all others stays so when only others are lowered.
+        # A token whose own logit stays is still the largest when only others are lowered.
         return ((tokens_N[:, None] == self.last) & (self.words.endings(context_Nc) > 0)).any(-1)
 
     def losses(self, reading: Reading) -> Tensor:
         states = reading.states
         added_NY = self.words.bias * self.words.endings(states.context_Nc)
-        whole_N = torch.cat([reading.others_N[:, None], reading.words_NY + added_NY], -1).logsumexp(-1)
-        return reading.losses_N - (added_NY * (states.targets_N[:, None] == self.last)).sum(-1) + whole_N
+        total_N = torch.cat([reading.others_N[:, None], reading.words_NY + added_NY], -1).logsumexp(-1)
+        return reading.losses_N - (added_NY * (states.targets_N[:, None] == self.last)).sum(-1) + total_N

@@ -15,7 +15,7 @@ from prism_lightning.evaluation.tasks import build_tasks
 from prism_lightning.interventions.controllers.answers import AnswerRecorder, Answers, joined, record
 from prism_lightning.interventions.controllers.fitting import calibrate, correct_with, permuted, slopes, target_of
 from prism_lightning.interventions.controllers.items import split_items
-from prism_lightning.interventions.suppression.selection import scaled
+from prism_lightning.interventions.intervention import temporary_scaling
 from prism_lightning.models.steering import Scaling
 from prism_lightning.run.training_data import data_of
 
@@ -32,35 +32,37 @@ def texts(run):
 def answers(loaded, texts):
     model, tokenizer = loaded
     task = build_tasks({"continuation": SETTINGS}, None, lambda: texts)["continuation"]
-    found = record(AnswerRecorder(model=model, tokenizer=tokenizer), "continuation", task, list(task.eval_docs), "acc")
-    return task, found
+    recorded = record(
+        AnswerRecorder(model=model, tokenizer=tokenizer), "continuation", task, list(task.eval_docs), "acc"
+    )
+    return task, recorded
 
 
 @pytest.mark.parametrize("factors", [{}, {i: 0.0 for i in range(0, 64, 3)}])
 def test_items_are_scored_as_the_harness_scores_them(loaded, answers, tmp_path, factors):
     model, tokenizer = loaded
-    task, found = answers
-    with scaled(model, Scaling(factors)):
+    task, recorded = answers
+    with temporary_scaling(model, Scaling(factors)):
         bridge = PrismHarnessModel(model=model, tokenizer=tokenizer)
         result = run_task(bridge, "continuation", SETTINGS, task, tmp_path, {})
-    assert found.items == result.documents > 40
-    assert correct_with(model, found, factors).mean() == pytest.approx(result.value)
+    assert recorded.items == result.documents > 40
+    assert correct_with(model, recorded, factors).mean() == pytest.approx(result.value)
     samples = [json.loads(line) for line in (tmp_path / "continuation.samples.jsonl").read_text().splitlines()]
     harness = [float(answer[0][0]) for sample in samples for answer in sample["resps"]]
-    with scaled(model, Scaling(factors)):
-        assert found.log_likelihoods(model) == pytest.approx(harness, abs=1e-4)
+    with temporary_scaling(model, Scaling(factors)):
+        assert recorded.log_likelihoods(model) == pytest.approx(harness, abs=1e-4)
 
 
 def test_slopes_are_the_derivatives_of_the_scores(loaded, answers):
     model, _ = loaded
-    _, found = answers
-    slopes_AK = slopes(model, found).toarray()
+    _, recorded = answers
+    slopes_AK = slopes(model, recorded).toarray()
     used = np.argsort(-np.abs(slopes_AK).sum(0))[:6]
     for prototype in used.tolist():
         values = []
         for factor in (1.02, 0.98):
-            with scaled(model, Scaling({prototype: factor})):
-                values.append(found.log_likelihoods(model))
+            with temporary_scaling(model, Scaling({prototype: factor})):
+                values.append(recorded.log_likelihoods(model))
         expected = (values[0] - values[1]) / 0.04
         assert slopes_AK[:, prototype] == pytest.approx(expected, abs=5e-3 * np.abs(expected).max() + 1e-3)
         assert np.abs(expected).max() > 0.05
@@ -68,23 +70,23 @@ def test_slopes_are_the_derivatives_of_the_scores(loaded, answers):
 
 def test_some_items_are_scored_as_among_all(loaded, answers):
     model, _ = loaded
-    _, found = answers
+    _, recorded = answers
     some = [3, 10, 11]
-    whole = correct_with(model, found, {1: 0.0})
-    assert correct_with(model, found.of(some), {1: 0.0}).tolist() == whole[some].tolist()
-    both = joined([found.of([0, 1]), found.of(some)])
+    whole = correct_with(model, recorded, {1: 0.0})
+    assert correct_with(model, recorded.of(some), {1: 0.0}).tolist() == whole[some].tolist()
+    both = joined([recorded.of([0, 1]), recorded.of(some)])
     assert correct_with(model, both, {1: 0.0}).tolist() == whole[[0, 1, *some]].tolist()
 
 
 def test_permuted_labels_leave_the_model_as_right_as_it_is(loaded, answers):
-    model, found = loaded[0], answers[1]
-    scores_A, generator = found.log_likelihoods(model), np.random.default_rng(0)
-    target_A = target_of(found)
-    dealt_A = permuted(target_A, scores_A, found.item_A, generator)
-    assert np.bincount(found.item_A, dealt_A).tolist() == [1.0] * found.items
+    model, recorded = loaded[0], answers[1]
+    scores_A, generator = recorded.log_likelihoods(model), np.random.default_rng(0)
+    target_A = target_of(recorded)
+    dealt_A = permuted(target_A, scores_A, recorded.item_A, generator)
+    assert np.bincount(recorded.item_A, dealt_A).tolist() == [1.0] * recorded.items
     assert dealt_A.tolist() != target_A.tolist()
-    best = found.correct(scores_A)
-    assert replace(found, right_A=dealt_A > 0).correct(scores_A).sum() == best.sum()
+    best = recorded.correct(scores_A)
+    assert replace(recorded, right_A=dealt_A > 0).correct(scores_A).sum() == best.sum()
 
 
 def test_labels_are_permuted_among_items_of_as_many_answers():
@@ -106,15 +108,15 @@ def test_the_two_sides_share_no_item(loaded, texts, capsys):
     assert min(side.items for side in sides) >= 40
     assert "note:" not in capsys.readouterr().err
     sides = split_items(model, tokenizer, suite, None, *parts, 5000, 0, lambda *_: None)
-    said = f"note: continuation: {sides[0].items} of 5,000 items to fit to: of 160 training documents {sides[0].items}"
-    assert capsys.readouterr().err.startswith(said + " have the 16 words")
+    note = f"note: continuation: {sides[0].items} of 5,000 items to fit to: of 160 training documents {sides[0].items}"
+    assert capsys.readouterr().err.startswith(note + " have the 16 words")
 
 
 def likeliest(model, states, hidden):
     """Items that ask for the next token among the model's four likeliest; right is a hidden model's choice."""
     with torch.no_grad():
         top_I4 = model.lm_head(states).topk(4).indices
-        with scaled(model, Scaling(hidden)):
+        with temporary_scaling(model, Scaling(hidden)):
             best_I = model.logits(states).gather(1, top_I4).argmax(1)
     items, answers = len(states), 4 * len(states)
     right_I4 = torch.arange(4) == best_I[:, None]
@@ -134,20 +136,20 @@ def likeliest(model, states, hidden):
 def test_controllers_find_what_was_planted(loaded, answers):
     """Right is what a model with other factors finds best: controllers learn it, permuted labels teach nothing."""
     model, _ = loaded
-    _, found = answers
-    states = found.z_nD[:1200]
+    _, recorded = answers
+    states = recorded.z_nD[:1200]
     with torch.no_grad():
         indices, counts = model.prototypes(states)[0].indices_Nk.unique(return_counts=True)
     used = indices[counts.argsort(descending=True)][:8].tolist()
     hidden = dict.fromkeys(used[::2], 0.0) | dict.fromkeys(used[1::2], 2.0)
-    found = calibrate(model, *(likeliest(model, part, hidden) for part in states.split(600)), seed=0, permutations=3)
-    plain, controllers, *_ = found.gains["planted"]
+    result = calibrate(model, *(likeliest(model, part, hidden) for part in states.split(600)), seed=0, permutations=3)
+    plain, controllers, *_ = result.gains["planted"]
     assert plain.accuracy < 0.98 and controllers.gain > 0.3 * (1 - plain.accuracy), (plain, controllers)
-    theta = found.controllers.theta
+    theta = result.controllers.theta
     assert sum(theta.get(i, 0) * (factor - 1) for i, factor in hidden.items()) > 0.2, (theta, hidden)
-    assert max(found.permuted) < controllers.gain
-    assert len(found.fixed) - len(found.broken) == round(controllers.gain * controllers.items)
-    assert {gain.name for gain in found.gains["planted"]} >= {"temperature and bias", "logistic regression on z"}
+    assert max(result.permuted) < controllers.gain
+    assert len(result.fixed) - len(result.broken) == round(controllers.gain * controllers.items)
+    assert {gain.name for gain in result.gains["planted"]} >= {"temperature and bias", "logistic regression on z"}
     assert all(-1 <= value <= 1 for value in theta.values())
 
 
@@ -164,8 +166,8 @@ def test_the_verb_writes_an_intervention_a_report_and_a_plot(run, cli, tmp_path,
     suite = tmp_path / "suite.yaml"
     suite.write_text("tasks: {piqa: {metric: acc_norm, chance: 0.5}}")
     command = ("calibrate", "--ckpt_path", run, "--suite", suite, "--data_dir", tmp_path / "data")
-    shown = cli(*command, "--name", "controllers", "--permutations", "2", "--traced", "3", check=0).stdout
-    assert "permuted" in shown and "wrote" in shown
+    output = cli(*command, "--name", "controllers", "--permutations", "2", "--traced", "3", check=0).stdout
+    assert "permuted" in output and "wrote" in output
     folder = run / "interventions"
     details = json.loads((folder / "controllers.details.json").read_text())
     assert len(details["fitted_to"]) == 100 and len(details["judged_on"]) == 60 and len(details["permuted"]) == 2
@@ -209,5 +211,5 @@ def test_what_cannot_be_calibrated_is_refused(run, cli, tmp_path):
 
 
 def test_z_alone_is_kept_of_an_answer(answers):
-    _, found = answers
-    assert found.z_nD.shape == (len(found.targets_n), 32) and found.z_nD.dtype == torch.float32
+    _, recorded = answers
+    assert recorded.z_nD.shape == (len(recorded.targets_n), 32) and recorded.z_nD.dtype == torch.float32

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from support.text_losses import text_losses
 from transformers import SequenceBiasLogitsProcessor
 
-from prism_lightning.interventions.hidden_states import batches, text_losses
+from prism_lightning.interventions.hidden_states import batches
+from prism_lightning.interventions.intervention import temporary_scaling
 from prism_lightning.interventions.suppression import continuations as continuing
-from prism_lightning.interventions.suppression.behaviours import passages
+from prism_lightning.interventions.suppression.behaviours import marked_passages
 from prism_lightning.interventions.suppression.conditions import BiasedWords, ScaledPrototypes, WordBias, read
-from prism_lightning.interventions.suppression.continuations import Continuer, Sampling, prompts
-from prism_lightning.interventions.suppression.selection import scaled
+from prism_lightning.interventions.suppression.continuations import Continuer, prompts
+from prism_lightning.interventions.suppression.settings import Sampling
 from prism_lightning.models.steering import Scaling
 from prism_lightning.run.training_data import data_of
 
@@ -44,9 +46,9 @@ def conditions(model, tokenizer):
 def test_a_condition_samples_what_sampling_every_token_would(loaded, continuer, monkeypatch, name):
     """Against continuing every prompt from its beginning, with the condition's logits in all places."""
     condition = conditions(*loaded)[name]
-    monkeypatch.setattr(continuing, "BATCH", 7)  # several batches, each from its own first change
+    monkeypatch.setattr(continuing, "BATCH_PROMPTS", 7)  # several batches, each from its own first change
     new = continuer.under(condition)
-    every_BT, _ = continuer._sampled(np.arange(len(continuer.starts_BP)), 0, condition.logits, lambda _: None)
+    every_BT, _ = continuer._sample(np.arange(len(continuer.prompts_BP)), 0, condition.logits, lambda _: None)
     assert torch.equal(new.tokens_BT, every_BT)
     changed = (new.tokens_BT != continuer.plain.tokens_BT).any(1)
     assert changed.any() and (changed.all() if name == "all prototypes" else not changed.all())
@@ -68,7 +70,7 @@ def test_losses_of_continuations_are_those_of_the_plain_model(loaded, continuer,
         ids = torch.tensor([[*starts[row], *new.ids()[row]]])
         with torch.no_grad():
             expected = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum")
-        assert float(new.prompts_BP[row].sum() + new.losses_BT[row][new.text_BT[row]].sum()) == pytest.approx(
+        assert float(new.prompt_losses_BP[row].sum() + new.losses_BT[row][new.text_BT[row]].sum()) == pytest.approx(
             float(expected), rel=1e-4
         )
 
@@ -89,22 +91,22 @@ def test_text_behind_its_end_does_not_count(loaded, starts, monkeypatch):
 def test_losses_of_clean_texts_are_those_of_all_logits(loaded, texts, name):
     model, tokenizer = loaded
     condition, words = conditions(model, tokenizer)[name], WordBias.of(["self", "("], tokenizer, 0.0)
-    pieces = passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
+    pieces = marked_passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
     for states in batches(model, pieces):
-        found_N = condition.losses(read(model, states, words))
+        losses_N = condition.losses(read(model, states, words))
         logits_NV = condition.logits(states.z_ND, states.context_Nc)
         expected_N = torch.nn.functional.cross_entropy(logits_NV, states.targets_N, reduction="none")
-        assert torch.allclose(found_N, expected_N, atol=1e-4)
+        assert torch.allclose(losses_N, expected_N, atol=1e-4)
 
 
 def test_scaled_prototypes_are_those_of_the_model(loaded, texts):
     model, tokenizer = loaded
-    pieces = passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
+    pieces = marked_passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
     states = next(iter(batches(model, pieces)))
     own, scaling = Scaling({5: 0.5, 3: 2.0}), Scaling({3: 0.0, 17: 2.0}, (7, 9))
-    with scaled(model, own):  # on top of the model's own
+    with temporary_scaling(model, own):  # on top of the model's own
         condition = ScaledPrototypes(model, scaling)
-        with scaled(model, scaling):
+        with temporary_scaling(model, scaling):
             assert torch.equal(condition.logits(states.z_ND, states.context_Nc), model.logits(states.z_ND))
     assert model.scalings == []
 
@@ -114,17 +116,17 @@ def test_a_bias_is_that_of_transformers(loaded, texts):
     words = WordBias.of(["self", "return", "("], tokenizer, -2.5)
     assert any(len(ids) > 1 for ids in words.sequences)  # which look at the tokens before
     processor = SequenceBiasLogitsProcessor([[list(ids), words.bias] for ids in words.sequences])
-    pieces = passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
+    pieces = marked_passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
     states = next(iter(batches(model, pieces)))
     expected_NV = processor(states.context_Nc, model.logits(states.z_ND))
-    found_NV = BiasedWords(model, words).logits(states.z_ND, states.context_Nc)
-    assert torch.allclose(found_NV, expected_NV, atol=1e-5)
+    biased_NV = BiasedWords(model, words).logits(states.z_ND, states.context_Nc)
+    assert torch.allclose(biased_NV, expected_NV, atol=1e-5)
 
 
 def test_a_bias_on_words_raises_their_loss_and_that_of_no_other_text(loaded):
     model, tokenizer = loaded
     texts = ["import os\nimport sys\n", "def f(self):\n    return self\n", "class A:\n    pass\n", "x = 1\n"] * 2
-    pieces = passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
+    pieces = marked_passages(texts, [[] for _ in texts], tokenizer, model.config.context_length)
     states = list(batches(model, pieces))
     words = WordBias.of(["self"], tokenizer, -8.0)
     plain_G, _ = text_losses(model, states, len(texts))

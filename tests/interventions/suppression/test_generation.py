@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from prism_lightning.interventions.suppression.generation import GumbelNoise, continued
+from prism_lightning.interventions.suppression.generation import GumbelNoise, sample_continuations
 
 NO_ROWS = np.arange(0)
 
@@ -32,21 +32,21 @@ def ids_BP():
 
 
 def test_logits_with_the_cache_are_those_without(model, ids_BP):
-    seen = []
-    tokens_BT, z_BTD = continued(model, ids_BP, np.arange(6), range(12), greedy(model, seen), None)
+    logits = []
+    tokens_BT, z_BTD = sample_continuations(model, ids_BP, np.arange(6), range(12), greedy(model, logits), None)
     with torch.no_grad():
         whole_BSV = model(torch.cat([ids_BP, tokens_BT], 1)).logits[:, 8:-1]
-    assert torch.allclose(torch.stack(seen, 1), whole_BSV, atol=1e-5)
+    assert torch.allclose(torch.stack(logits, 1), whole_BSV, atol=1e-5)
     assert torch.allclose(model.logits(z_BTD), whole_BSV, atol=1e-5)
 
 
 def test_greedy_continuations_are_those_of_generate(model, ids_BP):
     """Also where rows end at different places, so that the cache drops some while others go on."""
-    free_BT, _ = continued(model, ids_BP, np.arange(6), range(20), greedy(model), None)
+    free_BT, _ = sample_continuations(model, ids_BP, np.arange(6), range(20), greedy(model), None)
     end = int(free_BT[2, 3])  # so that at least one text ends early
-    tokens_BT, _ = continued(model, ids_BP, np.arange(6), range(20), greedy(model), end)
-    given = {"attention_mask": torch.ones_like(ids_BP), "do_sample": False, "max_new_tokens": 20}
-    out_BT = model.generate(ids_BP, eos_token_id=end, pad_token_id=end, **given)[:, 9:]
+    tokens_BT, _ = sample_continuations(model, ids_BP, np.arange(6), range(20), greedy(model), end)
+    settings = {"attention_mask": torch.ones_like(ids_BP), "do_sample": False, "max_new_tokens": 20}
+    out_BT = model.generate(ids_BP, eos_token_id=end, pad_token_id=end, **settings)[:, 9:]
     lengths = []
     for row, expected in zip(tokens_BT.tolist(), out_BT.tolist(), strict=True):
         expected = expected[: expected.index(end) + 1] if end in expected else expected

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from support.text_losses import text_losses
 
-from prism_lightning.interventions.hidden_states import batches, text_losses
-from prism_lightning.interventions.suppression.behaviours import WordBehaviour, passages
+from prism_lightning.interventions.hidden_states import batches
+from prism_lightning.interventions.intervention import temporary_scaling
+from prism_lightning.interventions.suppression.behaviours import WordBehaviour, marked_passages
 from prism_lightning.interventions.suppression.conditions import WordBias
-from prism_lightning.interventions.suppression.ranking import Effects, removal_effects
-from prism_lightning.interventions.suppression.selection import of_equal_usage, scaled
+from prism_lightning.interventions.suppression.random_draws import usage_matched_prototypes
+from prism_lightning.interventions.suppression.ranking import Effects, RankingTexts, removal_effects
 from prism_lightning.models.steering import Scaling
 
 TEXTS = [
@@ -23,60 +25,62 @@ TEXTS = [
 def effects(loaded):
     model, tokenizer = loaded
     behaviour = WordBehaviour(["self"], tokenizer)
-    shown = np.array([behaviour.present(text) for text in TEXTS])
-    pieces = passages(TEXTS, [behaviour.spans(text) for text in TEXTS], tokenizer, model.config.context_length)
+    shows_behaviour = np.array([behaviour.present(text) for text in TEXTS])
+    pieces = marked_passages(TEXTS, [behaviour.spans(text) for text in TEXTS], tokenizer, model.config.context_length)
     tokens = WordBias.of(["self"], tokenizer, 0.0).first_tokens()
-    return pieces, shown, *removal_effects(model, pieces, shown, lambda *_: None, tokens), tokens
+    texts = RankingTexts(pieces, shows_behaviour)
+    return pieces, shows_behaviour, *removal_effects(model, texts, lambda *_: None, tokens), tokens
 
 
 def test_work_and_cost_are_what_removing_the_prototype_from_the_model_does(loaded, effects):
     model, _ = loaded
-    pieces, shown, found, *_ = effects
+    pieces, shows_behaviour, from_all, *_ = effects
     marked = sum(p.marked_T.sum() for p in pieces)
-    assert found.marked == marked > 0 and found.others == sum(len(p.marked_T) for p in pieces if not shown[p.text])
+    assert from_all.behaviour_tokens == marked > 0
+    assert from_all.other_tokens == sum(len(p.marked_T) for p in pieces if not shows_behaviour[p.text])
     states = list(batches(model, pieces))
     plain_G, tokens_G = text_losses(model, states, len(TEXTS))
-    for prototype in np.argsort(-found.usage_K)[:8].tolist():
-        with scaled(model, Scaling({prototype: 0.0})):
+    for prototype in np.argsort(-from_all.usage_K)[:8].tolist():
+        with temporary_scaling(model, Scaling({prototype: 0.0})):
             losses_G, _ = text_losses(model, states, len(TEXTS))
-        rise = (losses_G - plain_G)[~shown].sum() / tokens_G[~shown].sum()
-        assert found.cost_K[prototype] == pytest.approx(rise, abs=2e-5)
-    assert np.abs(found.cost_K).max() > 1e-3 and np.abs(found.work_K).max() > 1e-3
+        rise = (losses_G - plain_G)[~shows_behaviour].sum() / tokens_G[~shows_behaviour].sum()
+        assert from_all.collateral_effect_K[prototype] == pytest.approx(rise, abs=2e-5)
+    assert np.abs(from_all.collateral_effect_K).max() > 1e-3 and np.abs(from_all.behaviour_effect_K).max() > 1e-3
 
 
 def test_removal_from_some_logits_is_that_of_the_model_too(loaded, effects):
     model, _ = loaded
-    pieces, shown, whole, found, tokens = effects
+    pieces, shows_behaviour, from_all, from_tokens, tokens = effects
     states = list(batches(model, pieces))
     plain_G, tokens_G = text_losses(model, states, len(TEXTS))
-    for prototype in np.argsort(-np.abs(found.cost_K))[:4].tolist():
-        with scaled(model, Scaling({prototype: 0.0}, tokens)):
+    for prototype in np.argsort(-np.abs(from_tokens.collateral_effect_K))[:4].tolist():
+        with temporary_scaling(model, Scaling({prototype: 0.0}, tokens)):
             losses_G, _ = text_losses(model, states, len(TEXTS))
-        rise = (losses_G - plain_G)[~shown].sum() / tokens_G[~shown].sum()
-        assert found.cost_K[prototype] == pytest.approx(rise, abs=2e-5)
-    assert np.abs(found.cost_K).sum() < np.abs(whole.cost_K).sum() / 2
+        rise = (losses_G - plain_G)[~shows_behaviour].sum() / tokens_G[~shows_behaviour].sum()
+        assert from_tokens.collateral_effect_K[prototype] == pytest.approx(rise, abs=2e-5)
+    assert np.abs(from_tokens.collateral_effect_K).sum() < np.abs(from_all.collateral_effect_K).sum() / 2
 
 
 def test_errors_are_those_of_a_ratio_over_texts(loaded, effects):
     """The same from the texts' own sums, for one prototype."""
     model, _ = loaded
-    pieces, shown, found, *_ = effects
-    prototype = int(np.argmax(np.abs(found.cost_K)))
+    pieces, shows_behaviour, from_all, *_ = effects
+    prototype = int(np.argmax(np.abs(from_all.collateral_effect_K)))
     states = list(batches(model, pieces))
     plain_G, tokens_G = text_losses(model, states, len(TEXTS))
-    with scaled(model, Scaling({prototype: 0.0})):
+    with temporary_scaling(model, Scaling({prototype: 0.0})):
         losses_G, _ = text_losses(model, states, len(TEXTS))
-    rise, tokens = (losses_G - plain_G)[~shown], tokens_G[~shown]
+    rise, tokens = (losses_G - plain_G)[~shows_behaviour], tokens_G[~shows_behaviour]
     mean = rise.sum() / tokens.sum()
     expected = np.sqrt(((rise - mean * tokens) ** 2).sum()) / tokens.sum()
-    assert found.cost_error_K[prototype] == pytest.approx(expected, rel=1e-3)
+    assert from_all.collateral_effect_error_K[prototype] == pytest.approx(expected, rel=1e-3)
 
 
 def test_only_prototypes_that_work_beyond_doubt_are_ranked(effects):
-    _, _, found, *_ = effects
-    ranked = found.ranked()
-    assert all(found.work_K[i] > 3 * found.work_error_K[i] for i in ranked)
-    assert len(set(ranked)) == len(ranked) < len(found.work_K)
+    _, _, from_all, *_ = effects
+    ranked = from_all.ranked()
+    assert all(from_all.behaviour_effect_K[i] > 3 * from_all.behaviour_effect_error_K[i] for i in ranked)
+    assert len(set(ranked)) == len(ranked) < len(from_all.behaviour_effect_K)
 
 
 def test_noise_is_not_ranked_and_work_is():
@@ -85,13 +89,13 @@ def test_noise_is_not_ranked_and_work_is():
     work = generator.normal(0, 0.1, size)
     work[[3, 7]] = 1.0, 2.0
     cost = np.full(size, 0.01)
-    found = Effects(work, errors, cost, np.zeros(size), np.ones(size, np.int64), 100, 100).ranked()
-    assert found[:2] == [7, 3] and len(found) <= 3
+    ranked = Effects(work, errors, cost, np.zeros(size), np.ones(size, np.int64), 100, 100).ranked()
+    assert ranked[:2] == [7, 3] and len(ranked) <= 3
 
 
 def test_random_prototypes_are_used_as_often_and_are_others():
     usage_K = np.arange(1000)[::-1].copy()
     chosen = [10, 500, 990]
-    drawn = of_equal_usage(chosen, usage_K, np.random.default_rng(0))
-    assert not set(drawn) & set(chosen) and len(set(drawn)) == 3
-    assert all(abs(int(usage_K[a]) - int(usage_K[b])) <= 20 for a, b in zip(drawn, chosen, strict=True))
+    matches = usage_matched_prototypes(chosen, usage_K, np.random.default_rng(0))
+    assert not set(matches) & set(chosen) and len(set(matches)) == 3
+    assert all(abs(int(usage_K[a]) - int(usage_K[b])) <= 20 for a, b in zip(matches, chosen, strict=True))
