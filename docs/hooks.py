@@ -4,7 +4,9 @@ import re
 
 from mkdocs.exceptions import PluginError
 
-ELSEWHERE = re.compile(r"""<(?:script|img|iframe|link\b[^>]*rel="stylesheet")[^>]*\b(?:src|href)="(?:https?:)?//[^"]*""")
+ELSEWHERE = re.compile(
+    r"""<(?:script|img|iframe|link\b[^>]*rel="stylesheet")[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"""
+)
 
 
 def on_post_page(output, page, config):

@@ -42,7 +42,9 @@ def figure_of(tokens: list[ExplainedToken]) -> Figure:
             if abs(width) >= CHARACTER_WIDTH * len(label):
                 dark = colour in POSITIVE[:2]
                 middle = left + width / 2
-                axes.text(middle, row, label, ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
+                axes.text(
+                    middle, row, label, ha="center", va="center", fontsize=6.5, color="white" if dark else "black"
+                )
         axes.plot([token.logit] * 2, [row - 0.42, row + 0.42], color="black", linewidth=1.6)
         note = f"{math.exp(token.log_probability):.0%}"
         axes.text(ends[True] + 0.15, row, note, va="center", fontsize=8, color="#444444")
@@ -50,7 +52,7 @@ def figure_of(tokens: list[ExplainedToken]) -> Figure:
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("terms of the token's logit (numbers: prototypes; grey: residual; black mark: their sum, the logit)")
+    axes.set_xlabel("terms of the token's logit (blue: prototypes; grey: residual; black mark: their sum, the logit)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
