@@ -1,14 +1,12 @@
 """The figure of the README: its bars add up to the logits, and the script writes the same bytes each time."""
 
-import subprocess
 import sys
 
 import pytest
-from support.processes import child_environment
 from support.runs import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
-from plot_contributions import figure_of, segments
+from plot_contributions import figure_of, main, segments
 
 from prism_lightning.inspection.explain import explain_text
 from prism_lightning.run.model_folder import load_exported
@@ -39,11 +37,11 @@ def test_the_figure_draws_every_segment_once_and_stacks_by_sign(tokens):
         assert max([0, *ends]) == pytest.approx(positive) and all(left >= 0 for left, width in own if width > 0)
 
 
-def test_the_script_writes_the_same_bytes_each_time(finished_run, tmp_path):
+def test_the_script_writes_the_same_bytes_each_time(finished_run, tmp_path, monkeypatch):
     written = []
     for name in ("a.svg", "b.svg"):
-        command = [sys.executable, str(ROOT / "examples" / "plot_contributions.py"), "--text", TEXT]
-        command += ["--ckpt_path", str(finished_run[0]), "--out", str(tmp_path / name)]
-        subprocess.run(command, check=True, env=child_environment(PYTHONPATH=str(ROOT)))
+        options = ["--ckpt_path", str(finished_run[0]), "--text", TEXT, "--out", str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["plot_contributions.py", *options])
+        main()
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1] and written[0].lstrip().startswith(b"<?xml")
