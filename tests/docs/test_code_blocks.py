@@ -10,6 +10,7 @@ import pytest
 import yaml
 from support.runs import ROOT
 
+from prism_lightning import __version__
 from prism_lightning.cli.main import VERBS, VERBS_ON_RECIPES
 from prism_lightning.lightning_modules.prism import PrismLM
 
@@ -133,3 +134,11 @@ def test_links_of_pages_outside_the_site_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation.keys() >= {"cff-version", "message", "title", "authors"}
+    assert citation["version"] == __version__
+    (paper,) = citation["references"]
+    assert paper["title"] == "Prototype Language Models" and "2607.00510" in paper["url"]
