@@ -2,6 +2,8 @@
 
 python tests/readme_walk.py [--full]
 
+The commands on the quickstart run at the top of docs/cli.md follow.
+
 Standard library only, since the environment holds no test tools. Training, indexing and suppression are shortened
 unless --full is given. Prints the seconds of each command; exits 1 where one fails.
 """
@@ -19,7 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
+TASKS = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README + TASKS, flags=re.S)
 PROGRAM = "python -m prism_lightning "
 FIT = [
     *("--trainer.max_steps", "12", "--trainer.val_check_interval", "12", "--model.placement_step", "4"),
@@ -35,28 +38,24 @@ SHORTER = {
     "suppress": ["--tokens", "100000", "--prompts", "40", "--draws", "1"],
     "evaluate": ["--limit", "10"],
 }
-# Made for other machines or hours of work: `fit` of these is not run here.
-ELSEWHERE = {"recipes/prism_1b.yaml", "recipes/quickstart_dense.yaml"}
 
 
 def commands() -> list[str]:
-    """The program's commands: every line of the bash blocks, then every whole command in the tables."""
+    """Return the program's commands, each once: every line of the bash blocks that starts it."""
     lines = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
-    prose = re.sub(r"```.*?```", "", README, flags=re.S)
-    lines += [cell for cell in re.findall(r"`([^`]+)`", prose) if cell.startswith(PROGRAM)]
     return [line for line in dict.fromkeys(lines) if line.startswith(PROGRAM)]
 
 
 def arguments(command: str, full: bool) -> list[str]:
-    """What to start for a command of the README."""
+    """Return what to start for a command of the README."""
     words = shlex.split(command)[3:]
     shorter = [] if full else SHORTER.get(words[0], [])
-    given = words[1:] if {"--help", "--print_config"} & set(words) else [*words[1:], *shorter]
-    return [sys.executable, "-m", "prism_lightning", words[0], *given]
+    prints_only = {"--help", "--print_config"} & set(words)
+    return [sys.executable, "-m", "prism_lightning", *words, *([] if prints_only else shorter)]
 
 
 def run(words: list[str], folder: Path, name: str) -> bool:
-    """Run one command and print its seconds; where it fails, also what it printed."""
+    """Return whether a command succeeds; print its seconds and, where it fails, what it printed."""
     started = time.monotonic()
     result = subprocess.run(words, cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace")
     print(f"{time.monotonic() - started:7.1f} s  {name}", flush=True)
@@ -66,14 +65,14 @@ def run(words: list[str], folder: Path, name: str) -> bool:
 
 
 def main() -> int:
-    """Walk through the README; the exit code."""
+    """Walk through the README and return the exit code."""
     full = "--full" in sys.argv[1:]
     failed = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("recipes", "evals", "benchmarks"):
             os.symlink(ROOT / part, folder / part)
-        steps = [(command, arguments(command, full)) for command in commands() if not ELSEWHERE & set(command.split())]
+        steps = [(command, arguments(command, full)) for command in commands()]
         steps += [("prism --version", [str(Path(sys.executable).with_name("prism")), "--version"])]
         python = [block for language, block in BLOCKS if language == "python"]
         steps += [(f"Python example {number}", [sys.executable, "-c", code]) for number, code in enumerate(python, 1)]
