@@ -30,9 +30,9 @@ def test_every_token_is_attributed_and_the_last_result_is_their_sum(attributor):
     assert whole.loss == pytest.approx(sum(token.loss for token in tokens), rel=1e-5)
     assert whole.influence == pytest.approx(sum(token.influence for token in tokens), abs=1e-3)
     ids = attributor.tokenizer("def main(self")["input_ids"]
-    asked, size = attributor.query_tokens(ids, 1), attributor.index.tokens
-    parts = [attributor.hits(asked, slice(n, n + 1))[1] for n in range(len(tokens))]
-    together = attributor.hits(asked, slice(0, len(tokens)))[1]
+    tokens_of_query, size = attributor.query_tokens(ids, 1), attributor.index.tokens
+    parts = [attributor.hits(tokens_of_query, slice(n, n + 1))[1] for n in range(len(tokens))]
+    together = attributor.hits(tokens_of_query, slice(0, len(tokens)))[1]
     summed = sum(as_array(hits, size) for hits in parts)
     assert np.abs(summed - as_array(together, size)).max() < 1e-5 * np.abs(summed).max()
     documents = as_array(attributor.describe.by_document(together), size)
@@ -42,8 +42,8 @@ def test_every_token_is_attributed_and_the_last_result_is_their_sum(attributor):
 
 def test_token_scores_sum_to_passages_and_documents(attributor):
     store, describe = attributor.describe.store, attributor.describe
-    asked = attributor.query_tokens(attributor.tokenizer("def main(")["input_ids"], 1)
-    _, hits = attributor.hits(asked, slice(0, len(asked.positions)))
+    tokens_of_query = attributor.query_tokens(attributor.tokenizer("def main(")["input_ids"], 1)
+    _, hits = attributor.hits(tokens_of_query, slice(0, len(tokens_of_query.positions)))
     passages, documents = {}, {}
     for row, influence in zip(hits.tokens.tolist(), hits.influence.tolist(), strict=True):
         location = store.locate(row + 1)
@@ -84,8 +84,8 @@ def test_influence_of_a_training_token_on_itself_is_positive(attributor):
     for block in (0, 7, 30):
         ids = store[block]["input_ids"].tolist()
         for position in (3, 17, 30):
-            asked = attributor.query_tokens(ids[: position + 1], position)
-            _, hits = attributor.hits(asked, slice(0, 1))
+            tokens_of_query = attributor.query_tokens(ids[: position + 1], position)
+            _, hits = attributor.hits(tokens_of_query, slice(0, 1))
             row = block * store.block_size + position - 1
             at = np.searchsorted(hits.tokens, row)
             assert hits.tokens[at] == row and hits.influence[at] > 0

@@ -221,7 +221,7 @@ def test_exact_is_the_whole_gauss_newton_matrix(task, queries, tmp_path):
 
 @torch.no_grad()
 def expected_by_target(task, queries, method):
-    """The formula of `logit_index`, over all pairs of tokens."""
+    """The formula of `index/logits.py`, over all pairs of tokens."""
     sides = []
     for ids in (queries.ids_QL, task.train_SL):
         z = task.model.hidden_states(ids[:, :-1]).flatten(0, 1)
@@ -230,18 +230,18 @@ def expected_by_target(task, queries, method):
         if isinstance(method, Prototypes):
             dense = torch.zeros(len(z), method.index.num_prototypes).scatter_(1, *method.dictionary.assign(z))
         sides.append((dense, targets, 1 - predicted[torch.arange(len(z)), targets]))
-    (asked, asked_targets, asked_surprise), (stored, targets, surprise) = sides
-    terms = stored.square() * surprise[:, None]
+    (asked, query_targets, query_target_errors), (stored, targets, target_errors) = sides
+    terms = stored.square() * target_errors[:, None]
     labels, counts = (
         torch.zeros(VOCABULARY, stored.shape[1]).index_add_(0, targets, t) for t in (terms, 1.0 * (stored > 0))
     )
     separable = (
-        torch.zeros(VOCABULARY).index_add_(0, targets, surprise)[:, None] * stored.square().sum(0) / len(targets)
+        torch.zeros(VOCABULARY).index_add_(0, targets, target_errors)[:, None] * stored.square().sum(0) / len(targets)
     )
     curvature = (counts * labels + PRIOR * separable) / (counts + PRIOR)
     curvature = curvature + method.damping * labels[labels > 0].mean()
-    kernel = torch.stack([(row / curvature[v]) @ stored.T for row, v in zip(asked, asked_targets, strict=True)])
-    pairs = kernel * (asked_targets[:, None] == targets) * asked_surprise[:, None] * surprise
+    kernel = torch.stack([(row / curvature[v]) @ stored.T for row, v in zip(asked, query_targets, strict=True)])
+    pairs = kernel * (query_targets[:, None] == targets) * query_target_errors[:, None] * target_errors
     pairs = (pairs * queries.weights_QT.reshape(-1, 1)).view(len(queries.ids_QL), -1, len(targets)).sum(1)
     return pairs.view(len(pairs), len(task.train_SL), -1).sum(-1)
 
@@ -249,17 +249,17 @@ def expected_by_target(task, queries, method):
 def test_target_kernel_is_the_heads_influence_on_the_targets_own_logit(task, queries, tmp_path):
     method = opened(TargetKernel(task, tmp_path, damping=0.3))
     (z_q, _, _), (z_s, _, _) = (states(task.model, ids) for ids in (queries.ids_QL, task.train_SL))
-    surprises = [1 - torch.exp(-losses(task.model, ids)) for ids in (queries.ids_QL, task.train_SL)]
+    target_errors_of = [1 - torch.exp(-losses(task.model, ids)) for ids in (queries.ids_QL, task.train_SL)]
     second = torch.einsum("std,ste->de", z_s, z_s) / z_s[..., 0].numel()
-    counts = torch.zeros(VOCABULARY).index_add_(0, task.train_SL[:, 1:].flatten(), surprises[1].flatten())
+    counts = torch.zeros(VOCABULARY).index_add_(0, task.train_SL[:, 1:].flatten(), target_errors_of[1].flatten())
     curvature = counts + 0.3 * counts[counts > 0].mean()
     for share in (0.01, 1.0):
         method.hidden_damping = share
         inverse = torch.linalg.inv(second + share * second.diagonal().mean() * torch.eye(16))
         same = queries.ids_QL[:, None, 1:, None] == task.train_SL[None, :, None, 1:]
         pairs = torch.einsum("qtd,de,sue->qstu", z_q, inverse, z_s) * same
-        asked = queries.weights_QT * surprises[0] / curvature[queries.ids_QL[:, 1:]]
-        expected = torch.einsum("qstu,qt,su->qs", pairs, asked, surprises[1])
+        asked = queries.weights_QT * target_errors_of[0] / curvature[queries.ids_QL[:, 1:]]
+        expected = torch.einsum("qstu,qt,su->qs", pairs, asked, target_errors_of[1])
         found = method.scores(queries)
         assert (found - expected).norm() / expected.norm() < 0.02  # int8
     assert method.state["hidden"].shape == (21 * 8, 16)

@@ -168,7 +168,7 @@ def test_mistakes_are_answered_in_one_line(ran, capsys):
         ("--config", CONFIG, *settings, "corpus.sizes=[96,80]"): "ascending",
         ("--config", CONFIG, *settings, "cost.counts=[1,64]"): "up to corpus.queries, 26",
         ("--config", CONFIG, *settings, "cost.methods=[trak]"): "no method 'trak'",
-        ("--config", CONFIG, *settings, "quality.contenders=[BM25]"): "'prototypes', which others are compared with",
+        ("--config", CONFIG, *settings, "quality.contenders=[BM25]"): "'prototypes', with which others are compared",
         ("--config", CONFIG, *settings, "quality.removal_size=90"): "quality.removal_size is 90",
         ("--config", CONFIG, *settings, "retraining.checkpoints=3", "cost.sizes=[80]"): "TRAK has all its checkpoints",
         ("--config", CONFIG, "out=" + str(folder / "other"), "corpus.sizes=[80,96,9000]"): "too few sequences",

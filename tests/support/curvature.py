@@ -29,5 +29,5 @@ def statistics(model, store, dictionary):
     return records, sums
 
 
-def question(index, records, which):
-    return index.query(*records.arrays(which))
+def question(index, records, selection):
+    return index.query(*records.arrays(selection))

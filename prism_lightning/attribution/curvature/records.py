@@ -1,7 +1,7 @@
 """Records of tokens: the gradient of a token's loss with respect to each active prototype (section 4.1).
 
-Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, K prototypes, k active, c
-entries of a gradient with respect to the logits.
+Shapes: N tokens, C of them in a chunk, D hidden size, V vocabulary, K prototypes, k active,
+c entries of a gradient with respect to the logits.
 """
 
 from __future__ import annotations

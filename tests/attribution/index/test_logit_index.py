@@ -23,13 +23,13 @@ def everything(index, model, store):
     return indices_Nk, activations_Nk, targets_N, model.lm_head(z_ND).softmax(-1).detach(), z_ND
 
 
-def records(index, model, store, which, competitors=0):
+def records(index, model, store, selection, competitors=0):
     indices_Nk, activations_Nk, targets_N, _, z_ND = everything(index, model, store)
-    _, *asked = residuals(model.lm_head.weight.detach(), z_ND[which], targets_N[which], competitors)
-    return LogitRecords(indices_Nk[which], activations_Nk[which], *asked)
+    _, *entries = residuals(model.lm_head.weight.detach(), z_ND[selection], targets_N[selection], competitors)
+    return LogitRecords(indices_Nk[selection], activations_Nk[selection], *entries)
 
 
-def expected_scores(index, model, store, which, competitors=0):
+def expected_scores(index, model, store, selection, competitors=0):
     """The formula with dense [N, K] and [K, V] matrices, summed over the query's tokens."""
     indices_Nk, activations_Nk, targets_N, pi_NV, _ = everything(index, model, store)
     size, vocabulary = index.num_prototypes, pi_NV.shape[1]
@@ -42,29 +42,29 @@ def expected_scores(index, model, store, which, competitors=0):
     curvature_VK = (counts_VK * labels_VK + PRIOR * separable_VK) / (counts_VK + PRIOR)
     curvature_VK += DAMPING * labels_VK[labels_VK > 0].mean()
     scores_N = torch.zeros(len(targets_N))
-    for q in range(*which.indices(len(targets_N))):
+    for q in range(*selection.indices(len(targets_N))):
         residual_V = F.one_hot(targets_N[q], vocabulary) - pi_NV[q]
-        asked = pi_NV[q].scatter(0, targets_N[q], 2.0).topk(1 + competitors).indices
-        kept_V = torch.zeros(vocabulary).scatter(0, asked, residual_V[asked])
+        tokens = pi_NV[q].scatter(0, targets_N[q], 2.0).topk(1 + competitors).indices
+        kept_V = torch.zeros(vocabulary).scatter(0, tokens, residual_V[tokens])
         kernel_N = (a_NK * a_NK[q] / curvature_VK[targets_N]).sum(1)
         scores_N += kept_V[targets_N] * target_errors_N * kernel_N
     return scores_N.numpy()
 
 
-def got_scores(index, asked):
-    hits = index.score(index.query(*asked.arrays(slice(None))))
+def got_scores(index, query_records):
+    hits = index.score(index.query(*query_records.arrays(slice(None))))
     out = np.zeros(index.tokens)
     out[hits.tokens] = hits.influence
     return out
 
 
 @pytest.mark.parametrize("competitors", [0, 5])
-@pytest.mark.parametrize("which", [slice(77, 78), slice(300, 340)], ids=["token", "sequence"])
-def test_scores_are_the_formula_with_dense_matrices(built, model, store, which, competitors):
+@pytest.mark.parametrize("selection", [slice(77, 78), slice(300, 340)], ids=["token", "sequence"])
+def test_scores_are_the_formula_with_dense_matrices(built, model, store, selection, competitors):
     index = built(space="logits")
     assert index.num_shards == 3
-    expected_N = expected_scores(index, model, store, which, competitors)
-    got_N = got_scores(index, records(index, model, store, which, competitors))
+    expected_N = expected_scores(index, model, store, selection, competitors)
+    got_N = got_scores(index, records(index, model, store, selection, competitors))
     assert np.abs(got_N - expected_N).max() < 2e-3 * np.abs(expected_N).max()  # entries are fp16
     assert (expected_N < 0).any() == (competitors > 0)
 
@@ -78,8 +78,8 @@ def test_records_are_autograds_gradients_with_respect_to_the_prototypes_logits(b
         # The logits as they are, plus what would come through the prototypes' own contributions.
         loss = F.cross_entropy((pi_NV[token].log() + mixed_V)[None], targets_N[token, None])
         (gradient_KV,) = torch.autograd.grad(loss, prototypes_KV)
-        _, asked, values = residuals(model.lm_head.weight.detach(), z_ND[token : token + 1], targets_N[token, None], 7)
-        for target, value in zip(asked[0], values[0], strict=True):
+        _, tokens, values = residuals(model.lm_head.weight.detach(), z_ND[token : token + 1], targets_N[token, None], 7)
+        for target, value in zip(tokens[0], values[0], strict=True):
             expected_k = -activations_Nk[token] * value
             assert torch.allclose(gradient_KV[indices_Nk[token], target], expected_k, atol=1e-6)
 
@@ -127,20 +127,20 @@ def test_losses_and_residuals_by_chunks(model, store, monkeypatch):
 
 
 def test_shard_and_batch_sizes_change_no_score(built, model, store):
-    asked = records(built("a", space="logits"), model, store, slice(100, 110))
-    expected_N = got_scores(built("a", space="logits"), asked)
+    query_records = records(built("a", space="logits"), model, store, slice(100, 110))
+    expected_N = got_scores(built("a", space="logits"), query_records)
     for name, settings in {"b": {"shard_tokens": 64}, "c": {"batch_tokens": 32}}.items():
-        got_N = got_scores(built(name, space="logits", **settings), asked)
+        got_N = got_scores(built(name, space="logits", **settings), query_records)
         assert np.abs(got_N - expected_N).max() < 1e-4 * np.abs(expected_N).max()
 
 
-def test_carriers_add_up_to_the_influence(built, model, store):
+def test_contributions_add_up_to_the_influence(built, model, store):
     index = built(space="logits")
     query = index.query(*records(index, model, store, slice(300, 303), 4).arrays(slice(None)))
     hits = index.score(query).strongest(20)
-    for influence, carried in zip(hits.influence, index.contributions_by_prototype(query, hits.tokens), strict=True):
-        assert sum(value for _, value in carried) == pytest.approx(influence, rel=1e-4)
-        assert all(0 <= prototype < 24 for prototype, _ in carried)
+    for influence, of_token in zip(hits.influence, index.contributions_by_prototype(query, hits.tokens), strict=True):
+        assert sum(value for _, value in of_token) == pytest.approx(influence, rel=1e-4)
+        assert all(0 <= prototype < 24 for prototype, _ in of_token)
 
 
 def test_postings_and_usage_list_every_active_token(built, model, store):
@@ -157,18 +157,18 @@ def test_postings_and_usage_list_every_active_token(built, model, store):
 
 def test_entries_read_are_those_of_the_lists(built, model, store):
     index = built(space="logits")
-    asked = records(index, model, store, slice(50, 52))
+    query_records = records(index, model, store, slice(50, 52))
     indices_Nk, activations_Nk, targets_N, *_ = everything(index, model, store)
     lists = {
         (i, t)
-        for row, t in zip(asked.prototypes_Nk.tolist(), asked.targets_Nc[:, 0].tolist(), strict=True)
+        for row, t in zip(query_records.prototypes_Nk.tolist(), query_records.targets_Nc[:, 0].tolist(), strict=True)
         for i in row
     }
     expected = sum(
         ((indices_Nk == prototype) & (activations_Nk > 0) & (targets_N == target)[:, None]).sum().item()
         for prototype, target in lists
     )
-    assert index.entries_read(index.query(*asked.arrays(slice(None)))) == expected
+    assert index.entries_read(index.query(*query_records.arrays(slice(None)))) == expected
 
 
 def test_a_query_about_lists_that_nothing_stands_on_has_no_hits(built, model, store):
@@ -194,27 +194,27 @@ def test_numbers_of_lists_fit_their_type():
 
 def test_lists_beyond_32_bits_are_found(built, model, store, monkeypatch):
     index = built(space="logits")
-    asked = records(index, model, store, slice(300, 303))
-    expected_N, usage_K = got_scores(index, asked), index.usage_K()
+    query_records = records(index, model, store, slice(300, 303))
+    expected_N, usage_K = got_scores(index, query_records), index.usage_K()
     for shard in index.shards:
         monkeypatch.setattr(shard, "lists", shard.lists.astype(np.int64))
-    assert np.array_equal(got_scores(index, asked), expected_N) and np.array_equal(index.usage_K(), usage_K)
+    assert np.array_equal(got_scores(index, query_records), expected_N) and np.array_equal(index.usage_K(), usage_K)
 
 
 @pytest.mark.filterwarnings("error")
 def test_without_damping_missing_lists_divide_nothing(built, model, store):
     index = built(space="logits", damping=0.0)
-    asked = records(index, model, store, slice(0, 200), competitors=5)
-    assert np.isfinite(got_scores(index, asked)).all()
+    query_records = records(index, model, store, slice(0, 200), competitors=5)
+    assert np.isfinite(got_scores(index, query_records)).all()
 
 
 def test_an_empty_shard_has_no_hits(built, model, store, monkeypatch):
     index = built(space="logits")
-    asked = records(index, model, store, slice(300, 303))
+    query_records = records(index, model, store, slice(300, 303))
     empty = LogitShard.of_tokens(np.zeros((5, 1), int), np.zeros((5, 1)), np.ones(5), np.zeros(5, int), 300, 24)
-    expected = index.score(index.query(*asked.arrays(slice(None))))
+    expected = index.score(index.query(*query_records.arrays(slice(None))))
     monkeypatch.setitem(index.__dict__, "shards", [*index.shards, empty])
-    hits = index.score(index.query(*asked.arrays(slice(None))))
+    hits = index.score(index.query(*query_records.arrays(slice(None))))
     assert np.array_equal(hits.tokens, expected.tokens) and index.usage_K().sum() > 0
 
 
@@ -222,9 +222,9 @@ def test_few_and_many_entries_add_up_alike(built, model, store, monkeypatch):
     from prism_lightning.attribution.index import logits as logit_index
 
     index = built(space="logits")
-    asked = records(index, model, store, slice(300, 340), competitors=3)
+    query_records = records(index, model, store, slice(300, 340), competitors=3)
     found = []
     for dense in (0, 10**9):
         monkeypatch.setattr(logit_index, "DENSE", dense)
-        found.append(got_scores(index, asked))
+        found.append(got_scores(index, query_records))
     assert np.abs(found[0] - found[1]).max() < 1e-5 * np.abs(found[0]).max()
