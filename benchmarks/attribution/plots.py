@@ -16,6 +16,7 @@ from prism_lightning.common.plot_style import (
     GOAL_LINE,
     LABEL_FONT_SIZE,
     LEGEND_FONT_SIZE,
+    OTHER,
     PROTOTYPES,
     PROTOTYPES_ALTERNATIVE,
     RANDOM_CONTROL,
@@ -46,7 +47,7 @@ def draw(run: Settings, results: dict[str, Any], stem: Path) -> Iterator[tuple[P
 
 
 def _colour(row: dict[str, Any]) -> str:
-    return COLOURS.get(row["settings"]["kind"], UNCHANGED_MODEL)  # a kind without a colour of its own
+    return COLOURS.get(row["settings"]["kind"], OTHER)  # a kind without a colour of its own
 
 
 def _save(figure: Figure, stem: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.choices.retrained import RetrainedBenchmark
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import head_chunks, residuals, target_error_probability
-from prism_lightning.attribution.index.logits import PRIOR
+from prism_lightning.attribution.index.logit_influence import PRIOR
 from prism_lightning.attribution.settings import IndexSettings
 
 DEFAULT = (512, 16)  # about one prototype per 128 tokens, as `index` chooses

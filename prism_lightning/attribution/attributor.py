@@ -28,7 +28,7 @@ from prism_lightning.attribution.curvature.records import (
     residuals,
 )
 from prism_lightning.attribution.index.base import Hits, Index, Query
-from prism_lightning.attribution.index.hidden import HiddenIndex
+from prism_lightning.attribution.index.hidden_influence import HiddenIndex
 from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.results import Attribution, Describer
 from prism_lightning.common.errors import UserError

@@ -25,9 +25,9 @@ def report(arguments: list[str]) -> None:
 
     from prism_lightning.common.progress import PhaseProgress
     from prism_lightning.evaluation.suites import load_suite
-    from prism_lightning.reporting.attribution import attribution_tables, read_benchmarks
+    from prism_lightning.reporting.attribution_tables import attribution_tables, read_benchmarks
     from prism_lightning.reporting.figures import draw_figures
-    from prism_lightning.reporting.interventions import intervention_tables, read_interventions
+    from prism_lightning.reporting.intervention_tables import intervention_tables, read_interventions
     from prism_lightning.reporting.page import Report, write_report
     from prism_lightning.reporting.paper import paper_table
     from prism_lightning.reporting.runs import find_runs

@@ -19,6 +19,7 @@ RIVALS = ("#cc6677", "#44aa99", "#882255", "#999933", "#aa4499", "#117733", "#bb
 SERIES = (PRISM, PROTOTYPES_ALTERNATIVE, *RIVALS)  # variants of PRISM models or of their prototypes, in this order
 RANDOM_CONTROL = "#ddcc77"  # random prototypes, random scores, permuted labels
 UNCHANGED_MODEL = "#000000"  # a model without the intervention that a chart is about
+OTHER = "#661100"  # what has no colour of its own
 GOAL_LINE = "#999999"  # goals, and reference levels such as chance and zero
 
 LABEL_FONT_SIZE = 7  # labels beside points and bars

@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from prism_lightning.common.errors import UserError, nearest
-from prism_lightning.evaluation.continuations import continuations, long_enough
+from prism_lightning.evaluation.continuation_questions import continuations, long_enough
 from prism_lightning.evaluation.suites import SuiteTask
 
 Texts = Callable[[], list[str]]  # returns the run's validation documents, which are read when a task needs them

@@ -16,11 +16,8 @@ from prism_lightning.lightning_modules.metrics import (
     LanguageModelingMetric,
     derived,
 )
-from prism_lightning.lightning_modules.optimizer import (
-    Schedule,
-    lr_schedule,
-    parameter_groups,
-)
+from prism_lightning.lightning_modules.optimizer import parameter_groups
+from prism_lightning.lightning_modules.schedules import Schedule, lr_schedule
 from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.models import Objective, PrismConfig, PrismForCausalLM
 

@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 
 from prism_lightning.evaluation.results import average
-from prism_lightning.reporting.attribution import COMMAND, format_speed_ups
-from prism_lightning.reporting.interventions import InterventionResult, format_best_gain, format_met_goals
+from prism_lightning.reporting.attribution_tables import COMMAND, format_speed_ups
+from prism_lightning.reporting.intervention_tables import InterventionResult, format_best_gain, format_met_goals
 from prism_lightning.reporting.runs import Run, twin_pairs
 from prism_lightning.reporting.tables import (
     Suites,

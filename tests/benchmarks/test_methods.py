@@ -15,7 +15,7 @@ from benchmarks.attribution.methods.target_match import TargetKernel
 from benchmarks.attribution.registry import make
 from benchmarks.attribution.task import Queries, Task
 from prism_lightning.attribution.curvature.records import Records
-from prism_lightning.attribution.index.logits import PRIOR
+from prism_lightning.attribution.index.logit_influence import PRIOR
 from prism_lightning.common.errors import UserError
 
 VOCABULARY, LENGTH = 48, 9
@@ -221,7 +221,7 @@ def test_exact_is_the_whole_gauss_newton_matrix(task, queries, tmp_path):
 
 @torch.no_grad()
 def expected_by_target(task, queries, method):
-    """The formula of `index/logits.py`, over all pairs of tokens."""
+    """The formula of `index/logit_influence.py`, over all pairs of tokens."""
     sides = []
     for ids in (queries.ids_QL, task.train_SL):
         z = task.model.hidden_states(ids[:, :-1]).flatten(0, 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prism_lightning.common.errors import UserError
-from prism_lightning.evaluation.continuations import continuations
+from prism_lightning.evaluation.continuation_questions import continuations
 from prism_lightning.evaluation.suites import SuiteTask, load_suite, load_suites
 from prism_lightning.evaluation.tasks import build_tasks
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup, get_wsd_schedule
 
-from prism_lightning.lightning_modules.optimizer import parameter_groups, schedule_factor
+from prism_lightning.lightning_modules.optimizer import parameter_groups
+from prism_lightning.lightning_modules.schedules import schedule_factor
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay(make_model, backbone):

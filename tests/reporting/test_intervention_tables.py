@@ -7,7 +7,7 @@ from support.report_runs import make_run
 from support.runs import ROOT
 
 from prism_lightning.interventions.intervention import FORMAT
-from prism_lightning.reporting.interventions import (
+from prism_lightning.reporting.intervention_tables import (
     format_best_gain,
     format_met_goals,
     intervention_tables,

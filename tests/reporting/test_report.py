@@ -11,7 +11,7 @@ from support.report_runs import make_run
 from support.runs import ROOT
 
 from prism_lightning.evaluation.suites import SuiteTask
-from prism_lightning.reporting.attribution import format_speed_ups
+from prism_lightning.reporting.attribution_tables import format_speed_ups
 from prism_lightning.reporting.runs import find_runs, twin_pairs
 from prism_lightning.reporting.tables import accuracy_table, loss_table, paired_difference, run_tables
 from prism_lightning.sweeps.planning import module_without_weights

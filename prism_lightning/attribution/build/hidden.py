@@ -1,4 +1,4 @@
-"""Building shards of an index in the space of hidden states (`index/hidden.py`).
+"""Building shards of an index in the space of hidden states (`index/hidden_influence.py`).
 
 Shapes: N tokens of a batch, k active, D hidden size, m coordinates, h coordinates of a hidden state.
 """

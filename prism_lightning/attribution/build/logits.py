@@ -1,4 +1,4 @@
-"""Building shards of an index in the space of logits (`index/logits.py`).
+"""Building shards of an index in the space of logits (`index/logit_influence.py`).
 
 Shapes: N tokens of a batch, k active, D hidden size, V vocabulary.
 """

@@ -1,8 +1,9 @@
 """The base of both kinds of index: influence of training tokens on a query's loss, through shared prototypes.
 
-`index/hidden.py` and `index/logits.py` implement it. A positive influence always means that training on the token
-lowered the query's loss. Its unit is nats of the query's loss, to first order, for one appearance of the training token
-among N. Numpy alone is used, so that a process that serves queries stays small; the files are memory-mapped.
+`logit_influence.py` and `hidden_influence.py` hold the formula of each space and implement it. A positive influence
+always means that training on the token lowered the query's loss. Its unit is nats of the query's loss, to first order,
+for one appearance of the training token among N. Numpy alone is used, so that a process that serves queries stays
+small; the files are memory-mapped.
 
 Shapes: N training tokens, K prototypes, m coordinates of an entry, U lists that a query reads.
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from prism_lightning.attribution.index.base import Index, manifest_of
-from prism_lightning.attribution.index.hidden import HiddenIndex
-from prism_lightning.attribution.index.logits import LogitIndex
+from prism_lightning.attribution.index.hidden_influence import HiddenIndex
+from prism_lightning.attribution.index.logit_influence import LogitIndex
 
 INDEXES: dict[str, type[Index]] = {"hidden": HiddenIndex, "logits": LogitIndex}
 

@@ -28,15 +28,9 @@ from prism_lightning.interventions.suppression.measurements import (
 )
 from prism_lightning.interventions.suppression.progress import MeasurementProgress, Progress, ShareProgress
 from prism_lightning.interventions.suppression.random_draws import enough_draws, usage_matched_prototypes
-from prism_lightning.interventions.suppression.ranking import Effects, RankingTexts, removal_effects
+from prism_lightning.interventions.suppression.ranking import Effects, Ranking, RankingTexts, removal_effects
 from prism_lightning.interventions.suppression.report import figure, markdown, verdict
-from prism_lightning.interventions.suppression.results import (
-    Attempt,
-    PrototypeSelection,
-    Ranking,
-    Selections,
-    Suppression,
-)
+from prism_lightning.interventions.suppression.results import Attempt, PrototypeSelection, Selections, Suppression
 from prism_lightning.interventions.suppression.selection import BIASES, choose, counts_up_to, search_levels
 from prism_lightning.interventions.suppression.settings import SuppressionSettings
 from prism_lightning.models import PrismForCausalLM

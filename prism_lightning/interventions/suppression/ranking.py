@@ -114,6 +114,21 @@ class Effects:
         return [int(i) for i in order if behaviour_K[i] > 0]
 
 
+@dataclass
+class Ranking:
+    """Candidate prototypes for a removal from one set of logits.
+
+    Attributes:
+        tokens: The tokens whose logits are changed; None means all.
+        effects: Effects of removing each prototype alone, on the ranking's texts.
+        prototypes: Candidates, best first; prototypes given by the user keep their order.
+    """
+
+    tokens: tuple[int, ...] | None
+    effects: Effects
+    prototypes: list[int]
+
+
 @torch.no_grad()
 def removal_effects(
     model: PrismForCausalLM, texts: RankingTexts, progress: Progress, tokens: tuple[int, ...]

@@ -6,24 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prism_lightning.interventions.suppression.measurements import Measurement
-from prism_lightning.interventions.suppression.ranking import Effects
+from prism_lightning.interventions.suppression.ranking import Ranking
 from prism_lightning.interventions.suppression.settings import SuppressionSettings
 from prism_lightning.models.steering import Scaling
-
-
-@dataclass
-class Ranking:
-    """Candidate prototypes for a removal from one set of logits.
-
-    Attributes:
-        tokens: The tokens whose logits are changed; None means all.
-        effects: Effects of removing each prototype alone, on the ranking's texts.
-        prototypes: Candidates, best first; prototypes given by the user keep their order.
-    """
-
-    tokens: tuple[int, ...] | None
-    effects: Effects
-    prototypes: list[int]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from support.curvature import dictionary_of
 
 from prism_lightning.attribution.curvature.records import LogitRecords, residuals
 from prism_lightning.attribution.index.base import Query
-from prism_lightning.attribution.index.logits import PRIOR
+from prism_lightning.attribution.index.logit_influence import PRIOR
 from prism_lightning.attribution.index.shards import LogitShard
 from prism_lightning.attribution.settings import IndexSettings
 
@@ -219,12 +219,12 @@ def test_an_empty_shard_has_no_hits(built, model, store, monkeypatch):
 
 
 def test_few_and_many_entries_add_up_alike(built, model, store, monkeypatch):
-    from prism_lightning.attribution.index import logits as logit_index
+    from prism_lightning.attribution.index import logit_influence
 
     index = built(space="logits")
     query_records = records(index, model, store, slice(300, 340), competitors=3)
     found = []
     for dense in (0, 10**9):
-        monkeypatch.setattr(logit_index, "DENSE", dense)
+        monkeypatch.setattr(logit_influence, "DENSE", dense)
         found.append(got_scores(index, query_records))
     assert np.abs(found[0] - found[1]).max() < 1e-5 * np.abs(found[0]).max()
