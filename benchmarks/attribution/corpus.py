@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.attribution.config import CorpusSettings, Settings
 from prism_lightning.common.errors import UserError
-from prism_lightning.common.files import write_json
+from prism_lightning.common.files import partial_file, write_json
 from prism_lightning.data.sources import hub_dataset, local_files, standard_library
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.tokenizer import encode_batch, open_tokenizer, train_tokenizer
@@ -51,8 +51,8 @@ def open_corpus(settings: Settings) -> Corpus:
     if not path.is_file():
         tokenizer, sequences = _sequences(settings.corpus)
         tokenizer.save_pretrained(folder / "tokenizer")
-        save_file(sequences, path.with_suffix(".partial"))
-        path.with_suffix(".partial").rename(path)
+        with partial_file(path) as partial:
+            save_file(sequences, partial)
     if not facts.is_file():  # processes that train at once read it
         write_json(facts, identity)
     tokenizer = open_tokenizer(folder / "tokenizer")

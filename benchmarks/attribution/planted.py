@@ -21,7 +21,7 @@ from benchmarks.attribution.registry import make
 from benchmarks.attribution.retraining import read_decoder
 from benchmarks.attribution.task import Queries, Task
 from benchmarks.attribution.training import fit_model
-from prism_lightning.common.files import write_json
+from prism_lightning.common.files import partial_folder, write_json
 
 FACTS, COPIES = 25, 3
 SYLLABLES = "ba be bo da de do fa fi go gu ka ki ko la le lo ma mi mo na ne no pa pe po ra ri ro sa se so ta ti to"
@@ -75,9 +75,8 @@ def _decoder(run: Settings, size: int) -> Task:
     corpus, path = open_corpus(run), _folder(run, size) / "model"
     train_SL, _, _ = planted(corpus, size)
     if not path.is_dir():
-        partial = path.with_suffix(".partial")
-        fit_model(run, train_SL, run.training.commitments[0], 0).save_pretrained(partial)
-        partial.rename(path)
+        with partial_folder(path) as partial:
+            fit_model(run, train_SL, run.training.commitments[0], 0).save_pretrained(partial)
     return Task(read_decoder(path), train_SL)
 
 

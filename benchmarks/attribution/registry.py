@@ -3,7 +3,8 @@
 To add a baseline, write a file in `methods/` with a subclass of `benchmarks.attribution.task.Method`, and add one line
 to KINDS. The class takes `(task, folder, **settings)`; its settings are then those of the YAML file. A class whose
 `__init__` has a parameter `tokenizer` is given the corpus's tokenizer. A method that reads posting lists should extend
-`methods.lists.ListMethod`, so that the report says what share of the training tokens a query reads.
+`methods.lists.ListMethod`, so that the report says what share of the training tokens a query reads. COLOURS in
+`plots.py` may give the kind a colour of its own.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.attribution.config import Settings
 from benchmarks.attribution.corpus import open_corpus
 from benchmarks.attribution.pool import run_all
-from benchmarks.attribution.training import DENSE, UNTRAINED, fit_model, token_losses
+from benchmarks.attribution.training import DENSE, UNTRAINED, fit_model, target_losses
+from prism_lightning.common.files import partial_file
 from prism_lightning.models import PrismForCausalLM
 
 disable_progress_bar()  # one for every model that is read
@@ -99,10 +100,9 @@ def _run(settings: Settings, job: Job) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if job.keep:
         model.save_pretrained(path)
-    losses_QT = token_losses(model, torch.cat([corpus.queries_QL, corpus.tuning_QL]))
-    partial = path.with_suffix(".partial")
-    save_file({"losses": losses_QT}, partial)
-    partial.rename(path.with_suffix(".safetensors"))
+    losses_QT = target_losses(model, torch.cat([corpus.queries_QL, corpus.tuning_QL]))
+    with partial_file(path.with_suffix(".safetensors")) as partial:
+        save_file({"losses": losses_QT}, partial)
 
 
 def retrain(settings: Settings, jobs: list[Job], description: str = "retraining") -> None:

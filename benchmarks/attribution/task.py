@@ -96,8 +96,12 @@ def loss_gradients(model: PrismForCausalLM, z_ND: Tensor, targets_N: Tensor) -> 
     return records.loss_gradients(model.lm_head.weight, z_ND, targets_N)[1]
 
 
+def losses_of_batch(model: PrismForCausalLM, ids_QL: Tensor) -> Tensor:
+    """Return the cross-entropy [Q, T] in nats of every target, for gradients."""
+    logits_QTV = model(ids_QL[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits_QTV.float().transpose(1, 2), ids_QL[:, 1:], reduction="none")
+
+
 def query_loss(model: PrismForCausalLM, queries: Queries) -> Tensor:
     """Return weighted sums [Q] of the targets' cross-entropies, in nats."""
-    logits_QTV = model(queries.ids_QL[:, :-1], use_cache=False).logits
-    losses_QT = F.cross_entropy(logits_QTV.float().transpose(1, 2), queries.ids_QL[:, 1:], reduction="none")
-    return (losses_QT * queries.weights_QT).sum(1)
+    return (losses_of_batch(model, queries.ids_QL) * queries.weights_QT).sum(1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.attribution.config import Settings
 from benchmarks.attribution.corpus import SequenceData, SequenceStore
+from benchmarks.attribution.task import losses_of_batch
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
 from prism_lightning.models import PrismForCausalLM
@@ -67,10 +68,6 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
 
 
 @torch.no_grad()
-def token_losses(model: PrismForCausalLM, ids_QL: Tensor) -> Tensor:
-    """Return the cross-entropy [Q, T] in nats of every target."""
-    losses = []
-    for part_QL in ids_QL.split(64):
-        logits_QTV = model(part_QL[:, :-1], use_cache=False).logits
-        losses.append(torch.nn.functional.cross_entropy(logits_QTV.transpose(1, 2), part_QL[:, 1:], reduction="none"))
-    return torch.cat(losses)
+def target_losses(model: PrismForCausalLM, ids_QL: Tensor) -> Tensor:
+    """Return the cross-entropy [Q, T] in nats of every target, a bounded number of sequences at a time."""
+    return torch.cat([losses_of_batch(model, part_QL) for part_QL in ids_QL.split(64)])

@@ -1,4 +1,4 @@
-"""Colours, font sizes and figures of all charts.
+"""Colours, font sizes and figures of all charts of the package and its benchmarks.
 
 The colours are Paul Tol's "muted" scheme (https://sronpersonalpages.nl/~pault), which people with red-green or
 blue-yellow colour blindness can tell apart. Each role below has one colour in every chart.

@@ -10,7 +10,7 @@ Shapes: B rows of a batch, T tokens, n scored positions, D hidden size, V vocabu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.evaluation import BATCH_TOKENS
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.padded_batches import batches_by_length, right_padded
 from prism_lightning.run.model_folder import load_exported
 
 HEAD_ROWS = 2048  # scored positions whose logits are in memory at once
@@ -96,21 +97,15 @@ class PrismHarnessModel(HFLM):
             groups.setdefault(tuple(ids[-(self.max_length + 1) : -1]), []).append(number)
         answers: list[Any] = [None] * len(requests)
         done = 0
-        for batch in self._batches(sorted(groups, key=lambda row_ids: (-len(row_ids), row_ids))):
+        rows = sorted(groups)
+        for indices in batches_by_length(rows, self.batch_tokens):
+            batch = [rows[index] for index in indices]
             row_requests = [(row, number) for row, row_ids in enumerate(batch) for number in groups[row_ids]]
             for (_, number), answer in zip(row_requests, self._answers(batch, row_requests, requests), strict=True):
                 answers[number] = answer
             done += len(row_requests)
             self.report("log-likelihoods", done, len(requests))
         return answers
-
-    def _batches(self, rows: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Yield batches of rows, given by descending length, as many as fit into `batch_tokens`."""
-        first = 0
-        while first < len(rows):
-            count = max(1, self.batch_tokens // len(rows[first]))
-            yield rows[first : first + count]
-            first += count
 
     def _answers(
         self, batch: list[tuple[int, ...]], row_requests: list[tuple[int, int]], requests: list[Request]
@@ -134,9 +129,7 @@ class PrismHarnessModel(HFLM):
             row_requests: the row and the number of each requested continuation.
             requests: all requests.
         """
-        longest = len(batch[0])
-        # Causal attention never reads padding on the right.
-        ids_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in batch], device=self.device)
+        ids_BT = right_padded(batch, self.device)
         rows: list[int] = []
         positions: list[int] = []
         targets: list[int] = []

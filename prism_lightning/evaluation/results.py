@@ -14,8 +14,8 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json, write_json, write_whole
 from prism_lightning.common.json_text import as_json
 from prism_lightning.common.manifests import mapping, mapping_of, number, optional, problem_in, text, whole
+from prism_lightning.common.statistics import normal_interval
 
-Z95 = 1.959964  # half width of a 95 % interval in standard errors
 # A metric may be null: the harness gives NaN where it cannot compute one, and JSON has no NaN.
 RESULT = {
     "task": text(),
@@ -106,11 +106,6 @@ def sample_values(folder: Path, task: str, metric: str) -> dict[str, float]:
         return {document: math.nan if value is None else float(value) for document, value in values.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is missing or damaged: remove {folder / f'{task}.json'} and evaluate again") from error
-
-
-def normal_interval(value: float, error: float) -> tuple[float, float]:
-    """Return the 95 % interval of a value with a standard error, by the normal approximation."""
-    return value - Z95 * error, value + Z95 * error
 
 
 @dataclass

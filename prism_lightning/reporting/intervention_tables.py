@@ -21,7 +21,7 @@ from prism_lightning.common.manifests import (
     text,
     whole,
 )
-from prism_lightning.evaluation.results import normal_interval
+from prism_lightning.common.statistics import normal_interval
 from prism_lightning.interventions.intervention import FORMAT
 from prism_lightning.reporting.runs import Run
 from prism_lightning.reporting.tables import Table

@@ -2,22 +2,19 @@
 
 import pytest
 import torch
-from support.corpus_model import BACKBONE, BLOCK, FirstBlocks
+from support.corpus_model import BACKBONE, FirstBlocks, prepared_corpus
 from support.runs import copied_run
 
 from prism_lightning.attribution.build.builder import Builder
 from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.cli.main import main
-from prism_lightning.lightning_modules.text_data import TextData
 
 
 @pytest.fixture(scope="session")
 def data(corpus, cache):
     """Forty modules of the standard library as blocks of 32 tokens."""
-    data = TextData(path=f"{corpus}/*.txt", cache_dir=str(cache), block_size=BLOCK, vocab_size=300)
-    data.setup()
-    return data
+    return prepared_corpus(corpus, cache)
 
 
 @pytest.fixture

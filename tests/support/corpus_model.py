@@ -2,6 +2,8 @@
 
 import torch
 
+from prism_lightning.lightning_modules.text_data import TextData
+
 BLOCK = 32
 BACKBONE = {
     "model_type": "gpt2",
@@ -33,3 +35,10 @@ def hidden_and_targets(model, store):
     items = store.__getitems__(list(range(len(store))))
     ids, targets = (torch.stack([item[name] for item in items]) for name in ("input_ids", "targets"))
     return model.hidden_states(ids).flatten(0, 1), targets.flatten()
+
+
+def prepared_corpus(corpus, cache):
+    """The text files of a folder as blocks of `BLOCK` tokens."""
+    data = TextData(path=f"{corpus}/*.txt", cache_dir=str(cache), block_size=BLOCK, vocab_size=300)
+    data.setup()
+    return data

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prism_lightning.attribution.build.base import ShardBuilder
 from prism_lightning.attribution.build.hidden import HiddenShardBuilder
 from prism_lightning.attribution.build.logits import LogitShardBuilder
-from prism_lightning.attribution.build.shards import ShardBuilder
 from prism_lightning.attribution.curvature.dictionary import Dictionary, default_size, fitted_dictionary
 from prism_lightning.attribution.index.base import FORMAT, curvature_is_current, part_checksums, shard_path
 from prism_lightning.attribution.settings import IndexSettings

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_lightning.attribution.build.shards import ShardBuilder, array
+from prism_lightning.attribution.build.base import ShardBuilder, array
 from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis, mean_curvature
 from prism_lightning.attribution.curvature.record_basis import RecordBasis, preconditioner
 from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient

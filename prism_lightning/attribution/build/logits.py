@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from prism_lightning.attribution.build.shards import ShardBuilder, array
+from prism_lightning.attribution.build.base import ShardBuilder, array
 from prism_lightning.attribution.curvature.records import target_error_probability
 from prism_lightning.attribution.index.shards import LogitShard, search, total_of
 from prism_lightning.attribution.settings import IndexSettings

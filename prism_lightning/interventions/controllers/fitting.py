@@ -18,7 +18,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from prism_lightning.attribution.curvature.records import chunk_size, loss_gradient
-from prism_lightning.evaluation.results import normal_interval
+from prism_lightning.common.statistics import normal_interval
 from prism_lightning.interventions.controllers.answers import Answers
 from prism_lightning.interventions.controllers.choice_model import Choices, cross_validated, fit, items_of, temperature
 from prism_lightning.interventions.intervention import temporary_scaling

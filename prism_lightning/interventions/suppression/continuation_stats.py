@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest, norm
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.evaluation.results import Z95
+from prism_lightning.common.statistics import rate_interval
 from prism_lightning.interventions.suppression.behaviours import Behaviour
 from prism_lightning.interventions.suppression.continuations import Continuations
 
 REPEATED_TOKENS = 4  # tokens of a run whose repetition is measured
-LEVEL_OF_Z95 = float(1 - 2 * norm.sf(Z95))  # 95 %, rounded as the normal intervals of evaluations are
 
 
 @dataclass
@@ -44,9 +42,7 @@ class ContinuationStats:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the rate."""
-        test = binomtest(sum(self.shows_behaviour), len(self.shows_behaviour))
-        interval = test.proportion_ci(confidence_level=LEVEL_OF_Z95, method="wilson")
-        return float(interval.low), float(interval.high)
+        return rate_interval(sum(self.shows_behaviour), len(self.shows_behaviour))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, with the keys of the file format."""

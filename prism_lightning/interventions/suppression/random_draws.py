@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
+from prism_lightning.common.statistics import mean_interval
 from prism_lightning.interventions.suppression.measurements import Measurement
 from prism_lightning.interventions.suppression.settings import Goal
 
@@ -22,24 +22,11 @@ def planned_looks(draws: int) -> int:
     return max(1, math.ceil(draws / DRAWS_PER_LOOK))
 
 
-def mean_interval(values: list[float], planned_draws: int) -> tuple[float, float]:
-    """Return the 95 % interval of the mean over random draws; it stays valid when drawing stops early.
-
-    It is Student's interval, with the 5 % shared out among all planned looks (Bonferroni). All of them then cover the
-    mean together in 95 % of cases, and the look that drawing stopped at is one of them. One draw has no interval.
-    """
-    if len(values) < 2:
-        return -math.inf, math.inf
-    quantile = stats.t.isf(0.025 / planned_looks(planned_draws), len(values) - 1)
-    half = quantile * np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
-
-
 def enough_draws(draws: list[Measurement], planned_draws: int, goal: Goal) -> bool:
     """Return whether, at a look, the interval of the mean rate reduction is within a tenth of the goal either way."""
     if len(draws) % DRAWS_PER_LOOK:
         return False
-    low, high = mean_interval([draw.rate_reduction for draw in draws], planned_draws)
+    low, high = mean_interval([draw.rate_reduction for draw in draws], planned_looks(planned_draws))
     return (high - low) / 2 <= goal.min_rate_reduction / 10
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.evaluation.results import normal_interval
+from prism_lightning.common.statistics import normal_interval
 from prism_lightning.interventions.hidden_states import batches
 from prism_lightning.interventions.suppression.behaviours import marked_passages
 from prism_lightning.interventions.suppression.conditions import Condition, WordBias, read

@@ -20,10 +20,11 @@ from prism_lightning.common.plot_style import (
     UNCHANGED_MODEL,
     new_figure,
 )
+from prism_lightning.common.statistics import mean_interval
 from prism_lightning.inspection.cards import PrototypeCard
 from prism_lightning.inspection.tracing import as_markdown
 from prism_lightning.interventions.suppression.measurements import PLAIN_NAME, Measurement, quantity
-from prism_lightning.interventions.suppression.random_draws import DRAWS_PER_LOOK, mean_interval, planned_looks
+from prism_lightning.interventions.suppression.random_draws import DRAWS_PER_LOOK, planned_looks
 from prism_lightning.interventions.suppression.results import Suppression
 
 HEADERS = (
@@ -104,7 +105,7 @@ def _draws_row(draws: list[Measurement], planned: int) -> list[str]:
 def _mean(values: list[float], planned: int, form: str = ".1f") -> str:
     if len(values) < 2:
         return _percent(values[0], form)
-    return _with_interval(float(np.mean(values)), mean_interval(values, planned), form)
+    return _with_interval(float(np.mean(values)), mean_interval(values, planned_looks(planned)), form)
 
 
 def _percent(value: float, form: str = ".1f") -> str:

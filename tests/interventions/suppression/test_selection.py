@@ -6,14 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prism_lightning.evaluation.results import Z95
+from prism_lightning.common.statistics import Z95, mean_interval
 from prism_lightning.interventions.suppression.continuation_stats import ContinuationStats
 from prism_lightning.interventions.suppression.measurements import Measurement
 from prism_lightning.interventions.suppression.progress import MeasurementProgress
 from prism_lightning.interventions.suppression.random_draws import (
     DRAWS_PER_LOOK,
     enough_draws,
-    mean_interval,
     planned_looks,
 )
 from prism_lightning.interventions.suppression.selection import choose, search_levels
@@ -79,7 +78,7 @@ def test_intervals_of_a_mean_keep_their_meaning_where_drawing_stops_early():
         draws = []
         while len(draws) < 20 and not (draws and enough_draws(draws, 20, goal)):
             draws.append(replace(plain, rate_reduction=reductions[len(draws)]))
-        low, high = mean_interval([draw.rate_reduction for draw in draws], 20)
+        low, high = mean_interval([draw.rate_reduction for draw in draws], planned_looks(20))
         covered += low <= 0.03 <= high
         draw_counts.append(len(draws))
     assert covered >= 0.95 * 2000
@@ -92,11 +91,11 @@ def test_intervals_of_a_mean_keep_their_meaning_where_drawing_stops_early():
 
 def test_an_interval_of_a_mean_is_students_shared_out_among_planned_looks():
     assert planned_looks(20) == 5 and planned_looks(2) == 1 and planned_looks(0) == 1
-    low, high = mean_interval([0.0, 0.02], 2)  # t of one degree of freedom, 12.7, times .01
+    low, high = mean_interval([0.0, 0.02])  # t of one degree of freedom, 12.7, times .01
     assert (low + high) / 2 == pytest.approx(0.01) and (high - low) / 2 == pytest.approx(0.12706, rel=1e-3)
-    wide_low, wide_high = mean_interval([0.0, 0.02], 20)
+    wide_low, wide_high = mean_interval([0.0, 0.02], planned_looks(20))
     assert wide_low < low and wide_high > high
-    assert mean_interval([0.1], 20) == (-math.inf, math.inf)
+    assert mean_interval([0.1]) == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize("count", [1, 40, 400])
