@@ -227,7 +227,8 @@ def read_run(path: Path) -> Run:
     config = _read_checked(paths.recipe, RECIPE, lambda file: yaml.safe_load(file.read_text()))
     last = _read_checked(paths.results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
     environment = _read_checked(paths.environment, {"data_fingerprint": text()}, read_json)
-    module = module_without_weights(config, str(path))
+    # The model alone: other groups may hold settings that this version no longer has.
+    module = module_without_weights({"model": config["model"]}, str(path))
     data = config["data"]
     all_parameters = sum(parameter.numel() for parameter in module.parameters())
     prototypes = module.model.config.num_prototypes

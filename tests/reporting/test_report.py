@@ -43,6 +43,16 @@ def test_twins_have_one_size_and_are_paired_by_seed(ladder):
     assert runs[0].tokens == 10 * 4 * 32
 
 
+def test_runs_of_earlier_versions_are_read(tmp_path):
+    """Their recorded recipes name settings of the index that are retired."""
+    run = make_run(tmp_path, "earlier", "PrismLM")
+    config = yaml.safe_load((run / "recipe.yaml").read_text())
+    config["index"] = {"activation_path": True, "objective": "cross_entropy", "curvature": "separable"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(config))
+    runs, left_out = find_runs([tmp_path])
+    assert [found.path for found in runs] == [run] and not left_out
+
+
 def test_ablations_are_not_seeds(ladder):
     """Runs with another K have rows of their own; copies and smaller evaluations are left out."""
     run = make_run(ladder, "more", "PrismLM", 0, loss=3.0)
