@@ -118,17 +118,29 @@ def export(arguments: list[str]) -> None:
         help="Number type of the weights: fp32, or bf16 for half the size. Rounded weights are another model and need"
         " indexes and interventions of their own (default fp32).",
     )
+    parser.add_argument(
+        "--native",
+        action="store_true",
+        help="Write the decoder and its head alone, as a model of the decoder's own family: it loads with"
+        " AutoModelForCausalLM, without prism_lightning, and gives equal logits.",
+    )
     options = parser.parse_args(arguments)
 
     from prism_lightning.common.devices import dtype_named
     from prism_lightning.common.errors import UserError
     from prism_lightning.interventions.intervention import load_with
-    from prism_lightning.run.model_folder import save_exported
+    from prism_lightning.models.native import native_model
+    from prism_lightning.run.model_folder import save_exported, save_native
 
     dtype = dtype_named(options.dtype)
     if options.out.exists():
         raise UserError(f"--out {options.out} exists: give a folder that does not exist")
     model, tokenizer = load_with(options.ckpt_path, options.intervention)
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.native:
+        native = native_model(model)
+        save_native(native.to(dtype), tokenizer, options.out)  # type: ignore[arg-type]
+        print(f"wrote {options.out}: {type(native).__name__}, without prototypes")
+        return
     save_exported(model.to(dtype), tokenizer, options.out)  # type: ignore[arg-type]
     print(f"wrote {options.out}: {len({i for s in model.scalings for i in s.factors})} prototypes scaled")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from prism_lightning.common.devices import device_named, dtype_named
@@ -23,11 +23,22 @@ transformers_logging.disable_progress_bar()
 
 def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write weights, configuration and tokenizer to a folder, completely or not at all, and replace an earlier one."""
-    model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
     with partial_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        _save_pretrained(model, tokenizer, partial)
         write_checksums(partial)
+
+
+def save_native(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a model of Hugging Face's own and its tokenizer to a folder, completely or not at all."""
+    with partial_folder(folder) as partial:
+        _save_pretrained(model, tokenizer, partial)
+
+
+def _save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def load_exported(
