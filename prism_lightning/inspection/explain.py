@@ -26,6 +26,7 @@ class ExplainedToken:
     """One token, and the prototypes that were active when the model predicted it, strongest contribution first.
 
     `token` and `context` are for people; `token_bytes` is the token's UTF-8 in hexadecimal digits.
+    `mixture_log_probability` is the token's by the prototypes alone, without the residual in any logit.
     """
 
     position: int
@@ -34,6 +35,7 @@ class ExplainedToken:
     token: str
     token_bytes: str
     log_probability: float
+    mixture_log_probability: float
     logit: float
     residual: float
     prototypes: list[dict[str, Any]]  # id, activation, factor, contribution, promotes
@@ -106,6 +108,7 @@ def explain_ids(
                 token=token_text(tokenizer, [ids[position]]),
                 token_bytes=token_bytes(tokenizer, [ids[position]]).hex(),
                 log_probability=split.log_probability_BT[0, row].item(),
+                mixture_log_probability=split.mixture_log_probability_BT[0, row].item(),
                 logit=split.logit_BT[0, row].item(),
                 residual=split.residual_BT[0, row].item(),
                 prototypes=sorted(terms, key=lambda term: -abs(term["contribution"])),
@@ -127,7 +130,8 @@ def explanation_table(tokens: list[ExplainedToken]) -> Table:
             for p in token.prototypes
         ]
         rows.append(("residual", "", _bar(token.residual, largest), Text("unexplained part", style="dim")))
-        rows.append(("sum", "", Text(f"{token.total:+7.2f}  = logit {token.logit:.2f}", style="bold"), Text("")))
+        alone = Text(f"prototypes alone: {math.exp(token.mixture_log_probability):.1%}", style="dim")
+        rows.append(("sum", "", Text(f"{token.total:+7.2f}  = logit {token.logit:.2f}", style="bold"), alone))
         if number:
             table.add_section()
         for line, cells in enumerate(rows):

@@ -188,9 +188,9 @@ class DenseLM(LightningModule):
         """Add a batch to the metrics of the validation."""
         result = self.objective(batch)
         self.loss_metric.update(result.cross_entropy, batch["input_ids"].numel())
-        self.update_diagnostics(result)
+        self.update_diagnostics(result, batch["targets"].flatten())
 
-    def update_diagnostics(self, result: Objective) -> None:
+    def update_diagnostics(self, result: Objective, targets_N: Tensor) -> None:
         """Add a validation batch to metrics beyond its loss; the dense model has none."""
 
     def diagnostics(self) -> dict[str, Tensor]:

@@ -1,12 +1,19 @@
-"""Metrics of a language model and of its prototypes (docs/method.md, "Reported figures"). K: number of prototypes."""
+"""Metrics of a language model and of its prototypes (docs/method.md, "Reported figures").
+
+K: number of prototypes, D: hidden size, V: vocabulary, N: tokens of a batch.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+
+from prism_lightning.models.faithfulness import compare_predictions
 
 
 class LanguageModelingMetric(Metric):
@@ -63,3 +70,64 @@ class PrototypeUsage(Metric):
             "usage_entropy": entropy,
             "active_per_token": self.counts.sum() / self.tokens.clamp_min(1),
         }
+
+
+class Faithfulness(Metric):
+    """How much of the predictions the mixture carries without the residual, on a sample of the tokens."""
+
+    EVERY = 7  # tokens; two more products with the head for all tokens would take as long as the rest of a validation
+    SUMS = ("tokens", "loss", "mixture_loss", "divergence", "agreements", "squared_norm", "squared_residual")
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__()
+        shapes = {name: () for name in self.SUMS} | {"hidden_D": (hidden_size,), "counts_V": (vocab_size,)}
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, head: Callable[[Tensor], Tensor], z_ND: Tensor, mixture_ND: Tensor, targets_N: Tensor) -> None:
+        """Add every seventh token of a batch.
+
+        Args:
+            head: returns logits of hidden states; it is called twice, on every rank alike.
+            z_ND, mixture_ND: hidden states and their mixtures of prototypes.
+            targets_N: target tokens.
+        """
+        z_ND, mixture_ND, targets_N = (rows[:: self.EVERY] for rows in (z_ND, mixture_ND, targets_N))
+        compared = compare_predictions(head(z_ND), head(mixture_ND), targets_N)
+        values = {
+            "tokens": len(targets_N),
+            "loss": compared.loss_N.sum(),
+            "mixture_loss": compared.mixture_loss_N.sum(),
+            "divergence": compared.divergence_N.sum(),
+            "agreements": compared.agrees_N.sum(),
+            "squared_norm": z_ND.float().square().sum(),
+            "squared_residual": (z_ND - mixture_ND).float().square().sum(),
+            "hidden_D": z_ND.float().sum(0),
+            "counts_V": torch.bincount(targets_N, minlength=len(self.counts_V)),  # type: ignore[arg-type]
+        }
+        for name, value in values.items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the sums over all batches and ranks."""
+        return {name: getattr(self, name) for name in (*self.SUMS, "hidden_D", "counts_V")}
+
+
+def faithfulness_figures(sums: dict[str, Tensor], head: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return `prediction_recovered`, `prediction_divergence` (nats), `top1_agreement` and the centred variance left.
+
+    Args:
+        sums: of `Faithfulness`.
+        head: returns logits of hidden states; the mean hidden state is the prediction without any context.
+    """
+    tokens = sums["tokens"]
+    mean_D = sums["hidden_D"] / tokens
+    log_mean_V = F.log_softmax(head(mean_D.float()[None])[0].double(), -1)
+    loss, mixture_loss, mean_loss = sums["loss"], sums["mixture_loss"], -(sums["counts_V"] * log_mean_V).sum()
+    centred = sums["squared_norm"] - tokens * mean_D.square().sum()
+    return {
+        "prediction_recovered": 1 - (mixture_loss - loss) / (mean_loss - loss),
+        "prediction_divergence": sums["divergence"] / tokens,
+        "top1_agreement": sums["agreements"] / tokens,
+        "unexplained_centred_variance": sums["squared_residual"] / centred,
+    }

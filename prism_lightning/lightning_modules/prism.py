@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from prism_lightning.common.errors import UserError
 from prism_lightning.data.order import block_at
 from prism_lightning.lightning_modules.dense import Batch, DenseLM
-from prism_lightning.lightning_modules.metrics import PrototypeUsage
+from prism_lightning.lightning_modules.metrics import Faithfulness, PrototypeUsage, faithfulness_figures
 from prism_lightning.lightning_modules.sharding import gathered, write_parameter
 from prism_lightning.models import Mixture, Objective, PrismConfig, PrototypeLayer
 from prism_lightning.models.prototypes import prototypes_from, revived_prototypes
@@ -108,6 +108,7 @@ class PrismLM(DenseLM):
         self.register_buffer("usage_K", torch.zeros(num_prototypes, dtype=torch.long))
         self.terms_metric: dict[str, MeanMetric] = torch.nn.ModuleDict({name: MeanMetric() for name in TERMS})  # type: ignore[assignment]
         self.usage_metric = PrototypeUsage(num_prototypes)
+        self.faithfulness_metric = Faithfulness(self.model.config.hidden_size, self.model.config.vocab_size)
 
     @property
     def layer(self) -> PrototypeLayer:
@@ -208,18 +209,20 @@ class PrismLM(DenseLM):
         for name in TERMS:
             self.log(f"train/{name}", getattr(result.terms, TERMS[name]).detach())
 
-    def update_diagnostics(self, result: Objective) -> None:
+    def update_diagnostics(self, result: Objective, targets_N: Tensor) -> None:
         """Add a validation batch to the prototypes' metrics."""
         assert result.mixture is not None
         tokens = result.mixture.indices_Nk.shape[0]
         for name, metric in self.terms_metric.items():
             metric.update(getattr(result.terms, TERMS[name]), weight=tokens)
         self.usage_metric.update(self._counts(result.mixture), tokens)
+        self.faithfulness_metric.update(self.model.lm_head, result.hidden_ND, result.mixture.mixture_ND, targets_N)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return unexplained variance, both mean distances and the figures of `PrototypeUsage`, and reset them."""
+        """Return unexplained variance, mean distances, usage and faithfulness of the prototypes, and reset them."""
         values = {name: metric.compute() for name, metric in self.terms_metric.items()} | self.usage_metric.compute()
-        for metric in (*self.terms_metric.values(), self.usage_metric):
+        values |= faithfulness_figures(self.faithfulness_metric.compute(), self.model.lm_head)
+        for metric in (*self.terms_metric.values(), self.usage_metric, self.faithfulness_metric):
             metric.reset()
         return values
 

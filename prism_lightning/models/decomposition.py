@@ -24,6 +24,7 @@ class Decomposition:
     targets_BT: Tensor  # y, the target token
     logit_BT: Tensor  # the model's own logit of y
     log_probability_BT: Tensor  # of y, in nats
+    mixture_log_probability_BT: Tensor  # of y by the contributions alone, without the residuals of all logits
     residual_BT: Tensor  # W_y . r_t
     prototypes_BTk: Tensor  # S_t
     activations_BTk: Tensor  # a_ti
@@ -60,10 +61,12 @@ def decompose(model: PrismForCausalLM, input_ids_BT: Tensor, targets_BT: Tensor 
     factors_Nk = model.scaled_terms().factors(mixture.indices_Nk, targets_BT.flatten())
     shape = (*targets_BT.shape, -1)
     targets_BT1 = targets_BT[..., None]
+    mixture_logits_BTV = logits_BTV - model.lm_head(z_BTD - mixture.mixture_ND.view_as(z_BTD))
     return Decomposition(
         targets_BT=targets_BT,
         logit_BT=logits_BTV.gather(-1, targets_BT1)[..., 0],
         log_probability_BT=logits_BTV.float().log_softmax(-1).gather(-1, targets_BT1)[..., 0],
+        mixture_log_probability_BT=mixture_logits_BTV.float().log_softmax(-1).gather(-1, targets_BT1)[..., 0],
         residual_BT=(head_ND * (z_ND - mixture.mixture_ND)).sum(-1).view(targets_BT.shape),
         prototypes_BTk=mixture.indices_Nk.view(shape),
         activations_BTk=mixture.activations_Nk.view(shape),

@@ -37,7 +37,8 @@ RESULTS: dict[str, Kind] = {
         for name in (
             "perplexity", "bits_per_byte", "unexplained_variance", "unexplained_variance_before_polish",
             "prototype_to_token", "token_to_prototype", "dead_share", "usage_entropy", "tokens_per_second",
-            "peak_memory_gib",
+            "peak_memory_gib", "prediction_recovered", "prediction_divergence", "top1_agreement",
+            "unexplained_centred_variance",
         )
     },
 }  # fmt: skip

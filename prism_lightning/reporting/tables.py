@@ -33,6 +33,10 @@ LOSSES = {
     "bits per byte": ("bits_per_byte", "{:.4f}"),
 }
 PROTOTYPES = {
+    "prediction recovered": ("prediction_recovered", "{:.3f}"),
+    "KL, nats": ("prediction_divergence", "{:.3f}"),
+    "top-1 agreement": ("top1_agreement", "{:.3f}"),
+    "of centred variance": ("unexplained_centred_variance", "{:.3f}"),
     "unexplained variance": ("unexplained_variance", "{:.3f}"),
     "before polishing": ("unexplained_variance_before_polish", "{:.3f}"),
     "prototype to nearest token": ("prototype_to_token", "{:.3f}"),

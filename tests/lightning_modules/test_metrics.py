@@ -7,9 +7,11 @@ import torch
 from torchmetrics.text import Perplexity
 
 from prism_lightning.lightning_modules.metrics import (
+    Faithfulness,
     LanguageModelingMetric,
     PrototypeUsage,
     derived,
+    faithfulness_figures,
 )
 
 
@@ -31,3 +33,48 @@ def test_usage_counts_dead_entropy_and_active():
     values = metric.compute()
     assert values["dead_share"] == 0.5 and values["active_per_token"] == 1.0
     assert values["usage_entropy"].item() == pytest.approx(0.5)  # log 2 / log 4
+
+
+def faithfulness(head, batches):
+    metric = Faithfulness(head.in_features, head.out_features)
+    for batch in batches:
+        metric.update(head, *batch)
+    return {name: value.item() for name, value in faithfulness_figures(metric.compute(), head).items()}
+
+
+@torch.no_grad()
+def test_faithfulness_equals_its_definition_on_every_seventh_token():
+    torch.manual_seed(0)
+    head = torch.nn.Linear(6, 11, bias=False)
+    batches = [(z := torch.randn(n, 6) + 1, z + 0.3 * torch.randn(n, 6), torch.randint(11, (n,))) for n in (29, 15)]
+    z, mixture, targets = (torch.cat([batch[i][::7] for batch in batches]) for i in range(3))
+    assert len(z) == 5 + 3
+    losses = [torch.nn.functional.cross_entropy(head(x), targets) for x in (z, mixture, z.mean(0).expand_as(z))]
+    p, q = (torch.distributions.Categorical(logits=head(x)) for x in (z, mixture))
+    expected = {
+        "prediction_recovered": 1 - (losses[1] - losses[0]) / (losses[2] - losses[0]),
+        "prediction_divergence": torch.distributions.kl_divergence(p, q).mean(),
+        "top1_agreement": (p.logits.argmax(-1) == q.logits.argmax(-1)).float().mean(),
+        "unexplained_centred_variance": (z - mixture).square().sum() / (z - z.mean(0)).square().sum(),
+    }
+    assert faithfulness(head, batches) == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4
+    )
+
+
+@torch.no_grad()
+def test_a_mixture_that_is_exact_recovers_everything_and_the_mean_nothing():
+    torch.manual_seed(0)
+    head, z, targets = torch.nn.Linear(6, 11, bias=False), torch.randn(70, 6) + 1, torch.randint(11, (70,))
+    exact = faithfulness(head, [(z, z, targets)])
+    assert exact == pytest.approx(
+        {
+            "prediction_recovered": 1,
+            "prediction_divergence": 0,
+            "top1_agreement": 1,
+            "unexplained_centred_variance": 0,
+        }
+    )
+    mean = faithfulness(head, [(z, z[::7].mean(0).expand_as(z), targets)])
+    assert mean["prediction_recovered"] == pytest.approx(0, abs=1e-5)
+    assert mean["unexplained_centred_variance"] == pytest.approx(1, rel=1e-5)

@@ -130,6 +130,10 @@ def test_decomposition_adds_up_to_the_logit(make_model, backbone, ids, chosen):
     p, a = split.prototypes_BTk[0, 3, 1], split.activations_BTk[0, 3, 1]
     term = a * model.lm_head.weight[targets[0, 3]] @ model.prototypes.weight[p]
     torch.testing.assert_close(split.contributions_BTk[0, 3, 1], term)
+    mixture_ND = model.prototypes(model.hidden_states(ids).flatten(0, 1))[0].mixture_ND
+    alone_BTV = model.lm_head(mixture_ND).log_softmax(-1).view_as(logits)
+    expected = alone_BTV.gather(-1, targets[..., None])[..., 0]
+    torch.testing.assert_close(split.mixture_log_probability_BT, expected, atol=1e-4, rtol=0)
 
 
 def test_dense_models_have_nothing_to_decompose(make_model, ids):
