@@ -130,8 +130,9 @@ def explanation_table(tokens: list[ExplainedToken]) -> Table:
             for p in token.prototypes
         ]
         rows.append(("residual", "", _bar(token.residual, largest), Text("unexplained part", style="dim")))
-        alone = Text(f"prototypes alone: {math.exp(token.mixture_log_probability):.1%}", style="dim")
-        rows.append(("sum", "", Text(f"{token.total:+7.2f}  = logit {token.logit:.2f}", style="bold"), alone))
+        rows.append(("sum", "", Text(f"{token.total:+7.2f}  = logit {token.logit:.2f}", style="bold"), Text("")))
+        alone = f"{math.exp(token.mixture_log_probability):.1%}"
+        rows.append(("", "", Text(f"prototypes alone {alone}", style="dim"), Text("")))
         if number:
             table.add_section()
         for line, cells in enumerate(rows):
