@@ -15,6 +15,8 @@ from torchmetrics import Metric
 
 from prism_lightning.models.faithfulness import compare_predictions
 
+ROUNDING = 1e-5  # relative: sums of fp32 values differ by 1e-7 for equal predictions
+
 
 class LanguageModelingMetric(Metric):
     """The mean cross-entropy in nats per token, from the means of batches weighted by their tokens.
@@ -114,7 +116,12 @@ class Faithfulness(Metric):
 
 
 def faithfulness_figures(sums: dict[str, Tensor], head: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return `prediction_recovered`, `prediction_divergence` (nats), `top1_agreement` and the centred variance left.
+    """Return the comparison of the mixture's predictions with the model's (docs/method.md, "Reported figures").
+
+    The figures are `prediction_divergence` (nats), `top1_agreement`, `prediction_recovered` and
+    `unexplained_centred_variance`. The last two are left out where they would divide by zero, up to rounding: where the
+    model predicts as its mean hidden state does, and where the hidden states do not vary, as those of a single token.
+    `fit` refuses a model whose figures are not finite.
 
     Args:
         sums: of `Faithfulness`.
@@ -125,9 +132,9 @@ def faithfulness_figures(sums: dict[str, Tensor], head: Callable[[Tensor], Tenso
     log_mean_V = F.log_softmax(head(mean_D.float()[None])[0].double(), -1)
     loss, mixture_loss, mean_loss = sums["loss"], sums["mixture_loss"], -(sums["counts_V"] * log_mean_V).sum()
     centred = sums["squared_norm"] - tokens * mean_D.square().sum()
-    return {
-        "prediction_recovered": 1 - (mixture_loss - loss) / (mean_loss - loss),
-        "prediction_divergence": sums["divergence"] / tokens,
-        "top1_agreement": sums["agreements"] / tokens,
-        "unexplained_centred_variance": sums["squared_residual"] / centred,
-    }
+    figures = {"prediction_divergence": sums["divergence"] / tokens, "top1_agreement": sums["agreements"] / tokens}
+    if (mean_loss - loss).abs() > ROUNDING * loss:
+        figures["prediction_recovered"] = 1 - (mixture_loss - loss) / (mean_loss - loss)
+    if centred > ROUNDING * sums["squared_norm"]:
+        figures["unexplained_centred_variance"] = sums["squared_residual"] / centred
+    return figures

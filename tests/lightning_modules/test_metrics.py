@@ -78,3 +78,21 @@ def test_a_mixture_that_is_exact_recovers_everything_and_the_mean_nothing():
     mean = faithfulness(head, [(z, z[::7].mean(0).expand_as(z), targets)])
     assert mean["prediction_recovered"] == pytest.approx(0, abs=1e-5)
     assert mean["unexplained_centred_variance"] == pytest.approx(1, rel=1e-5)
+
+
+@torch.no_grad()
+def test_figures_of_a_single_token_are_finite_or_left_out():
+    """Its hidden state is the mean: there is nothing to recover, and no variance."""
+    torch.manual_seed(0)
+    head, z = torch.nn.Linear(6, 11, bias=False), torch.randn(5, 6)
+    figures = faithfulness(head, [(z, z + 0.1, torch.randint(11, (5,)))])
+    assert all(math.isfinite(value) for value in figures.values())
+    assert set(figures) >= {"prediction_divergence", "top1_agreement"}
+
+
+@torch.no_grad()
+def test_a_model_without_context_has_nothing_to_recover():
+    torch.manual_seed(0)
+    head, z = torch.nn.Linear(6, 11, bias=False), torch.ones(70, 6)
+    figures = faithfulness(head, [(z, z, torch.randint(11, (70,)))])
+    assert set(figures) == {"prediction_divergence", "top1_agreement"}
