@@ -230,6 +230,7 @@ def figure(result: Suppression) -> Figure:
             [100 * draw.stats.rate for draw in result.draws],
             color=RANDOM_CONTROL,
             s=18,
+            zorder=3,  # above the unchanged model's point, where they usually are
             label="random prototypes of equal usage",
         )
     goal = result.settings.goal
@@ -246,7 +247,7 @@ def figure(result: Suppression) -> Figure:
         title=f"Suppression of {result.behaviour}"[:70].replace("$", r"\$"),
     )
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    plot.legend(frameon=False, loc="outside lower center", ncols=2)  # over no interval, however wide these are
     return plot
 
 
