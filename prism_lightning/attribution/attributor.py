@@ -91,8 +91,14 @@ class Attributor:
         self.model, self.tokenizer, self.index = model, tokenizer, index
         self.top, self.rerank, self.opposing = top, rerank, opposing
         tensors = map_file(index.folder / "dictionary.safetensors")
-        prototypes_KD = torch.tensor(tensors["prototypes"], device=model.device, dtype=model.lm_head.weight.dtype)
-        self.dictionary = Dictionary(prototypes_KD, index.manifest["active"], exact=True)
+        prototypes_KD, metric_DD = (
+            torch.tensor(tensors[name], device=model.device, dtype=model.lm_head.weight.dtype)
+            if name in tensors
+            else None
+            for name in ("prototypes", "metric")
+        )
+        assert prototypes_KD is not None
+        self.dictionary = Dictionary(prototypes_KD, index.manifest["active"], exact=True, metric_DD=metric_DD)
         self.describe = Describer(store, index)
         self.notes: list[str] = []
 

@@ -21,7 +21,7 @@ from prism_lightning.config.compose import Recipe, composed, split_arguments, ta
 from prism_lightning.config.trust import limit_imports
 from prism_lightning.config.validate import problems_in
 from prism_lightning.lightning_modules.text_data import TextData
-from prism_lightning.run.directory import RunSettings
+from prism_lightning.run.directory import RunPaths, RunSettings
 from prism_lightning.run.fingerprints import check_tokenizer
 from prism_lightning.run.model_folder import load_exported
 
@@ -32,7 +32,7 @@ def index(arguments: list[str]) -> None:
     With several processes that have RANK and WORLD_SIZE set, as torchrun sets them, each builds its own shards.
     """
     flags, arguments = take_flags(arguments, "allow_custom_code", "print_config")
-    path, overrides = split_arguments(arguments)
+    path, overrides = split_arguments(_with_recipe(arguments))
     device, dtype, overrides = _device_and_dtype(overrides)
     recipe = composed(path, overrides)
     allow_custom_code = "allow_custom_code" in flags
@@ -63,6 +63,19 @@ def index(arguments: list[str]) -> None:
         print(f"this process's shards of {folder} are done; the last process to end finishes the index")
         return
     print(summary(open_index(folder, verify=False)) + f", in {time.monotonic() - started:.0f} s")
+
+
+def _with_recipe(arguments: list[str]) -> list[str]:
+    """Return the arguments; without --config, the recipe in the run directory that --ckpt_path names is added."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    if "--ckpt_path" not in names or {"--config", "-c"} & set(names):
+        return arguments
+    _, overrides = split_arguments(["--config", "", *arguments])
+    run = next(value for key, _, value in (o.partition("=") for o in overrides) if key == "ckpt_path")
+    recipe = RunPaths.of(Path(run)).recipe
+    if not recipe.is_file():
+        raise UserError(f"{run} has no {recipe.name}: name the text to index by --config RECIPE")
+    return ["--config", str(recipe), *arguments]
 
 
 def _device_and_dtype(overrides: list[str]) -> tuple[str, str, list[str]]:

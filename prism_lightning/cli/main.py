@@ -40,6 +40,12 @@ GROUPS = (
         },
     ),
     VerbGroup(
+        "verbs on a pretrained model (--model ID_OR_FOLDER):",
+        {
+            "retrofit": ("retrofit", "fit prototypes to a frozen Hugging Face decoder, on your own text"),
+        },
+    ),
+    VerbGroup(
         "verbs on a trained model (--ckpt_path runs/X):",
         {
             "generate": ("models", "continue a prompt with a trained model"),
@@ -108,7 +114,7 @@ First steps: python -m prism_lightning fit --config recipes/quickstart.yaml
 """
 
 # Verbs that keep finished work, so that running the same command again resumes.
-RESUMABLE = {"fit", "index", "prototypes", "suppress", "calibrate", "evaluate", "sweep"}
+RESUMABLE = {"fit", "retrofit", "index", "prototypes", "suppress", "calibrate", "evaluate", "sweep"}
 # Libraries send nothing unless the user allows it; variables that are set already are kept.
 QUIET_LIBRARIES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

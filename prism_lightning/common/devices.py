@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 
@@ -55,3 +56,21 @@ def check_float64(device: torch.device, feature: str) -> None:
     """Raise UserError if the device has no float64, naming the feature that needs it."""
     if device.type == "mps":
         raise UserError(f"{feature} needs float64, which mps does not have: give --device cpu")
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process can still take, with a container's limit; None where unknown."""
+    amounts = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        amounts.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
+    except (OSError, StopIteration):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit.isdigit():
+            amounts.append(int(limit) - int(used))
+    except OSError:  # no container, or an older kind of limit
+        pass
+    return min(amounts)

@@ -17,6 +17,7 @@ from prism_lightning.run.directory import RunSettings
 MODEL_CLASSES: dict[str, type] = {"DenseLM": DenseLM, "PrismLM": PrismLM}
 MODEL_PATHS = {f"{owner.__module__}.{name}": owner for name, owner in MODEL_CLASSES.items()} | MODEL_CLASSES
 GROUPS: dict[str, type] = {"trainer": Trainer, "data": TextData, "run": RunSettings, "index": IndexSettings}
+RETROFIT = "retrofit"
 TOP_LEVEL = {"seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions", "model", *GROUPS}
 
 
@@ -30,10 +31,12 @@ def problems_in(config: dict[str, Any], allow_custom_code: bool = False) -> list
     problems = [
         f"{key} is no setting: {replacements.get(key) or nearest(key, TOP_LEVEL)}"
         for key in config
-        if key not in TOP_LEVEL
+        if key not in TOP_LEVEL | {RETROFIT}
     ]
     for group, owner in GROUPS.items():
         problems += _problems_of(group, config.get(group) or {}, owner)
+    if RETROFIT in config:  # a recipe that `retrofit` recorded; its model is not trained here
+        return problems
     return problems + _model_problems(config.get("model"), allow_custom_code)
 
 

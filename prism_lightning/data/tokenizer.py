@@ -66,8 +66,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return encoding_plain_text(trained)
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_path: str, gguf_file: str | None = None) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a folder, a tokenizer.json or a hub name; print its end token unless it is <|endoftext|>.
+
+    `gguf_file` names a GGUF file there, which has the tokenizer of its model.
 
     Raises:
         UserError: the tokenizer is not found, cannot be loaded, or is not a fast tokenizer.
@@ -80,7 +82,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
         if path.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=_configured_end(path))
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else name_or_path)
+            location = str(path) if path.exists() else name_or_path
+            tokenizer = AutoTokenizer.from_pretrained(location, gguf_file=gguf_file)
     except Exception as error:  # Errors of the hub, JSON and tokenizers share no base class.
         cause = " ".join(str(error).split())[:160]
         raise UserError(

@@ -84,7 +84,8 @@ def measure_run(
     z_ND = hidden_sample(model, store, tokens)
     dictionaries: dict[str, Dictionary] = {}
     if model.prototypes is not None:
-        own = Dictionary(model.prototypes.weight.detach(), model.prototypes.active)
+        layer = model.prototypes
+        own = Dictionary(layer.weight.detach(), layer.active, metric_DD=layer.metric)
         dictionaries[f"own, K {len(own.unit_KD):,} k {own.active}"] = own
     path = default_index(run) / "dictionary.safetensors"
     facts, manifest = read_json(path.with_suffix(".json")), read_json(path.with_name("manifest.json"))

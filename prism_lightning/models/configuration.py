@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from prism_lightning.common.errors import UserError, nearest
+from prism_lightning.models.encoders import EncoderName
 from prism_lightning.models.steering import Scaling, check, merged
 
 
@@ -21,13 +22,17 @@ class PrismConfig(PreTrainedConfig):
     Args:
         backbone_config: any Hugging Face decoder configuration, e.g. `{"model_type": "gpt2", "n_layer": 4}`.
         num_prototypes: K, the number of rows of P; 0 builds the dense baseline.
-        active_prototypes: k, the number of prototypes with the largest cosine that may be active for one token.
+        active_prototypes: k, the largest number of prototypes that are active for one token.
+        encoder: "cosine" takes those of largest cosine, "pursuit" those that predict alike, see `models.encoders`.
         reconstruction_weight: w_rec, the weight of L_rec, the fraction of variance left unexplained.
         prototype_to_token_weight: w_p2t, the weight of L_p2t, which keeps every prototype near some token.
         token_to_prototype_weight: w_t2p, the weight of L_t2p, which keeps every token near some prototype.
         commitment: factor from 0 to 1 on the gradient that these three losses send to the backbone.
         cross_entropy_to_prototypes: whether the cross-entropy trains the prototypes (each receives a_ti delta_t).
         scalings: factors on prototypes' terms in the logits, as interventions set them (method, section 5).
+        base_model: hub id or folder name of the pretrained model that the decoder comes from; None without one.
+        fuse_activations: whether GPT-2's activation runs as one kernel, which changes its logits by 1e-6. A retrofitted
+            model keeps the kernels of its base model, so that its logits are equal bit for bit.
 
     Raises:
         UserError: a value out of range, or a backbone as `backbone_configuration` refuses it.
@@ -45,10 +50,17 @@ class PrismConfig(PreTrainedConfig):
     commitment: float = 0.1
     cross_entropy_to_prototypes: bool = False
     scalings: list[dict[str, Any]] | None = None
+    encoder: EncoderName = "cosine"
+    base_model: str | None = None
+    fuse_activations: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.backbone_config, PreTrainedConfig):
-            self.backbone_config = backbone_configuration(self.backbone_config or {"model_type": "gpt2"})
+            settings = dict(self.backbone_config or {"model_type": "gpt2"})
+            if self.base_model is None:
+                self.backbone_config = backbone_configuration(settings)
+            else:  # pretrained models keep settings of their own beside those of their type
+                self.backbone_config = CONFIG_MAPPING[settings.pop("model_type")](**settings)
         # The outer flag decides on tying: without it, from_pretrained re-initialises a tied head.
         self.tie_word_embeddings = self.backbone_config.tie_word_embeddings
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -65,6 +77,8 @@ class PrismConfig(PreTrainedConfig):
                 f"active_prototypes is {self.active_prototypes} but must lie between 1 and"
                 f" num_prototypes={self.num_prototypes}: lower k or raise K"
             )
+        if self.encoder not in get_args(EncoderName):
+            raise UserError(f"encoder is {self.encoder!r}: give {' or '.join(get_args(EncoderName))}")
         if not 0 <= self.commitment <= 1:
             raise UserError(f"commitment is {self.commitment}: give a number from 0 (free backbone) to 1 (symmetric)")
 

@@ -95,13 +95,14 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         except ValueError as error:  # for example sizes that do not divide each other
             cause = " ".join(str(error).split())
             raise UserError(f"backbone settings refused by {config.get_text_config().model_type}: {cause}") from error
-        fuse_activations(self.backbone)
+        if config.fuse_activations:
+            fuse_activations(self.backbone)
         self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, bias=False)
         embedding = self.backbone.get_input_embeddings()
         name = next(name for name, module in self.backbone.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"backbone.{name}.weight"}
         self.prototypes = (
-            PrototypeLayer(config.num_prototypes, config.hidden_size, config.active_prototypes)
+            PrototypeLayer(config.num_prototypes, config.hidden_size, config.active_prototypes, config.encoder)
             if config.num_prototypes
             else None
         )

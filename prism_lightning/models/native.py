@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prism_lightning.common.errors import UserError
+from prism_lightning.models.conversion import TOLERANCE, logit_factor, probe_tokens
 from prism_lightning.models.language_model import PrismForCausalLM
-
-PROBE_TOKENS = 16  # on which the two models' logits are compared
-TOLERANCE = 1e-4  # largest difference of logits: another kernel of GPT-2's activation differs by 1e-6
 
 
 @torch.no_grad()
@@ -27,12 +27,15 @@ def native_model(model: PrismForCausalLM) -> PreTrainedModel:
     family = model.config.get_text_config().model_type
     if model.scalings:
         raise UserError("a native model has no prototypes to scale: export without --native, or without --intervention")
-    native = AutoModelForCausalLM.from_config(model.config.get_text_config()).to(model.device).eval()
+    config = deepcopy(model.config.get_text_config())
+    head_VD = model.lm_head.weight / logit_factor(config)
+    # A factor on the logits, which `converted` multiplies into the head, unties it.
+    embedding_VD = model.get_input_embeddings().weight
+    config.tie_word_embeddings = torch.equal(head_VD, embedding_VD)  # type: ignore[arg-type]
+    native = AutoModelForCausalLM.from_config(config).to(model.device).eval()
     native.base_model.load_state_dict(model.backbone.state_dict())
-    native.get_output_embeddings().weight.copy_(model.lm_head.weight)
-    generator = torch.Generator().manual_seed(0)
-    length = min(PROBE_TOKENS, model.config.context_length)
-    ids_1T = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(model.device)
+    native.get_output_embeddings().weight.copy_(head_VD)
+    ids_1T = probe_tokens(config).to(model.device)
     difference = (native(ids_1T).logits - model(ids_1T).logits).abs().max().item()
     if not difference <= TOLERANCE:
         raise UserError(

@@ -7,7 +7,8 @@ D hidden size, K prototypes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,40 +17,91 @@ from prism_lightning.models.prototypes import PrototypeLayer, revived_prototypes
 
 BATCH_TOKENS = 4096
 REVIVAL_INTERVAL = 100
+REVIVAL_SHARE = 0.75  # of the steps; prototypes that are revived later would stay unfinished
 
 
-def polish(layer: PrototypeLayer, z_ND: Tensor, steps: int, learning_rate: float, seed: int) -> Iterator[float]:
-    """Minimise L_rec by Adam over random batches of hidden states, and yield each step's unexplained variance.
+class Polishing:
+    """Minimises L_rec by Adam over random batches of hidden states, step by step; its state can be saved.
 
     The learning rate falls along a half cosine to zero. Prototypes that no token used for `REVIVAL_INTERVAL` steps are
     set to poorly explained tokens, except in the last quarter of the steps.
 
     Args:
         layer: its weight is changed in place.
-        z_ND: hidden states of training tokens.
+        rows_of: returns hidden states [n, D] of the tokens with given numbers [n].
+        tokens: number N of hidden states.
         steps: number of Adam steps.
         learning_rate: peak learning rate.
         seed: seed of batches and revivals.
     """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam([layer.weight], lr=learning_rate, betas=(0.9, 0.99))
-    usage_K = torch.zeros(layer.weight.shape[0], dtype=torch.long, device=z_ND.device)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        rows = torch.randint(z_ND.shape[0], (BATCH_TOKENS,), generator=generator).to(z_ND.device)
-        batch_ND = z_ND[rows].float()
-        mixture, terms = layer(batch_ND, commitment=0.0)
+
+    def __init__(
+        self,
+        layer: PrototypeLayer,
+        rows_of: Callable[[Tensor], Tensor],
+        tokens: int,
+        steps: int,
+        learning_rate: float,
+        seed: int,
+    ) -> None:
+        self.layer, self.rows_of, self.tokens = layer, rows_of, tokens
+        self.steps, self.learning_rate = steps, learning_rate
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.Adam([layer.weight], lr=learning_rate, betas=(0.9, 0.99))
+        self.usage_K = torch.zeros(layer.weight.shape[0], dtype=torch.long, device=layer.weight.device)
+        self.steps_done = 0
+
+    def step(self) -> float:
+        """Take one step and return its unexplained variance."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * self.steps_done / self.steps))
+        batch_ND = self.rows_of(torch.randint(self.tokens, (BATCH_TOKENS,), generator=self.generator)).float()
+        mixture, terms = self.layer(batch_ND, commitment=0.0)
         assert terms is not None
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         terms.reconstruction.backward()
-        optimizer.step()
-        usage_K += torch.bincount(mixture.indices_Nk[mixture.activations_Nk > 0], minlength=len(usage_K))
-        if step % REVIVAL_INTERVAL == REVIVAL_INTERVAL - 1:
-            if step < 0.75 * steps and (usage_K == 0).any():
-                table = revived_prototypes(
-                    layer.weight.detach().float(), usage_K == 0, batch_ND, mixture.mixture_ND.detach(), generator
-                )
-                layer.weight.data.copy_(table)
-            usage_K.zero_()
-        yield terms.reconstruction.item()
+        self.optimizer.step()
+        self.usage_K += torch.bincount(mixture.indices_Nk[mixture.activations_Nk > 0], minlength=len(self.usage_K))
+        self.steps_done += 1
+        if self.steps_done % REVIVAL_INTERVAL == 0:
+            if self.steps_done - 1 < REVIVAL_SHARE * self.steps and (self.usage_K == 0).any():
+                self._revive(batch_ND, mixture.mixture_ND.detach())
+            self.usage_K.zero_()
+        return terms.reconstruction.item()
+
+    def _revive(self, batch_ND: Tensor, mixture_ND: Tensor) -> None:
+        table_KD = self.layer.weight.detach().float()
+        self.layer.weight.data.copy_(
+            revived_prototypes(table_KD, self.usage_K == 0, batch_ND, mixture_ND, self.generator)
+        )
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return everything that the next step depends on besides the settings, as tensors."""
+        adam: dict[str, Any] = self.optimizer.state[self.layer.weight] if self.steps_done else {}
+        return {
+            "weight": self.layer.weight.detach(),
+            "usage": self.usage_K,
+            "generator": self.generator.get_state(),
+            "steps_done": torch.tensor(self.steps_done),
+            **{f"adam.{name}": torch.as_tensor(value) for name, value in adam.items()},
+        }
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from `state_tensors`, bit for bit."""
+        self.layer.weight.data.copy_(tensors["weight"])
+        self.usage_K.copy_(tensors["usage"])
+        self.generator.set_state(tensors["generator"])
+        self.steps_done = int(tensors["steps_done"])
+        device = self.layer.weight.device
+        self.optimizer.state[self.layer.weight] = {
+            name.removeprefix("adam."): value.clone() if name == "adam.step" else value.to(device, copy=True)
+            for name, value in tensors.items()
+            if name.startswith("adam.")
+        }
+
+
+def polish(layer: PrototypeLayer, z_ND: Tensor, steps: int, learning_rate: float, seed: int) -> Iterator[float]:
+    """Yield the unexplained variance of every step of `Polishing` on hidden states in memory."""
+    polishing = Polishing(layer, lambda rows: z_ND[rows.to(z_ND.device)], len(z_ND), steps, learning_rate, seed)
+    for _ in range(steps):
+        yield polishing.step()

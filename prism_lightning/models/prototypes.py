@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prism_lightning.models.encoders import CosineEncoder, Encoder, EncoderName, PursuitEncoder
+
 # Size of one [C, K] block of cosines in the search for the nearest prototypes. The whole [N, K] matrix would take 2 GiB
 # in fp32 at K = 16,384 and 32k tokens per step.
 SEARCH_CHUNK_BYTES = 64 * 2**20
@@ -20,8 +22,8 @@ SEARCH_CHUNK_BYTES = 64 * 2**20
 class Mixture(NamedTuple):
     """The mixtures of prototypes for N hidden states (method, section 2)."""
 
-    indices_Nk: Tensor  # S_t, the k prototypes with the largest cosine, best first
-    activations_Nk: Tensor  # a_ti = max(cos, 0)
+    indices_Nk: Tensor  # S_t, the active prototypes, best first
+    activations_Nk: Tensor  # a_ti >= 0: max(cos, 0), or coefficients of the pursuit
     mixture_ND: Tensor  # zhat_t = sum_i a_ti p_i
 
 
@@ -154,11 +156,15 @@ class PrototypeLayer(nn.Module):
         num_prototypes: K.
         hidden_size: D.
         active: k, the largest number of prototypes that are active for one token.
+        encoder: how they are chosen; the buffer `metric` of a pursuit is saved with the weights.
     """
 
-    def __init__(self, num_prototypes: int, hidden_size: int, active: int) -> None:
+    metric: Tensor | None  # A [D, D] of `PursuitEncoder`
+
+    def __init__(self, num_prototypes: int, hidden_size: int, active: int, encoder: EncoderName = "cosine") -> None:
         super().__init__()
         self.active = active
+        self.register_buffer("metric", torch.eye(hidden_size) if encoder == "pursuit" else None)
         self.search: Search = nearest_prototypes
         self.weight = nn.Parameter(torch.empty(num_prototypes, hidden_size))
         with torch.random.fork_rng(devices=[]):  # a dense twin then draws the same head
@@ -177,6 +183,8 @@ class PrototypeLayer(nn.Module):
         """
         weight_KD = self.weight if gradient_scale == 1 else scale_gradient(self.weight, gradient_scale)
         z_ND = z_ND if commitment is None else scale_gradient(z_ND, commitment)
+        if self.metric is not None:
+            return self._pursued(z_ND, weight_KD, with_terms=commitment is not None, value_path=value_path)
         unit_z_ND = F.normalize(z_ND.float(), dim=-1)
         unit_KD = F.normalize(weight_KD.float(), dim=-1)
         with torch.no_grad():
@@ -194,6 +202,34 @@ class PrototypeLayer(nn.Module):
             value_mixture_ND=mix(indices_Nk, activations_Nk.detach(), weight_KD) if value_path else None,
         )
         return mixture, terms
+
+    def _pursued(
+        self, z_ND: Tensor, weight_KD: Tensor, with_terms: bool, value_path: bool
+    ) -> tuple[Mixture, PrototypeTerms | None]:
+        """Return the same by pursuit; its coefficients are constants in the backward pass."""
+        with torch.no_grad():
+            indices_Nk, activations_Nk = self.encoder()(z_ND)
+        mixture = Mixture(indices_Nk, activations_Nk, mix(indices_Nk, activations_Nk, weight_KD))
+        if not with_terms:
+            return mixture, None
+        unit_z_ND = F.normalize(z_ND.float(), dim=-1)
+        unit_KD = F.normalize(weight_KD.float(), dim=-1)
+        with torch.no_grad():
+            _, nearest_N1, token_of_K = self.search(unit_z_ND, unit_KD, 1)
+        terms = PrototypeTerms(
+            reconstruction=unexplained_variance(z_ND, mixture.mixture_ND),
+            prototype_to_token=1 - (unit_z_ND[token_of_K] * unit_KD).sum(-1).mean(),
+            token_to_prototype=1 - (unit_z_ND * unit_KD[nearest_N1[:, 0]]).sum(-1).mean(),
+            value_mixture_ND=mixture.mixture_ND if value_path else None,
+        )
+        return mixture, terms
+
+    def encoder(self) -> Encoder:
+        """Return the encoder of the present weights, which computes their norms once."""
+        weight_KD = self.weight.detach()
+        if self.metric is None:
+            return CosineEncoder(weight_KD, self.active)
+        return PursuitEncoder(weight_KD, self.active, self.metric)
 
 
 def unexplained_variance(z_ND: Tensor, mixture_ND: Tensor) -> Tensor:

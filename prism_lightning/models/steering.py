@@ -10,11 +10,11 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.models.prototypes import PrototypeLayer, mix
+from prism_lightning.models.pursuit import Encoding
 
 
 class Scaling(NamedTuple):
@@ -74,7 +74,7 @@ class ScaledTerms:
 
     def __init__(self, layer: PrototypeLayer, scalings: list[Scaling]) -> None:
         self.active, self.weight_KD = layer.active, layer.weight.detach()
-        self.unit_KD = F.normalize(self.weight_KD.float(), dim=-1)
+        self.encoder = layer.encoder()
         self.common_factors_K = torch.ones(len(self.weight_KD), device=self.weight_KD.device)
         self.parts: list[tuple[Tensor, Tensor]] = []  # token ids [Y] and their factors [K]
         for factors, tokens in sorted(scalings, key=lambda scaling: scaling.tokens is not None):
@@ -87,16 +87,9 @@ class ScaledTerms:
         self.changes = [self.common_factors_K - 1, *(factors_K - self.common_factors_K for _, factors_K in self.parts)]
         self.scaled_K = torch.stack(self.changes).any(0)
 
-    def assign(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def assign(self, z_ND: Tensor) -> Encoding:
         """Return S_t and a_ti, both [N, k], as `PrototypeLayer` assigns them (method, section 2)."""
-        projections_Nk, indices_Nk = self._nearest(z_ND)
-        return indices_Nk, self._activations(z_ND, projections_Nk)
-
-    def _nearest(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-        return F.linear(z_ND.float(), self.unit_KD).topk(self.active)  # |z_t| does not change the order
-
-    def _activations(self, z_ND: Tensor, projections_Nk: Tensor) -> Tensor:
-        return projections_Nk.clamp_min(0) / z_ND.float().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return self.encoder(z_ND)
 
     def factors(self, indices_Nk: Tensor, tokens_N: Tensor) -> Tensor:
         """Return f_iv [N, k] of the prototypes `indices_Nk` in the logits of the tokens `tokens_N`."""
@@ -120,9 +113,8 @@ class ScaledTerms:
     def _changes_of(self, z: Tensor) -> list[Tensor]:
         """Return what each change of factors adds to z; an empty list where no scaled prototype is active."""
         z_ND = z.reshape(-1, z.shape[-1])
-        projections_Nk, indices_Nk = self._nearest(z_ND)
+        indices_Nk, activations_Nk = self.encoder(z_ND)
         if not self.scaled_K[indices_Nk].any():
             return []
-        activations_Nk = self._activations(z_ND, projections_Nk)
         terms = (mix(indices_Nk, activations_Nk * change_K[indices_Nk], self.weight_KD) for change_K in self.changes)
         return [terms_ND.view_as(z).to(z.dtype) for terms_ND in terms]

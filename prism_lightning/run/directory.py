@@ -88,6 +88,16 @@ class RunPaths:
         return self.root / "results.jsonl"
 
     @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of a pretrained model, as a folder; written by `retrofit`, and by `fit` from such a model."""
+        return self.root / "tokenizer"
+
+    @property
+    def retrofit(self) -> Path:
+        """The folder of an unfinished retrofit: sampled hidden states and the fit so far; removed at its end."""
+        return self.root / "retrofit"
+
+    @property
     def csv(self) -> Path:
         """The folder of the CSV logger."""
         return self.root / "csv"
@@ -209,8 +219,9 @@ class RunDirectory:
         self.lock = lock_run(self.paths)
 
     def _check_recipe(self, config: dict[str, Any]) -> None:
-        """Raise UserError where a checkpoint of another recipe is in the directory."""
-        if not (self.paths.recipe.is_file() and self.last_checkpoint()):
+        """Raise UserError where work of another recipe is in the directory."""
+        has_work = self.last_checkpoint() or self.paths.retrofit.is_dir() or self.last_results()
+        if not (self.paths.recipe.is_file() and has_work):
             return
         differences = _differences(yaml.safe_load(self.paths.recipe.read_text()) or {}, config)
         if differences:

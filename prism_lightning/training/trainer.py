@@ -19,7 +19,7 @@ from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.errors import UserError, user_error_in
 from prism_lightning.config.compose import Recipe, composed, split_arguments, take_flags
 from prism_lightning.config.trust import limit_imports
-from prism_lightning.config.validate import problems_in
+from prism_lightning.config.validate import RETROFIT, problems_in
 from prism_lightning.lightning_modules.callbacks.checkpoints import Checkpoints
 from prism_lightning.lightning_modules.callbacks.progress import ProgressBar, progress_callback
 from prism_lightning.lightning_modules.callbacks.throughput import Throughput
@@ -268,6 +268,8 @@ def run(verb: str, arguments: list[str]) -> None:
     flags, arguments = take_flags(arguments, "allow_custom_code", "print_config")
     path, overrides = split_arguments(arguments)
     recipe = composed(path, overrides)
+    if RETROFIT in recipe.settings:
+        raise UserError(f"{path} records a retrofit, which {verb} does not take: give a recipe with a model to train")
     TrainingCLI(verb, recipe, str(path), "allow_custom_code" in flags, "print_config" in flags)
 
 

@@ -173,6 +173,8 @@ class Builder:
         dictionary = self._dictionary(sample_ND)
         basis_tensors = SHARD_BUILDERS[self.settings.space].fit_basis(self.model, self.settings, sample_ND)
         tensors = {"prototypes": dictionary.prototypes_KD} | basis_tensors
+        if dictionary.metric_DD is not None:
+            tensors["metric"] = dictionary.metric_DD
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         if self.settings.precision != "fp32":
             arrays["prototypes"] = arrays["prototypes"].astype(
@@ -183,7 +185,7 @@ class Builder:
     def _dictionary(self, sample_ND: Tensor) -> Dictionary:
         layer = self.model.prototypes
         if self.settings.dictionary == "model" and layer is not None:
-            return Dictionary(layer.weight.detach(), layer.active)
+            return Dictionary(layer.weight.detach(), layer.active, metric_DD=layer.metric)
         size = self._size()
         if size > len(sample_ND) or self.settings.active_per_token > size:
             raise UserError(
@@ -210,7 +212,7 @@ class Builder:
             name: torch.from_numpy(array.copy()).to(weight.device, weight.dtype)
             for name, array in map_file(path).items()
         }
-        dictionary = Dictionary(tensors.pop("prototypes"), active)
+        dictionary = Dictionary(tensors.pop("prototypes"), active, metric_DD=tensors.pop("metric", None))
         return SHARD_BUILDERS[self.settings.space](self.model, self.settings, dictionary, tensors)
 
     @torch.no_grad()

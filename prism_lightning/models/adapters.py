@@ -1,0 +1,83 @@
+"""Low-rank adapters of peft: added for training, opened from a folder, and merged into the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from prism_lightning.common.errors import UserError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_base(folder: Path) -> str:
+    """Return the hub id or folder of the model that an adapter belongs to.
+
+    Raises:
+        UserError: a damaged configuration, or weights that are no safetensors.
+    """
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"adapter {folder} names no base model in {ADAPTER_CONFIG}: save it with peft's save_pretrained"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"adapter {folder} has no {ADAPTER_WEIGHTS}: save it as safetensors; pickles are not opened")
+    return base
+
+
+@torch.no_grad()
+def with_adapter_merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Return a model with an adapter's low-rank products added to its weights.
+
+    Args:
+        model: the adapter's base, in fp32; it is changed in place.
+        folder: written by peft's save_pretrained, with safetensors.
+
+    Raises:
+        UserError: no peft, a damaged adapter, or one of a model with other layers or sizes.
+    """
+    peft = import_peft()
+    adapter_base(folder)
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:  # shapes, names and files raise different types
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"adapter {folder} does not fit model {model.config.model_type}: {cause}") from error
+    expected = {name for name, _ in adapted.named_parameters() if "lora_" in name}
+    stored = _stored_names(folder)
+    if not expected or {_plain(name) for name in expected} != {_plain(name) for name in stored}:
+        raise UserError(
+            f"adapter {folder} is of another base: its {len(stored)} tensors do not match the {len(expected)} that this"
+            " model needs; give the model that it was trained on"
+        )
+    return adapted.merge_and_unload(safe_merge=True).eval()
+
+
+def _stored_names(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        return set(file.keys())
+
+
+def _plain(name: str) -> str:
+    """Return the name of an adapter's parameter without peft's name of the adapter."""
+    return name.replace(".default", "")
+
+
+def import_peft() -> Any:
+    """Return the module peft; raises UserError with the command that installs it."""
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise UserError("adapters need the package peft: pip install 'prism_lightning[pretrained]'") from error
+    return peft

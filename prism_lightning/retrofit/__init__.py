@@ -1,0 +1,1 @@
+"""Retrofitting: prototypes fitted to the hidden states of a frozen pretrained decoder."""

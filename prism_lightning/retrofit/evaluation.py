@@ -1,0 +1,61 @@
+"""The measurement of a retrofitted model on validation text: loss, unexplained variance, usage and faithfulness.
+
+Shape suffixes: B blocks, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torchmetrics import MeanMetric
+
+from prism_lightning.data.store import TokenStore
+from prism_lightning.lightning_modules.metrics import (
+    Faithfulness,
+    LanguageModelingMetric,
+    PrototypeUsage,
+    derived,
+    faithfulness_figures,
+)
+from prism_lightning.models import PrismForCausalLM
+
+
+@torch.no_grad()
+def evaluated(
+    model: PrismForCausalLM, store: TokenStore, tokens: int, batch_blocks: int, report: Callable[[int, int], object]
+) -> dict[str, Any]:
+    """Return the figures that `fit` reports of a model, on blocks spread evenly over a split.
+
+    Args:
+        model: in eval mode, with prototypes.
+        store: the split.
+        tokens: largest number of tokens.
+        batch_blocks: number of blocks in one forward pass.
+        report: called with the numbers of finished and of all blocks.
+    """
+    config = model.config
+    loss, unexplained = LanguageModelingMetric(), MeanMetric()
+    usage, faithfulness = PrototypeUsage(config.num_prototypes), Faithfulness(config.hidden_size, config.vocab_size)
+    for metric in (loss, unexplained, usage, faithfulness):
+        metric.to(model.device)
+    count = max(1, min(len(store), tokens // store.block_size))
+    blocks = np.linspace(0, len(store) - 1, count).astype(int).tolist()
+    for start in range(0, count, batch_blocks):
+        items = store.__getitems__(blocks[start : start + batch_blocks])
+        ids_BT, targets_BT = (
+            torch.stack([item[name] for item in items]).to(model.device) for name in ("input_ids", "targets")
+        )
+        result = model.objective(ids_BT, targets_BT, commitment=0.0)
+        assert result.terms is not None and result.mixture is not None
+        loss.update(result.cross_entropy, ids_BT.numel())
+        unexplained.update(result.terms.reconstruction, weight=ids_BT.numel())
+        active = result.mixture.indices_Nk[result.mixture.activations_Nk > 0]
+        usage.update(torch.bincount(active, minlength=config.num_prototypes), ids_BT.numel())
+        faithfulness.update(model.lm_head, result.hidden_ND, result.mixture.mixture_ND, targets_BT.flatten())
+        report(min(start + batch_blocks, count), count)
+    figures = derived(loss.compute(), store.bytes_per_token) | {"unexplained_variance": unexplained.compute()}
+    figures |= usage.compute() | faithfulness_figures(faithfulness.compute(), model.lm_head)
+    return {name: round(float(value), 6) for name, value in figures.items()}
