@@ -42,6 +42,10 @@ def portable_files() -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
+def _relative_import(found: re.Match[str]) -> str:
+    return f"{found[1]}from .{_flat_name(found[2])} import "
+
+
 def _flat_name(module: str) -> str:
     """Return the name of a module's file without suffix: transformers copies no folders."""
     return "prism_" + module.removeprefix(f"{PACKAGE}.").replace(".", "_")

@@ -19,8 +19,7 @@ from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.portable import auto_map, portable_files
 from prism_lightning.run.directory import RunPaths, exported_folder
 from prism_lightning.run.fingerprints import model_fingerprint
-
-CARD = "README.md"  # the name under which the Hugging Face hub shows a model card
+from prism_lightning.run.hub import CARD
 
 transformers_logging.disable_progress_bar()
 

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_the_code_is_this_packages_own_but_for_imports():
     files = portable_files()
     assert set(auto_map()) == {"AutoConfig", "AutoModelForCausalLM"}
     name, class_name = auto_map()["AutoModelForCausalLM"].split(".")
-    original = ast.parse(open(prism_lightning.models.language_model.__file__).read())
+    original = ast.parse(Path(prism_lightning.models.language_model.__file__).read_text())
     copy = ast.parse(files[f"{name}.py"])
     assert class_name in {node.name for node in copy.body if isinstance(node, ast.ClassDef)}
     for tree in (original, copy):
