@@ -115,7 +115,7 @@ def model_card(
 
 def _kept_card(earlier: Path, applied: Section | None) -> ModelCard:
     text = earlier.read_text(encoding="utf-8", errors="replace").rstrip() + "\n"
-    if applied is not None:
+    if applied is not None and applied.rows:
         text += f"\n## Interventions of this copy\n\n{applied.text}\n\n{_table(applied.columns, applied.rows)}\n"
     return ModelCard(text, [f"The card is kept from {earlier}."])
 
@@ -230,7 +230,7 @@ def _interventions(model: PrismForCausalLM, source: Path, names: list[str]) -> S
         return Section("Interventions", "None: the logits are those of the decoder and its head.")
     removed = {prototype for scaling in model.scalings for prototype, factor in scaling.factors.items() if factor == 0}
     text = (
-        f"The terms of {len(prototypes):,} prototypes are scaled, those of {len(removed):,} to 0, in some or all logits."
+        f"The terms of {len(prototypes):,} prototypes are scaled in some or all logits, those of {len(removed):,} by 0."
         " The factors are in config.json."
     )
     made_by = [Intervention.read(located(source, name)).origin.get("verb") for name in names]

@@ -66,7 +66,7 @@ class RunFacts:
         return "standard library of Python"
 
     def tokenizer(self, pretrained: bool) -> str:
-        """Return the tokenizer's name; one that the recipe does not name was trained, unless the model is pretrained."""
+        """Return the tokenizer's name; one without a name in the recipe was trained, if the model was, too."""
         if name := entry(self.recipe, "data", "tokenizer"):
             return public_name(name, DATASET)
         return "trained on the training data" if "data" in self.recipe and not pretrained else UNKNOWN

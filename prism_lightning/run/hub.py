@@ -85,7 +85,7 @@ def fetch_model(repository: str, revision: str | None, out: Path) -> list[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(out) as partial:
             model = RunPaths(partial).model
-            _download(repository, info.sha, model)
+            _download(repository, info, model)
             problem = _damage(model, info)
             if problem:
                 raise UserError(f"{repository}: {problem}; nothing was kept: pull again, or ask its owner")
@@ -116,18 +116,13 @@ def _check_model_type(repository: str, info: Any) -> None:
         raise UserError(f"{repository} has no weights in safetensors, and pickles are not opened: ask its owner")
 
 
-def _download(repository: str, commit: str | None, folder: Path) -> None:
-    from huggingface_hub import snapshot_download
+def _download(repository: str, info: Any, folder: Path) -> None:
+    """Download what is taken, one file after the other: threads of the library would not stop for Ctrl-C."""
+    from huggingface_hub import hf_hub_download
 
-    # `*` also matches "/", so that subfolders have to be left out.
-    snapshot_download(
-        repository,
-        revision=commit,
-        local_dir=folder,
-        allow_patterns=list(TAKEN),
-        ignore_patterns=["*/*"],
-        etag_timeout=TIMEOUT,
-    )
+    for sibling in info.siblings or ():
+        if _is_taken(sibling.rfilename):
+            hf_hub_download(repository, sibling.rfilename, revision=info.sha, local_dir=folder, etag_timeout=TIMEOUT)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes on the download
 
 
@@ -202,7 +197,7 @@ def _explained(repository: str, access: str) -> Iterator[None]:
         if disk_is_full(error):
             raise
         raise UserError(
-            f"{repository}: the Hugging Face hub cannot be reached ({_first_line(error)}): check the network, and"
+            f"{repository}: no usable answer from the Hugging Face hub ({_first_line(error)}): check the network, and"
             " HF_ENDPOINT if it is set"
         ) from error
 
