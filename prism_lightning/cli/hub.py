@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from prism_lightning.cli.options import steered_parser
+from prism_lightning.common.quick_imports import import_decoders
 
 
 def push(arguments: list[str]) -> None:
@@ -28,6 +29,7 @@ def push(arguments: list[str]) -> None:
     from prism_lightning.run.hub import check_repository, send_model
 
     check_repository(options.repo, "--repo")
+    import_decoders()
 
     from prism_lightning.interventions.intervention import load_with
     from prism_lightning.reporting.model_card import model_card

@@ -98,6 +98,7 @@ def load_exported(
         raise UserError(
             f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}; export it anew with fit"
         ) from error
+    vars(model.config).pop("auto_map", None)  # It names the files of a shared folder, and would be saved elsewhere.
     check_finite(model.state_dict(), folder)
     if decoder_dtype != torch.float32:
         model.narrow_decoder(decoder_dtype, model_fingerprint(model))  # takes a second per GB

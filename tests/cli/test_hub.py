@@ -162,6 +162,11 @@ def test_pull_of_a_revision_and_of_an_edited_card(pushed, cli, tmp_path, run):
     pushed.add(REPO, files | {"README.md": b"---\n{}\n---\nedited on the hub\n"})
     cli("pull", REPO, "--out", tmp_path / "new", check=0)
     assert "edited on the hub" in (tmp_path / "new" / "model" / "README.md").read_text()
+    cli("explain", "--ckpt_path", tmp_path / "new", "--text", "import", check=0)
+    cli("generate", "--ckpt_path", tmp_path / "new", "--prompt", "import", "--max_new_tokens", "4", check=0)
+    cli("export", "--ckpt_path", tmp_path / "new", "--out", tmp_path / "exported", check=0)
+    assert torch.equal(logits_of(tmp_path / "exported"), logits_of(run))
+    refused(cli("prototypes", "--ckpt_path", tmp_path / "new"), "has no recipe.yaml")
     cli("pull", REPO, "--revision", first, "--out", tmp_path / "old", check=0)
     assert (tmp_path / "old" / "model" / "README.md").read_bytes() == files["README.md"]
     assert torch.equal(logits_of(tmp_path / "old"), logits_of(run))

@@ -15,7 +15,7 @@ from support.runs import BACKBONES
 import prism_lightning.models.language_model
 from prism_lightning.models.portable import auto_map, portable_files
 from prism_lightning.models.steering import Scaling
-from prism_lightning.run.model_folder import load_exported, save_shareable
+from prism_lightning.run.model_folder import load_exported, save_exported, save_shareable
 
 ELSEWHERE = """import json, sys, torch
 sys.modules["prism_lightning"] = None  # importing it raises ModuleNotFoundError
@@ -125,6 +125,15 @@ def test_the_code_is_this_packages_own_but_for_imports():
                 imported = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 known = sys.stdlib_module_names | {"torch", "transformers"}
                 assert {module.split(".")[0] for module in imported} <= known, (name, imported)
+
+
+def test_a_copy_by_this_package_names_no_code(build, byte_tokenizer, tmp_path):
+    save_shareable(build("llama, tied"), byte_tokenizer, tmp_path / "shared", "card")
+    assert "auto_map" in json.loads((tmp_path / "shared" / "config.json").read_text())
+    model, tokenizer = load_exported(tmp_path / "shared")
+    save_exported(model, tokenizer, tmp_path / "copy")
+    assert "auto_map" not in json.loads((tmp_path / "copy" / "config.json").read_text())
+    load_exported(tmp_path / "copy")
 
 
 def test_this_package_executes_nothing_from_a_folder(build, byte_tokenizer, tmp_path):
