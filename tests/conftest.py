@@ -79,6 +79,19 @@ def make_model():
     return make
 
 
+@pytest.fixture
+def byte_tokenizer():
+    """A byte-level tokenizer of 257 tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<|endoftext|>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """A folder for what is made once: of all workers of pytest-xdist, where they run."""

@@ -85,8 +85,7 @@ def _name(run: Path, interventions: list[str]) -> str:
 
 def _differences(runs: list[tuple[Path, list[str]]], results: list[TaskResult]) -> list[Difference]:
     """Return the paired differences of two evaluated runs in every accuracy, and the average of several."""
-    from prism_lightning.evaluation.results import average, paired
-    from prism_lightning.evaluation.run_evaluation import results_folder
+    from prism_lightning.evaluation.results import average, paired, results_folder
 
     first, second = (results_folder(*run) for run in runs)
     # Only an accuracy is a mean over documents; a perplexity or the bits of a byte are ratios of sums.
@@ -120,7 +119,8 @@ def evaluated(
     """
     from prism_lightning.common.console import console
     from prism_lightning.common.progress import PhaseProgress
-    from prism_lightning.evaluation.run_evaluation import evaluate_run, results_folder
+    from prism_lightning.evaluation.results import results_folder
+    from prism_lightning.evaluation.run_evaluation import evaluate_run
     from prism_lightning.interventions.intervention import load_with
 
     name = _name(run, interventions)

@@ -228,8 +228,7 @@ def _suite_scores(
     options: argparse.Namespace, plain: list[TaskResult], suppressed: list[TaskResult]
 ) -> list[dict[str, Any]]:
     """Return every task's metric without and with the intervention, and the paired difference of accuracies."""
-    from prism_lightning.evaluation.results import paired
-    from prism_lightning.evaluation.run_evaluation import results_folder
+    from prism_lightning.evaluation.results import paired, results_folder
 
     plain_folder, suppressed_folder = (results_folder(options.ckpt_path, names) for names in ([], [options.name]))
     scores = []

@@ -50,7 +50,7 @@ GROUPS = (
         {
             "generate": ("models", "continue a prompt with a trained model"),
             "explain": ("models", "show which prototypes made each token likely"),
-            "export": ("models", "write a model with interventions as a new Hugging Face folder"),
+            "export": ("models", "write a model with interventions as a Hugging Face folder that loads elsewhere"),
         },
     ),
     VerbGroup(
@@ -64,6 +64,13 @@ GROUPS = (
                 "interventions",
                 "fit factors on prototypes that make right answers likelier, and test them on other questions",
             ),
+        },
+    ),
+    VerbGroup(
+        "verbs that share models by the Hugging Face hub:",
+        {
+            "push": ("hub", "send a model and its card, after showing what would be sent"),
+            "pull": ("hub", "download a model into a run directory"),
         },
     ),
     VerbGroup(

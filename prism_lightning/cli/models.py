@@ -110,7 +110,11 @@ def explain(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """Write a model with interventions applied as a Hugging Face folder."""
-    parser = steered_parser("export", "Write a model with its interventions as a Hugging Face folder of its own.")
+    parser = steered_parser(
+        "export",
+        "Write a model with its interventions as a Hugging Face folder with a model card. It loads with this package,"
+        " and without it by AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True).",
+    )
     parser.add_argument("--out", type=Path, required=True, help="Folder to write; it must not exist.")
     parser.add_argument(
         "--dtype",
@@ -130,7 +134,8 @@ def export(arguments: list[str]) -> None:
     from prism_lightning.common.errors import UserError
     from prism_lightning.interventions.intervention import load_with
     from prism_lightning.models.native import native_model
-    from prism_lightning.run.model_folder import save_exported, save_native
+    from prism_lightning.reporting.model_card import model_card
+    from prism_lightning.run.model_folder import save_native, save_shareable
 
     dtype = dtype_named(options.dtype)
     if options.out.exists():
@@ -142,5 +147,6 @@ def export(arguments: list[str]) -> None:
         save_native(native.to(dtype), tokenizer, options.out)  # type: ignore[arg-type]
         print(f"wrote {options.out}: {type(native).__name__}, without prototypes")
         return
-    save_exported(model.to(dtype), tokenizer, options.out)  # type: ignore[arg-type]
+    card = model_card(model, options.ckpt_path, options.intervention)
+    save_shareable(model.to(dtype), tokenizer, options.out, card.text)  # type: ignore[arg-type]
     print(f"wrote {options.out}: {len({i for s in model.scalings for i in s.factors})} prototypes scaled")

@@ -15,6 +15,7 @@ from prism_lightning.common.files import read_json, write_json, write_whole
 from prism_lightning.common.json_text import as_json
 from prism_lightning.common.manifests import mapping, mapping_of, number, optional, problem_in, text, whole
 from prism_lightning.common.statistics import normal_interval
+from prism_lightning.run.directory import RunPaths
 
 # A metric may be null: the harness gives NaN where it cannot compute one, and JSON has no NaN.
 RESULT = {
@@ -72,6 +73,16 @@ class TaskResult:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def results_folder(run: Path, interventions: list[str]) -> Path:
+    """Return the folder of a run's evaluation results: RUN/evaluation, or a subfolder named by the interventions.
+
+    Args:
+        run: run directory, or the exported folder in it.
+        interventions: names or paths of the interventions that the model is evaluated with.
+    """
+    return RunPaths.of(run).evaluation / "+".join(Path(name).stem for name in interventions)
 
 
 def write_result(folder: Path, result: TaskResult, samples: list[dict[str, Any]]) -> None:

@@ -21,16 +21,6 @@ from prism_lightning.run.fingerprints import model_fingerprint
 from prism_lightning.run.training_data import data_of
 
 
-def results_folder(run: Path, interventions: list[str]) -> Path:
-    """Return the folder of a run's evaluation results: RUN/evaluation, or a subfolder named by the interventions.
-
-    Args:
-        run: run directory, or the exported folder in it.
-        interventions: names or paths of the interventions that the model is evaluated with.
-    """
-    return RunPaths.of(run).evaluation / "+".join(Path(name).stem for name in interventions)
-
-
 def evaluate_run(
     model: PrismForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -51,7 +41,7 @@ def evaluate_run(
         model: a loaded model, with its interventions applied. It computes on the device where it is.
         tokenizer: of the model.
         run: run directory of the model. Tasks made from validation documents take these from its data.
-        folder: where results are kept, see `results_folder`.
+        folder: where results are kept, see `results.results_folder`.
         suite: tasks by name, from `load_suites`.
         data_dir: folder with TASK/SPLIT.jsonl for tasks of the harness; None for the Hugging Face hub.
         limit: maximum number of documents of each task.

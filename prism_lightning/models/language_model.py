@@ -11,13 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -267,7 +261,3 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             + config.token_to_prototype_weight * terms.token_to_prototype
         )
         return Objective(loss, cross_entropy, z_ND, terms, mixture)
-
-
-AutoConfig.register("prism", PrismConfig)
-AutoModelForCausalLM.register(PrismConfig, PrismForCausalLM)

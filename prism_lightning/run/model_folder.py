@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import CHECKSUMS, folder_integrity_error, partial_folder, write_checksums
 from prism_lightning.data.tokenizer import open_tokenizer
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.portable import auto_map, portable_files
 from prism_lightning.run.directory import RunPaths, exported_folder
 from prism_lightning.run.fingerprints import model_fingerprint
+from prism_lightning.run.hub import CARD
 
 transformers_logging.disable_progress_bar()
 
@@ -25,6 +28,28 @@ def save_exported(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, f
     """Write weights, configuration and tokenizer to a folder, completely or not at all, and replace an earlier one."""
     with partial_folder(folder) as partial:
         _save_pretrained(model, tokenizer, partial)
+        write_checksums(partial)
+
+
+def save_shareable(model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, card: str) -> None:
+    """Write a folder as `save_exported` does, with what other programs and people need.
+
+    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` then loads it without this package; the
+    verbs of this package never execute the code in a folder.
+
+    Args:
+        model, tokenizer: to write.
+        folder: to write or replace.
+        card: content of README.md.
+    """
+    with partial_folder(folder) as partial:
+        _save_pretrained(model, tokenizer, partial)
+        config = partial / "config.json"
+        content = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": auto_map()}
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name, source in portable_files().items():
+            (partial / name).write_text(source, encoding="utf-8")
+        (partial / CARD).write_text(card, encoding="utf-8")
         write_checksums(partial)
 
 
@@ -73,6 +98,7 @@ def load_exported(
         raise UserError(
             f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}; export it anew with fit"
         ) from error
+    vars(model.config).pop("auto_map", None)  # It names the files of a shared folder, and would be saved elsewhere.
     check_finite(model.state_dict(), folder)
     if decoder_dtype != torch.float32:
         model.narrow_decoder(decoder_dtype, model_fingerprint(model))  # takes a second per GB

@@ -1,4 +1,4 @@
-"""export --native: a folder that plain transformers loads, with equal logits."""
+"""export: a folder with card and code for elsewhere; --native: one that plain transformers loads, with equal logits."""
 
 import json
 import subprocess
@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 from support.processes import child_environment
+from support.refusals import refused
 
+from prism_lightning.models.portable import portable_files
 from prism_lightning.run.model_folder import load_exported
 
 PLAIN = """import json, sys, torch
@@ -44,3 +46,31 @@ def test_plain_transformers_loads_it_with_equal_logits(cli, finished_run, tmp_pa
 def test_an_existing_folder_is_kept(cli, finished_run, tmp_path):
     result = cli("export", "--ckpt_path", finished_run[0], "--native", "--out", tmp_path)
     assert result.returncode == 2 and "give a folder that does not exist" in result.stderr
+
+
+def test_a_folder_for_elsewhere_has_code_card_and_checksums_of_all(cli, finished_run, tmp_path):
+    run, *_ = finished_run
+    assert not list((run / "model").glob("*.py")) and not (run / "model" / "README.md").exists()
+    out = tmp_path / "exported"
+    assert f"wrote {out}: 0 prototypes scaled" in cli("export", "--ckpt_path", run, "--out", out, check=0).stdout
+    names = {path.name for path in out.iterdir()}
+    assert set(portable_files()) < names
+    assert set(json.loads((out / "checksums.json").read_text())) == names - {"checksums.json"}
+    results = json.loads((run / "results.jsonl").read_text().splitlines()[-1])
+    card = (out / "README.md").read_text()
+    for name in ("loss", "prediction_recovered", "top1_agreement", "unexplained_centred_variance"):
+        assert f"| {name.replace('_', ' ')} | {results[name]:.4g} |" in card
+    assert str(run.parent) not in card
+    model, tokenizer = load_exported(run)
+    again, _ = load_exported(out)
+    ids = tokenizer("import os", return_tensors="pt")["input_ids"]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_changed_file_of_code_is_named(cli, finished_run, tmp_path):
+    """It is never executed here, but would be elsewhere."""
+    out = tmp_path / "exported"
+    cli("export", "--ckpt_path", finished_run[0], "--out", out, check=0)
+    code = next(out.glob("prism_*.py"))
+    code.write_text(code.read_text() + "\nimport os\n")
+    refused(cli("explain", "--ckpt_path", out, "--text", "x"), f"{code.name} has ", "export it again")

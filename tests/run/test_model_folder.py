@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import CHECKSUMS, write_checksums
@@ -16,16 +15,9 @@ from prism_lightning.training.checkpoint_io import AtomicCheckpointIO
 
 
 @pytest.fixture
-def exported(make_model, tmp_path):
+def exported(make_model, byte_tokenizer, tmp_path):
     """A small PRISM model with a byte-level tokenizer, in RUN/model."""
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<|endoftext|>", *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
-    save_exported(make_model(num_prototypes=8), tokenizer, tmp_path / "run" / "model")
+    save_exported(make_model(num_prototypes=8), byte_tokenizer, tmp_path / "run" / "model")
     return tmp_path / "run" / "model"
 
 
