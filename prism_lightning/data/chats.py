@@ -169,10 +169,10 @@ class ChatEncoder:
     def _with_spans(self, messages: list[Message], where: str) -> tuple[str, list[Span]]:
         """Return the rendered chat and the assistant's parts of it."""
         if GENERATION_TAG.search(self.template):
-            texts, spans = self._render(messages, return_assistant_tokens_mask=True)
-            return texts[0], [span for span in spans[0] if span[0] < span[1]]
+            texts, spans_of_texts = self._render(messages, return_assistant_tokens_mask=True)
+            return texts[0], [span for span in spans_of_texts[0] if span[0] < span[1]]
         whole = self._render(messages)[0][0]
-        spans = []
+        spans: list[Span] = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue

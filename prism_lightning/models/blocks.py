@@ -1,0 +1,36 @@
+"""Hidden states of the tokens of blocks, without those whose targets are masked.
+
+Shape suffixes: B blocks, T positions, n tokens with a target, D hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prism_lightning.models.language_model import PrismForCausalLM, unmasked
+
+
+class BlockStates(NamedTuple):
+    """Hidden states and the targets that they predict.
+
+    Attributes:
+        z_nD: hidden states.
+        targets_n: ids of the tokens that follow.
+        kept_n: numbers of the tokens, row by row; None where no target is masked, so that n = B T.
+    """
+
+    z_nD: Tensor
+    targets_n: Tensor
+    kept_n: Tensor | None
+
+
+def block_states(model: PrismForCausalLM, items: list[dict[str, Tensor]]) -> BlockStates:
+    """Return the hidden states of some blocks, as `TokenStore` gives them."""
+    batch = {name: torch.stack([item[name] for item in items]).to(model.device) for name in items[0]}
+    positions = {name: batch[name] for name in ("position_ids",) if name in batch}
+    z_ND = model.hidden_states(batch["input_ids"], **positions).flatten(0, 1)
+    kept_n, targets_n = unmasked(batch["targets"])
+    return BlockStates(z_ND if kept_n is None else z_ND[kept_n], targets_n, kept_n)
