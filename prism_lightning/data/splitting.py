@@ -30,7 +30,8 @@ def end_held_out(source: Source, fraction: float) -> int | None:
         if len(splits) == 2:
             return None
         characters += len(document.text)
-    return characters - round(characters * fraction) if splits else None
+    held_out = max(round(characters * fraction), int(source.masked))  # documents with masked targets stay whole
+    return characters - held_out if splits else None
 
 
 def tagged(

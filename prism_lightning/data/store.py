@@ -105,6 +105,8 @@ class TokenStore(torch.utils.data.Dataset):
         UserError: the folder cannot be read.
     """
 
+    isolated = False
+
     def __init__(self, folder: Path, split: str, block_size: int, isolated: bool = False) -> None:
         self.folder, self.split, self.block_size, self.isolated = Path(folder), split, block_size, isolated
         self.manifest = read_prepared(self.folder, checksums=False)

@@ -88,7 +88,10 @@ class Objective:
     def without_tokens(self) -> Objective:
         """Return the objective of no token: losses of 0 with gradients of 0, and N = 0."""
         mixture = self.mixture and Mixture(*(tensor[:0] for tensor in self.mixture))
-        terms = self.terms and PrototypeTerms(*(0 * term for term in self.terms[:3]), value_mixture_ND=None)
+        terms = self.terms
+        if terms is not None:
+            reconstruction, prototype_to_token, token_to_prototype, _ = terms
+            terms = PrototypeTerms(0 * reconstruction, 0 * prototype_to_token, 0 * token_to_prototype, None)
         return Objective(0 * self.loss, 0 * self.cross_entropy, self.hidden_ND[:0], self.targets_N[:0], terms, mixture)
 
 
