@@ -53,17 +53,18 @@ def test_an_interrupted_run_resumes_bit_for_bit_and_is_attributed(cli, arguments
 
 
 def test_two_ranks_train_as_one(arguments, tmp_path):
-    """Ranks have different numbers of targets in their micro-batches."""
-    options = ["--model.polish_steps", "0", "--data.micro_batch_size", "2", "--trainer.max_steps", "6"]
+    """Ranks have different numbers of targets. The prototypes' own losses are of a micro-batch, so they stay out."""
+    options = ["--model.polish_steps", "0", "--trainer.max_steps", "6", "--model.commitment", "0"]
     options += [f"--model.backbone.{name}_pdrop=0" for name in ("resid", "embd", "attn")]
     arguments = [*map(str, arguments), *options]
     one, two = tmp_path / "one", tmp_path / "two"
-    fit([*arguments, "--run.dir", str(one)])
-    ranks(2, "fit", *arguments, "--run.dir", str(two), "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    fit([*arguments, "--run.dir", str(one), "--data.micro_batch_size", "8"])
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    ranks(2, "fit", *arguments, "--run.dir", str(two), "--data.micro_batch_size", "2", *devices)
     expected, got = weights(one), weights(two)
     for name, value in expected.items():
-        if name != "prototypes.weight":  # of which the nearest tokens are sought among those of a micro-batch
-            torch.testing.assert_close(got[name], value, atol=1e-3, rtol=0, msg=name)
+        if name != "prototypes.weight":
+            torch.testing.assert_close(got[name], value, atol=1e-4, rtol=0, msg=name)
 
 
 def test_wrong_columns_are_told_in_one_line(cli, arguments, tmp_path):
