@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.chat_tokenizers import CHATML, chat_tokenizer
+from support.chat_tokenizers import CHATML, MARKED, REWRITING, chat_tokenizer
 from support.corpus_files import WRITERS, write
 from support.fine_tuning import (
     COLUMNS,
@@ -145,6 +145,27 @@ def test_a_chat_template_of_the_recipe_goes_into_the_tokenizer(tmp_path):
     assert changed.train.folder != data.train.folder
     assert changed.train.tokenizer.chat_template == other
     assert "You are brief." in changed.train.tokenizer.decode(changed.train.document_tokens(0))
+
+
+def test_the_fix_for_a_template_that_rewrites_turns_works(tmp_path):
+    """The error's advice: a template in a file, with the assistant's text marked."""
+    rows = [
+        {"chat": [m | {"content": "hm</think>" + m["content"]} if m["role"] == "assistant" else m for m in row["chat"]]}
+        for row in chat_rows()
+    ]
+    with pytest.raises(UserError, match="endgeneration"):
+        chat_data(tmp_path, rows, chat_template=REWRITING)
+    (tmp_path / "marked.jinja").write_text(MARKED)
+    store = chat_data(tmp_path, rows, chat_template=str(tmp_path / "marked.jinja")).train
+    ids, flags = documents_with_targets(store)[0]
+    said = store.tokenizer.decode([i for i, flag in zip(ids, flags, strict=True) if flag])
+    assert said.startswith("It is ") or said.startswith("hm</think>It is ")
+    assert "<|im_start|>" not in said and "What" not in said
+
+
+def test_a_template_that_is_no_jinja_is_told_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="the chat template failed"):
+        chat_data(tmp_path, chat_template="{% for m in messages %}")
 
 
 def test_a_changed_template_of_the_tokenizer_is_prepared_anew(tmp_path):

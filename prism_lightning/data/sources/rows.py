@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from prism_lightning.data.sources.chat import Chat, is_chat
+from prism_lightning.data.sources.chat import Chat, is_chat, template_of
 from prism_lightning.data.sources.column import TextColumn, check_surrogates
 from prism_lightning.data.sources.source import Document
 
@@ -97,7 +97,7 @@ class MessageRows(Rows):
 
     def __init__(self, messages_column: str, chat_template: str | None = None) -> None:
         self.columns = (TextColumn(messages_column, setting="data.messages_column"),)
-        self.chat_template = None if chat_template is None else Chat.of(chat_template).template
+        self.chat_template = template_of(chat_template)  # not compiled here: tokenizers know more tags
 
     @property
     def identity(self) -> dict[str, Any]:
