@@ -64,7 +64,7 @@ def plain_forward(builder: Builder, blocks: range) -> float:
     started = time.perf_counter()
     size = builder.settings.batch_tokens // builder.store.block_size
     for first in range(blocks.start, blocks.stop, size):
-        z_ND, targets_N = builder.hidden(list(range(first, min(first + size, blocks.stop))))
+        z_ND, targets_N, _ = builder.hidden(list(range(first, min(first + size, blocks.stop))))
         loss = builder.model.lm_head(z_ND, targets_N)
     loss.item()  # a GPU has finished by then
     return time.perf_counter() - started

@@ -97,8 +97,9 @@ def summary(index: Index) -> str:
     files = [*index.shard_paths, *(index.folder / f"{name}.safetensors" for name in ("dictionary", "curvature"))]
     size = sum(file.stat().st_size for file in files)
     unused = int((index.usage_K() == 0).sum())
+    targets = "" if index.targets == index.tokens else f" ({index.targets:,} of them targets)"
     return (
-        f"{index.folder}: {index.tokens:,} training tokens of {index.manifest['documents']:,} documents,"
+        f"{index.folder}: {index.tokens:,} training tokens{targets} of {index.manifest['documents']:,} documents,"
         f" {index.num_prototypes:,} prototypes ({unused:,} unused), {index.manifest['active']} active per token,"
         f" {size / index.tokens:.0f} bytes per token"
     )

@@ -10,16 +10,20 @@ from typing import Any
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import file_facts, mismatch, write_json
-from prism_lightning.common.manifests import mapping, mapping_of, one_of, problem_in, text, whole
+from prism_lightning.common.manifests import mapping, mapping_of, one_of, optional, problem_in, text, whole
 
 FORMAT = 2  # Raise it when the files change meaning: older data are then prepared anew.
 SPLITS = ("train", "validation")
+TARGETS = "targets.bin"  # one byte per token, 1 for a target; only of data with masked targets
 TOKEN_BYTES = {"uint16": 2, "uint32": 4}
 FILES = (
     "tokenizer/tokenizer.json",
     *(f"{split}/{name}" for split in SPLITS for name in ("tokens.bin", "documents.arrow")),
 )
-COUNTS = mapping({name: whole() for name in ("tokens", "documents", "bytes", "max_id")})
+MASKS = tuple(f"{split}/{TARGETS}" for split in SPLITS)
+COUNTS = mapping(
+    {name: whole() for name in ("tokens", "documents", "bytes", "max_id")} | {"targets": optional(whole())}
+)
 FILE_FACTS = mapping({"bytes": whole(), "crc32": whole()})
 FIELDS = {
     "format": one_of(FORMAT),
@@ -123,7 +127,7 @@ def _content_problem(content: Any) -> str | None:
     if problem := problem_in(content, FIELDS) or problem_in(content, {"files": mapping_of(FILE_FACTS)}):
         return problem
     for name in content["files"]:
-        if name not in FILES and not _is_tokenizer_file(name):
+        if name not in (*FILES, *MASKS) and not _is_tokenizer_file(name):
             return f"files lists {name!r}, which is no file of prepared data"
     for split in SPLITS:
         if problem := _split_problem(content, split):
@@ -142,6 +146,13 @@ def _split_problem(content: dict[str, Any], split: str) -> str | None:
     counts, size = content[split], content["files"][f"{split}/tokens.bin"]["bytes"]
     if counts["tokens"] * TOKEN_BYTES[content["dtype"]] != size:
         return f"{split}.tokens is {counts['tokens']}, but the tokens take {size} bytes"
+    flags = content["files"].get(f"{split}/{TARGETS}")
+    if (flags is None) != ("targets" not in counts):
+        return f"{split}.targets and {split}/{TARGETS} belong together, but one is missing"
+    if flags is not None and flags["bytes"] != counts["tokens"]:
+        return f"{split}.tokens is {counts['tokens']}, but {split}/{TARGETS} has {flags['bytes']} bytes"
+    if counts.get("targets", 0) > counts["tokens"]:
+        return f"{split}.targets is {counts['targets']}, more than the {counts['tokens']} tokens"
     if counts["documents"] > counts["tokens"]:
         return f"{split}.documents is {counts['documents']}, more than the {counts['tokens']} tokens"
     if counts["max_id"] >= content["tokenizer_size"]:

@@ -43,6 +43,11 @@ class Piece:
     context: str = ""
 
 
+def context_before(text: str) -> str:
+    """Return a context that no token spans together with the beginning of a text."""
+    return "a" if text[:1].isspace() else "\n"
+
+
 class Cutter:
     """Cuts texts into pieces for one tokenizer."""
 
@@ -57,15 +62,20 @@ class Cutter:
         spanning = SPANNING_TOKENS[is_byte_level(self.tokenizer)]
         return not spanning.search(words) and not SPANNING_TOKENS[False].search("\0".join(added))
 
-    def pieces(self, text: str) -> Iterator[Piece]:
-        """Yield the text in pieces of at most PIECE_CHARACTERS, not counting their contexts."""
-        start, context = 0, ""
+    def pieces(self, text: str, continued: bool = False) -> Iterator[Piece]:
+        """Yield the text in pieces of at most PIECE_CHARACTERS, not counting their contexts.
+
+        Args:
+            text: that is cut.
+            continued: whether the text continues another one, so that its first piece has a context, too.
+        """
+        start, context = 0, context_before(text) if continued else ""
         while len(text) - start > PIECE_CHARACTERS:
             end = self._place(text, start)
             next_context = text[end - 1]
             if end == start:
                 end = start + self._word_start(text[start : start + PIECE_CHARACTERS])
-                next_context = "a" if text[end].isspace() else "\n"  # No token spans these and the piece.
+                next_context = context_before(text[end])
             yield Piece(text[start:end], context)
             start, context = end, next_context
         yield Piece(text[start:], context)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from prism_lightning.common.errors import UserError, visible
 from prism_lightning.common.files import partial_folder
 from prism_lightning.common.progress import PreparationProgress
+from prism_lightning.data.completions import encode_masked
 from prism_lightning.data.integrity import FORMAT, SPLITS, DamagedDataError, read_prepared, write_manifest
 from prism_lightning.data.sources import Document, Source
 from prism_lightning.data.splitting import end_held_out, tagged
@@ -41,6 +42,7 @@ class Preparation:
         tokenizer: folder, tokenizer.json or hub name; None trains one.
         vocab_size: number of tokens of a tokenizer that is trained.
         max_tokens: approximate number of training tokens after which preparation stops.
+        chat_template: renders chats in place of the tokenizer's own template; it is part of the sources' identity.
     """
 
     train: Source
@@ -49,6 +51,7 @@ class Preparation:
     tokenizer: str | None
     vocab_size: int
     max_tokens: int | None
+    chat_template: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -56,9 +59,10 @@ class Preparation:
         inputs = asdict(self) | {
             "train": self.train.identity,
             "validation": self.validation and self.validation.identity,
-            "tokenizer": self.tokenizer and _tokenizer_identity(self.tokenizer),
+            "tokenizer": self.tokenizer and _tokenizer_identity(self.tokenizer, self.train.masked),
             "format": FORMAT,
         }
+        del inputs["chat_template"]
         return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @cached_property
@@ -141,6 +145,8 @@ def _write(preparation: Preparation, work: Path) -> None:
     """Write the whole prepared folder."""
     with PreparationProgress() as progress:
         tokenizer, characters = _tokenizer(preparation, progress)
+        if preparation.chat_template is not None:
+            tokenizer.chat_template = preparation.chat_template  # the trained model's folder then has it
         size = tokenizer_size(tokenizer)
         dtype = "uint16" if size <= 2**16 else "uint32"
         progress.start_stage("tokenising")
@@ -164,9 +170,10 @@ def _write_splits(
     """Tokenise all documents into both splits and return the counts of each."""
     documents_done = characters_done = 0
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(closing(StoreWriter(work / split, dtype))) for split in SPLITS}
+        masked = preparation.train.masked
+        writers = {split: stack.enter_context(closing(StoreWriter(work / split, dtype, masked))) for split in SPLITS}
         for split, documents in _reading(_tagged_batches(preparation, lambda: writers["train"].tokens)):
-            _append(writers[split], tokenizer, documents)
+            _append(writers[split], tokenizer, documents, masked)
             documents_done += len(documents)
             characters_done += sum(len(document.text) for document in documents)
             report(documents_done, characters_done, writers["train"].tokens)
@@ -225,7 +232,14 @@ def notes(preparation: Preparation) -> list[str]:
         lines.append(f"{preparation.skipped_nulls:,} rows without text (null) were skipped")
     if preparation.end_held_out is not None:
         share = f"{100 * preparation.validation_fraction:g} %"
-        lines.append(f"too few documents to hold out whole ones: the last {share} of the text is the validation split")
+        if preparation.train.masked:
+            lines.append(
+                f"too few documents to hold out random ones: those in the last {share} are the validation split"
+            )
+        else:
+            lines.append(
+                f"too few documents to hold out whole ones: the last {share} of the text is the validation split"
+            )
     return [visible(line) for line in lines]
 
 
@@ -244,13 +258,22 @@ def _tagged_batches(preparation: Preparation, train_tokens: Callable[[], int]) -
     yield from ((split, documents) for split, documents in pending.items() if documents)
 
 
-def _append(writer: StoreWriter, tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> None:
-    ids = encode_batch(tokenizer, [document.text for document in documents])
+def _append(writer: StoreWriter, tokenizer: PreTrainedTokenizerFast, documents: list[Document], masked: bool) -> None:
+    targets = None
+    if masked:
+        encoded = encode_masked(tokenizer, documents)
+        ids, targets = [document.ids for document in encoded], [document.targets for document in encoded]
+        sizes = [document.target_bytes for document in encoded]
+    else:
+        end = np.uint32(tokenizer.eos_token_id)
+        ids = [np.append(ids, end) for ids in encode_batch(tokenizer, [document.text for document in documents])]
+        sizes = [len(document.text.encode()) for document in documents]
     writer.append(
         names=[document.name for document in documents],
         rows=[document.row for document in documents],
-        sizes=[len(document.text.encode()) for document in documents],
-        ids=[np.append(document_ids, np.uint32(tokenizer.eos_token_id)) for document_ids in ids],
+        sizes=sizes,
+        ids=ids,
+        targets=targets,
     )
 
 
@@ -259,6 +282,11 @@ def _check(counts: dict[str, dict[str, int]], tokenizer: PreTrainedTokenizerFast
         if counts[split]["documents"] == 0:
             advice = "give --data.validation_path" if split == "validation" else "check data.path and data.text_column"
             raise UserError(f"the {split} split is empty: {advice}")
+        if counts[split].get("targets") == 0:
+            raise UserError(
+                f"all targets of the {split} split are masked, so nothing can be learned from it: give chats with turns"
+                " of the role assistant, or rows with a completion"
+            )
         if counts[split]["max_id"] >= tokenizer_size(tokenizer):
             raise UserError(
                 f"the tokenizer has {tokenizer_size(tokenizer)} tokens but the data hold id {counts[split]['max_id']}:"
@@ -266,8 +294,14 @@ def _check(counts: dict[str, dict[str, int]], tokenizer: PreTrainedTokenizerFast
             )
 
 
-def _tokenizer_identity(name_or_path: str) -> Any:
-    """Return digests of the files that define a tokenizer, or the name of one from the hub."""
+def _tokenizer_identity(name_or_path: str, with_template: bool) -> Any:
+    """Return digests of the files that define a tokenizer, or the name of one from the hub.
+
+    Args:
+        name_or_path: of the tokenizer.
+        with_template: whether files of chat templates count, too.
+    """
+    suffixes = (".json", ".txt", ".model", *([".jinja"] if with_template else []))
     path = Path(name_or_path).expanduser()
     files = sorted({path, path.with_name("tokenizer_config.json")}) if path.is_file() else sorted(path.glob("*"))
     try:
@@ -275,7 +309,7 @@ def _tokenizer_identity(name_or_path: str) -> Any:
             hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
             for file in files
             # Weights that may be in the same folder are left out.
-            if file.is_file() and (file == path or file.suffix in (".json", ".txt", ".model"))
+            if file.is_file() and (file == path or file.suffix in suffixes)
         ]
     except OSError as error:
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import filelock
 
 from prism_lightning.common.files import partial_folder
-from prism_lightning.data.integrity import DamagedDataError, read_prepared, write_manifest
+from prism_lightning.data.integrity import SPLITS, DamagedDataError, read_prepared, write_manifest
 from prism_lightning.data.store import StoreWriter, TokenStore
 
 WHOLE_FACTOR = 1.25  # A corpus of at most this many times the sample is used whole.
@@ -36,7 +36,7 @@ def sampled_store(store: TokenStore, tokens: int, folder: Path) -> TokenStore:
         if not _is_sample(folder, fingerprint):
             with partial_folder(folder) as partial:
                 _write(store, store.sample(tokens), partial, fingerprint)
-    return TokenStore(folder, "train", store.block_size)
+    return TokenStore(folder, "train", store.block_size, store.isolated)
 
 
 def _is_sample(folder: Path, fingerprint: str) -> bool:
@@ -49,11 +49,14 @@ def _is_sample(folder: Path, fingerprint: str) -> bool:
 def _write(store: TokenStore, documents: list[int], folder: Path, fingerprint: str) -> None:
     dtype = store.manifest["dtype"]
     table = store.documents.take(documents)
-    with closing(StoreWriter(folder / "train", dtype)) as train, closing(StoreWriter(folder / "validation", dtype)):
+    flags = store.target_flags
+    masked = flags is not None
+    writers = [StoreWriter(folder / split, dtype, masked) for split in SPLITS]
+    with closing(writers[0]) as train, closing(writers[1]) as validation:
         ids = [store.document_tokens(number) for number in documents]
         names, rows, sizes = (table[column].to_pylist() for column in ("name", "row", "bytes"))
-        train.append(names, rows, sizes, ids)
+        train.append(names, rows, sizes, ids, None if flags is None else [flags[store.span(n)] for n in documents])
     shutil.copytree(store.folder / "tokenizer", folder / "tokenizer")
-    empty_counts = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}
+    empty_counts = validation.counts | {"max_id": 0}
     inherited = {name: store.manifest[name] for name in ("dtype", "tokenizer_size", "inputs")}
     write_manifest(folder, inherited | {"fingerprint": fingerprint, "train": train.counts, "validation": empty_counts})

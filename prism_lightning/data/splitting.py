@@ -30,7 +30,8 @@ def end_held_out(source: Source, fraction: float) -> int | None:
         if len(splits) == 2:
             return None
         characters += len(document.text)
-    return characters - round(characters * fraction) if splits else None
+    held_out = max(round(characters * fraction), int(source.masked))  # documents with masked targets stay whole
+    return characters - held_out if splits else None
 
 
 def tagged(
@@ -64,6 +65,9 @@ def _cut(source: Source, end: int, fraction: float) -> Iterator[tuple[Document |
     for document in source.documents():
         position = min(max(end - before, 0), len(document.text))
         before += len(document.text)
+        if source.masked:  # Half a chat or prompt would have other targets; the document is held out whole.
+            yield (None, document) if position < len(document.text) else (document, None)
+            continue
         if 0 < position < len(document.text):
             position = _boundary(document.text, position, max(0, position - longest_search))
         parts = document.text[:position], document.text[position:]

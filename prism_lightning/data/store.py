@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,12 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.data.integrity import read_prepared
+from prism_lightning.common.targets import IGNORED_TARGET
+from prism_lightning.data.integrity import TARGETS, read_prepared
 from prism_lightning.data.token_text import token_text
 from prism_lightning.data.tokenizer import open_tokenizer
 
+COUNT_CHUNK = 2**22  # tokens whose flags are counted at a time
 DOCUMENT_SCHEMA = pa.schema([("name", pa.string()), ("row", pa.int64()), ("start", pa.int64()), ("bytes", pa.int64())])
 
 
@@ -30,39 +32,62 @@ class Location:
 
 
 class StoreWriter:
-    """Writes the tokenised documents of one split into a new folder."""
+    """Writes the tokenised documents of one split into a new folder.
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    Args:
+        folder: of the split.
+        dtype: of the tokens.
+        masked: whether documents have masked targets; a file more then says which tokens are targets.
+    """
+
+    def __init__(self, folder: Path, dtype: str, masked: bool = False) -> None:
         folder.mkdir(parents=True)
         self.dtype, self.tokens, self.documents, self.bytes, self.max_id = dtype, 0, 0, 0, -1
+        self.targets = 0
         self._token_file = (folder / "tokens.bin").open("wb")
+        self._target_file = (folder / TARGETS).open("wb") if masked else None
         self._table = pa.OSFile(str(folder / "documents.arrow"), "wb")
         self._document_writer = pa.ipc.new_file(self._table, DOCUMENT_SCHEMA)
 
-    def append(self, names: list[str], rows: list[int], sizes: list[int], ids: list[np.ndarray]) -> None:
+    def append(
+        self,
+        names: list[str],
+        rows: list[int],
+        sizes: list[int],
+        ids: list[np.ndarray],
+        targets: list[np.ndarray] | None = None,
+    ) -> None:
         """Append documents.
 
         Args:
             names, rows: source and row of each document.
-            sizes: UTF-8 length of each text in bytes.
+            sizes: UTF-8 length in bytes of each text that is to be predicted.
             ids: token ids of each document.
+            targets: whether each token is a target, where the writer is `masked`.
         """
         starts = self.tokens + np.cumsum([0] + [len(document_ids) for document_ids in ids])
         all_ids = np.concatenate(ids)
         self._token_file.write(all_ids.astype(self.dtype))  # type: ignore[arg-type]
+        if self._target_file is not None:
+            assert targets is not None
+            flags = np.concatenate(targets).astype(np.uint8)
+            self._target_file.write(flags)  # type: ignore[arg-type]
+            self.targets += int(flags.sum())
         self._document_writer.write_batch(pa.record_batch([names, rows, starts[:-1], sizes], schema=DOCUMENT_SCHEMA))
         self.tokens, self.documents, self.bytes = int(starts[-1]), self.documents + len(ids), self.bytes + sum(sizes)
         self.max_id = max(self.max_id, int(all_ids.max()))
 
     @property
     def counts(self) -> dict[str, int]:
-        """Counts of what has been written: tokens, documents and bytes, and the largest token id."""
-        return {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes, "max_id": self.max_id}
+        """Counts of what has been written: tokens, documents and bytes, the largest token id, and targets if masked."""
+        counts = {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes, "max_id": self.max_id}
+        return counts if self._target_file is None else counts | {"targets": self.targets}
 
     def close(self) -> None:
-        """Complete and close both files."""
-        for file in (self._document_writer, self._table, self._token_file):
-            file.close()
+        """Complete and close the files."""
+        for file in (self._document_writer, self._table, self._token_file, self._target_file):
+            if file is not None:
+                file.close()
 
 
 class TokenStore(torch.utils.data.Dataset):
@@ -72,14 +97,18 @@ class TokenStore(torch.utils.data.Dataset):
         folder: a prepared data folder.
         split: "train" or "validation".
         block_size: T.
+        isolated: whether documents are to be independent inside a block: blocks then have positions that restart at
+            every document, and the first token of a document is no target, since another document precedes it.
 
     Raises:
         DamagedDataError: a file is missing or has another size. `prepare` and `open_store` compare checksums.
         UserError: the folder cannot be read.
     """
 
-    def __init__(self, folder: Path, split: str, block_size: int) -> None:
-        self.folder, self.split, self.block_size = Path(folder), split, block_size
+    isolated = False
+
+    def __init__(self, folder: Path, split: str, block_size: int, isolated: bool = False) -> None:
+        self.folder, self.split, self.block_size, self.isolated = Path(folder), split, block_size, isolated
         self.manifest = read_prepared(self.folder, checksums=False)
         self.counts: dict[str, int] = self.manifest[split]
 
@@ -87,6 +116,36 @@ class TokenStore(torch.utils.data.Dataset):
     def tokens(self) -> np.ndarray:
         """All tokens of the split, memory-mapped."""
         return np.memmap(self.folder / self.split / "tokens.bin", dtype=self.manifest["dtype"], mode="r")
+
+    @cached_property
+    def target_flags(self) -> np.ndarray | None:
+        """Whether each token of the split is a target, memory-mapped; None where all are."""
+        if f"{self.split}/{TARGETS}" not in self.manifest["files"]:
+            return None
+        return np.memmap(self.folder / self.split / TARGETS, dtype=np.bool_, mode="r")
+
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens are no targets."""
+        return self.isolated or "targets" in self.counts
+
+    def are_targets(self, positions: np.ndarray) -> np.ndarray:
+        """Return whether the tokens at some positions are targets, in the positions' shape."""
+        flags = np.ones(positions.shape, bool) if self.target_flags is None else self.target_flags[positions]
+        if self.isolated:
+            flags = flags & (self.starts[self.documents_of(positions)] != positions)
+        return flags
+
+    def targets_in(self, blocks: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Return the number of targets in each of some blocks."""
+        blocks = np.asarray(blocks, dtype=np.int64)
+        if not self.masked:
+            return np.full(len(blocks), self.block_size)
+        counts = [
+            self.are_targets(part[:, None] * self.block_size + np.arange(1, self.block_size + 1)).sum(1)
+            for part in np.array_split(blocks, 1 + len(blocks) * self.block_size // COUNT_CHUNK)
+        ]
+        return np.concatenate(counts)
 
     @cached_property
     def documents(self) -> pa.Table:
@@ -110,8 +169,8 @@ class TokenStore(torch.utils.data.Dataset):
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean UTF-8 bytes per token, end-of-text tokens included; it converts nats per token into bits per byte."""
-        return self.counts["bytes"] / self.counts["tokens"]
+        """Mean UTF-8 bytes per target, end-of-text tokens included; it converts nats per token into bits per byte."""
+        return self.counts["bytes"] / self.counts.get("targets", self.counts["tokens"])
 
     def __len__(self) -> int:
         return max(0, (self.counts["tokens"] - 1) // self.block_size)
@@ -120,13 +179,26 @@ class TokenStore(torch.utils.data.Dataset):
         return self.__getitems__([block])[0]
 
     def __getitems__(self, blocks: list[int]) -> list[dict[str, torch.Tensor]]:
-        """Return input_ids [T], targets [T] (each the next token) and block_ids of each block."""
+        """Return input_ids [T], targets [T] (each the next token) and block_ids of each block.
+
+        Masked targets are IGNORED_TARGET. Where documents are isolated, position_ids [T] count from the start of the
+        document or, where that lies before the block, of the block.
+        """
         start = np.asarray(blocks, dtype=np.int64)[:, None] * self.block_size
-        window = torch.from_numpy(self.tokens[start + np.arange(self.block_size + 1)].astype(np.int64))
-        return [
+        positions = start + np.arange(self.block_size + 1)
+        window = torch.from_numpy(self.tokens[positions].astype(np.int64))
+        items = [
             {"input_ids": row[:-1], "targets": row[1:], "block_ids": torch.tensor(block)}
             for row, block in zip(window, blocks, strict=True)
         ]
+        if self.masked:
+            for item, are_targets in zip(items, torch.from_numpy(self.are_targets(positions[:, 1:])), strict=True):
+                item["targets"] = item["targets"].where(are_targets, IGNORED_TARGET)
+        if self.isolated:
+            offsets = positions - np.maximum(self.starts[self.documents_of(positions)], start)
+            for item, position_ids in zip(items, torch.from_numpy(offsets[:, :-1]), strict=True):
+                item["position_ids"] = position_ids
+        return items
 
     def locate(self, position: int) -> Location:
         """Return the place of the token at a position of the split.
@@ -142,8 +214,12 @@ class TokenStore(torch.utils.data.Dataset):
 
     def document_tokens(self, document: int) -> np.ndarray:
         """Return the tokens of one document, its end-of-text token included."""
+        return self.tokens[self.span(document)]
+
+    def span(self, document: int) -> slice:
+        """Return the positions of a document's tokens."""
         end = self.starts[document + 1] if document + 1 < len(self.starts) else self.counts["tokens"]
-        return self.tokens[self.starts[document] : end]
+        return slice(int(self.starts[document]), int(end))
 
     def texts(self, documents: Iterable[int] | None = None) -> list[str]:
         """Return the text of every document, or of the given ones by number, without special tokens."""

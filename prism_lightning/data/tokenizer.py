@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -125,11 +125,21 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return encode_batch(tokenizer, [text])[0].tolist()
 
 
-def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
-    """Return the token ids of each text, computed in parallel and in bounded memory; special tokens are plain text."""
+def encode_batch(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], continued: Sequence[bool] | None = None
+) -> list[np.ndarray]:
+    """Return the token ids of each text, computed in parallel and in bounded memory; special tokens are plain text.
+
+    Args:
+        tokenizer: of the ids.
+        texts: that are encoded.
+        continued: whether each text continues another one; a tokenizer that puts a space before every text then puts
+            none before it. By default none does.
+    """
     encoding_plain_text(tokenizer)
     cutter = _cutter(tokenizer)
-    pieces = [(number, piece) for number, text in enumerate(texts) for piece in cutter.pieces(text)]
+    starts = zip(texts, continued or [False] * len(texts), strict=True)
+    pieces = [(number, piece) for number, start in enumerate(starts) for piece in cutter.pieces(*start)]
     parts: list[list[np.ndarray]] = [[] for _ in texts]
     for batch in _batches(pieces):
         for (number, _), ids in zip(batch, _encoded(tokenizer, [piece for _, piece in batch]), strict=True):

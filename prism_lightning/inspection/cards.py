@@ -84,8 +84,8 @@ def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, t
     return PrototypeCard(
         prototype=number,
         usage=usage,
-        usage_share=usage / attributor.index.tokens,
-        indexed_tokens=attributor.index.tokens,
+        usage_share=usage / attributor.index.targets,
+        indexed_tokens=attributor.index.targets,
         dead=usage == 0,
         promotes=[token_text(attributor.tokenizer, [token]) for token in promoted],
         demotes=[token_text(attributor.tokenizer, [token]) for token in demoted],

@@ -28,6 +28,7 @@ from prism_lightning.common.plot_style import (
 from prism_lightning.data.store import TokenStore
 from prism_lightning.inspection.localisation import Localisation, measure_all
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.blocks import block_states
 from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import model_fingerprint
 
@@ -38,14 +39,12 @@ LARGEST_SAMPLE_BYTES = 4 * 2**30
 
 @torch.no_grad()
 def hidden_sample(model: PrismForCausalLM, store: TokenStore, tokens: int) -> torch.Tensor:
-    """Return hidden states [N, D] of training blocks that are spread evenly over the corpus."""
+    """Return hidden states [N, D] of training blocks that are spread evenly over the corpus; none of masked targets."""
     count = min(len(store), -(-tokens // store.block_size))
     chosen = torch.linspace(0, len(store) - 1, count).long().tolist()
     parts = []
     for start in range(0, count, BATCH_BLOCKS):
-        items = store.__getitems__(chosen[start : start + BATCH_BLOCKS])
-        ids_BT = torch.stack([item["input_ids"] for item in items]).to(model.device)
-        parts.append(model.hidden_states(ids_BT).flatten(0, 1))
+        parts.append(block_states(model, store.__getitems__(chosen[start : start + BATCH_BLOCKS])).z_nD)
     return torch.cat(parts)
 
 

@@ -55,11 +55,25 @@ class Labeller:
         self.store = store
 
     @cached_property
-    def counts_V(self) -> np.ndarray:
-        """Number of occurrences [V] of each token in the corpus."""
+    def target_counts_V(self) -> np.ndarray:
+        """Number of occurrences [V] of each token among the targets of the corpus."""
+        return self._counts(0)
+
+    @cached_property
+    def read_counts_V(self) -> np.ndarray:
+        """Number of targets of the corpus that each token precedes [V]; of unmasked data, of its occurrences."""
+        return self._counts(-1) if self.store.masked else self.target_counts_V
+
+    def _counts(self, offset: int) -> np.ndarray:
         tokens, size = self.store.tokens, self.store.manifest["tokenizer_size"]
-        parts = (tokens[start : start + COUNT_CHUNK] for start in range(0, len(tokens), COUNT_CHUNK))
-        return np.sum([np.bincount(part, minlength=size) for part in parts], axis=0)
+        counts_V = np.zeros(size, np.int64)
+        for start in range(0, len(tokens), COUNT_CHUNK):
+            chosen = tokens[start : start + COUNT_CHUNK]
+            if self.store.masked:
+                places = np.arange(max(start, 1), min(start + COUNT_CHUNK, len(tokens)))
+                chosen = tokens[places[self.store.are_targets(places)] + offset]
+            counts_V += np.bincount(chosen, minlength=size)
+        return counts_V
 
     def label(self, rows_n: np.ndarray) -> Label:
         """Return the label of a neighbourhood.
@@ -70,7 +84,8 @@ class Labeller:
         if not len(rows_n):
             return Label([], 0.0, [], 0.0, 0.0, 0.0, 0.0)
         read_n, next_n = self.store.tokens[rows_n], self.store.tokens[rows_n + 1]
-        after, says = self._distinctive_tokens(read_n), self._distinctive_tokens(next_n)
+        after = _distinctive_tokens(read_n, self.read_counts_V)
+        says = _distinctive_tokens(next_n, self.target_counts_V)
         follows_n = np.isin(next_n, says)
         tenth = max(1, len(rows_n) // 10)
         middle = (len(rows_n) - tenth) // 2
@@ -85,11 +100,12 @@ class Labeller:
             says_share_random=float(follows_n[random_rows].mean()),
         )
 
-    def _distinctive_tokens(self, tokens_n: np.ndarray) -> list[int]:
-        """Tokens with the largest count here times the logarithm of count over expected count."""
-        counts_here_V = np.bincount(tokens_n, minlength=len(self.counts_V))
-        present = np.flatnonzero(counts_here_V)
-        expected = self.counts_V[present] / self.counts_V.sum() * len(tokens_n)
-        gain = counts_here_V[present] * np.log(counts_here_V[present] / np.maximum(expected, 1e-9))
-        order = np.argsort(-gain, kind="stable")[:LABEL_TOKENS]
-        return [int(present[at]) for at in order if gain[at] > 0]
+
+def _distinctive_tokens(tokens_n: np.ndarray, counts_V: np.ndarray) -> list[int]:
+    """Return the tokens with the largest count here times the logarithm of count over expected count."""
+    counts_here_V = np.bincount(tokens_n, minlength=len(counts_V))
+    present = np.flatnonzero(counts_here_V)
+    expected = counts_V[present] / counts_V.sum() * len(tokens_n)
+    gain = counts_here_V[present] * np.log(counts_here_V[present] / np.maximum(expected, 1e-9))
+    order = np.argsort(-gain, kind="stable")[:LABEL_TOKENS]
+    return [int(present[at]) for at in order if gain[at] > 0]

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from prism_lightning.common.errors import UserError
+from prism_lightning.common.targets import IGNORED_TARGET
 from prism_lightning.lightning_modules.metrics import (
     LanguageModelingMetric,
     derived,
@@ -20,8 +21,9 @@ from prism_lightning.lightning_modules.optimizer import parameter_groups
 from prism_lightning.lightning_modules.schedules import Schedule, lr_schedule
 from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.models import Objective, PrismConfig, PrismForCausalLM
+from prism_lightning.models.isolation import check_isolation
 
-Batch = dict[str, Tensor]  # input_ids [B, T], targets [B, T] and block_ids [B]
+Batch = dict[str, Tensor]  # as of `TokenStore`: input_ids [B, T], targets [B, T], block_ids [B], maybe position_ids
 
 
 class DenseLM(LightningModule):
@@ -76,6 +78,7 @@ class DenseLM(LightningModule):
         if compile:
             self.model.backbone.compile()
         self.loss_metric = LanguageModelingMetric()
+        self._isolation_checked = False
 
     def _configuration(self, backbone: dict[str, Any]) -> PrismConfig:
         return PrismConfig(backbone_config=backbone)
@@ -97,7 +100,8 @@ class DenseLM(LightningModule):
         """Check that the prepared data fit the model.
 
         Raises:
-            UserError: blocks longer than the context, or token ids outside the vocabulary.
+            UserError: blocks longer than the context, token ids outside the vocabulary, or isolated documents in a
+                decoder that cannot keep them apart.
         """
         config = self.model.config
         if data.block_size > config.context_length:
@@ -111,6 +115,9 @@ class DenseLM(LightningModule):
                 f"the tokenizer has {size} tokens but the model's vocabulary {config.vocab_size}:"
                 " raise backbone.vocab_size"
             )
+        if data.train.isolated and not self._isolation_checked:
+            check_isolation(self.model)
+            self._isolation_checked = True  # before a strategy shards the weights
 
     def summary(self, data: TextData) -> str:
         """Return one line with the kind of model, its number of parameters, and the size of the training data."""
@@ -118,7 +125,9 @@ class DenseLM(LightningModule):
         config = self.model.config
         kind = f"PRISM with {config.num_prototypes:,} prototypes" if config.num_prototypes else "dense"
         counts = data.train.counts
-        return f"{kind}, {parameters:,} parameters, on {counts['tokens']:,} tokens of {counts['documents']:,} documents"
+        targets = f" ({counts['targets']:,} of them targets)" if "targets" in counts else ""
+        tokens = f"{counts['tokens']:,} tokens{targets} of {counts['documents']:,} documents"
+        return f"{kind}, {parameters:,} parameters, on {tokens}"
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """Return AdamW over the groups of `parameter_groups`, and its schedule, stepped once per optimiser step."""
@@ -147,7 +156,7 @@ class DenseLM(LightningModule):
 
     def objective(self, batch: Batch) -> Objective:
         """Return the training objective of a batch."""
-        return self.model.objective(batch["input_ids"], batch["targets"])
+        return self.model.objective(batch["input_ids"], batch["targets"], position_ids_BT=batch.get("position_ids"))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the dropout of a micro-batch by seed, batch and rank alone, so that a resumed run repeats it."""
@@ -163,11 +172,23 @@ class DenseLM(LightningModule):
         self._check_finite(result.loss, batch)
         self.log("train/loss", result.cross_entropy.detach(), prog_bar=True)
         self.log_training(result)
+        loss = result.loss
+        if self.data.train.masked:
+            loss = loss * self._target_weight(len(result.targets_N))
         if self.trainer.strategy.handles_gradient_accumulation:
             # Lightning divides by the accumulation, and DeepSpeed divides again. At accumulation 2 the gradients would
             # be half as large and less often clipped: after 8 tiny steps weights were off by 2.6e-4, now by under 1e-6.
-            return result.loss * self.trainer.accumulate_grad_batches
-        return result.loss
+            return loss * self.trainer.accumulate_grad_batches
+        return loss
+
+    def _target_weight(self, targets: int) -> float:
+        """Return the weight of a micro-batch: its targets over the mean of all micro-batches and ranks of the step.
+
+        The mean over micro-batches and ranks is then the mean over targets, however the step is divided.
+        """
+        total = self.data.targets_in_step(self.global_step)
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return targets * parts / total if total else 0.0
 
     def log_training(self, result: Objective) -> None:
         """Log diagnostics of a training batch beyond its loss; the dense model has none."""
@@ -187,8 +208,8 @@ class DenseLM(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics of the validation."""
         result = self.objective(batch)
-        self.loss_metric.update(result.cross_entropy, batch["input_ids"].numel())
-        self.update_diagnostics(result, batch["targets"].flatten())
+        self.loss_metric.update(result.cross_entropy, len(result.targets_N))
+        self.update_diagnostics(result, result.targets_N)
 
     def update_diagnostics(self, result: Objective, targets_N: Tensor) -> None:
         """Add a validation batch to metrics beyond its loss; the dense model has none."""
@@ -220,7 +241,11 @@ class DenseLM(LightningModule):
         self._log_evaluation("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Return the log-probability [B, T] (nats) of every target token, and the blocks' ids [B]."""
-        logits_BTV = self.model(batch["input_ids"], use_cache=False).logits
-        log_probabilities_BT = logits_BTV.float().log_softmax(-1).gather(-1, batch["targets"][..., None])[..., 0]
+        """Return the log-probability [B, T] (nats) of every target, NaN where it is masked, and the blocks' ids [B]."""
+        positions = {name: batch[name] for name in ("position_ids",) if name in batch}
+        logits_BTV = self.model(batch["input_ids"], use_cache=False, **positions).logits
+        masked_BT = batch["targets"] == IGNORED_TARGET
+        targets_BT1 = batch["targets"].where(~masked_BT, 0)[..., None]
+        log_probabilities_BT = logits_BTV.float().log_softmax(-1).gather(-1, targets_BT1)[..., 0]
+        log_probabilities_BT = log_probabilities_BT.masked_fill(masked_BT, torch.nan)
         return {"block_ids": batch["block_ids"].cpu(), "log_probabilities": log_probabilities_BT.cpu()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -18,6 +19,7 @@ from prism_lightning.lightning_modules.dense import Batch, DenseLM
 from prism_lightning.lightning_modules.metrics import Faithfulness, PrototypeUsage, faithfulness_figures
 from prism_lightning.lightning_modules.sharding import gathered, write_parameter
 from prism_lightning.models import Mixture, Objective, PrismConfig, PrototypeLayer
+from prism_lightning.models.blocks import block_states
 from prism_lightning.models.prototypes import prototypes_from, revived_prototypes
 
 # Clipping uses the norm of all gradients together, the only kind that DeepSpeed has. With the prototypes' gradient at
@@ -136,6 +138,7 @@ class PrismLM(DenseLM):
             batch["targets"],
             None if placed else 0.0,
             prototype_gradient_scale=PROTOTYPE_GRADIENT_SCALE,
+            position_ids_BT=batch.get("position_ids"),
         )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -179,21 +182,34 @@ class PrismLM(DenseLM):
 
     @torch.no_grad()
     def sampled_hidden_states(self, step: int, tokens: int, salt: int = 1) -> Tensor:
-        """Return hidden states [N, D] of training blocks, at least `tokens` of them.
+        """Return hidden states [N, D] of tokens of training blocks whose targets are not masked, at least `tokens`.
 
         The blocks depend on the data's seed, `salt` and `step` alone: all ranks and resumed runs use the same.
         """
         data = self.data
-        count = -(-tokens // data.block_size)
-        blocks = block_at(step * count + torch.arange(count).numpy(), len(data.train), data.seed + salt).tolist()
-        ids_BT = torch.stack([row["input_ids"] for row in data.train.__getitems__(blocks)]).to(self.device)
+        blocks = self._sampled_blocks(step, tokens, salt)
         training = self.model.training
         self.model.eval()  # dropout would differ between ranks
+        size = data.micro_batch_size
         z_ND = torch.cat(
-            [self.model.hidden_states(chunk).flatten(0, 1) for chunk in ids_BT.split(data.micro_batch_size)]
+            [
+                block_states(self.model, data.train.__getitems__(blocks[start : start + size])).z_nD
+                for start in range(0, len(blocks), size)
+            ]
         )
         self.model.train(training)
         return z_ND
+
+    def _sampled_blocks(self, step: int, tokens: int, salt: int) -> list[int]:
+        """Return the numbers of blocks with at least so many targets together."""
+        train, seed = self.data.train, self.data.seed + salt
+        count = -(-tokens // self.data.block_size)
+        first = step * count
+        blocks = block_at(first + np.arange(count), len(train), seed)
+        while train.masked and (missing := tokens - int(train.targets_in(blocks).sum())) > 0:
+            more = np.arange(len(blocks), len(blocks) + -(-missing // self.data.block_size))
+            blocks = np.append(blocks, block_at(first + more, len(train), seed))
+        return blocks.tolist()
 
     def _generator(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.data.seed * 1_000_003 + step)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.stops import ignore_stops
 from prism_lightning.data.corpus import Corpus
-from prism_lightning.data.order import TrainingOrder
+from prism_lightning.data.order import TrainingOrder, block_at
 from prism_lightning.data.store import TokenStore
 
 
@@ -90,6 +90,11 @@ class TextData(Corpus, LightningDataModule):
     def accumulation(self) -> int:
         """Number of forward passes per optimiser step on each device."""
         return self.batch_size // (self._micro_batch_size * self._world_size)
+
+    def targets_in_step(self, step: int) -> int:
+        """Return the number of targets in an optimiser step, over all micro-batches and ranks."""
+        positions = step * self.batch_size + np.arange(self.batch_size)
+        return int(self.train.targets_in(block_at(positions, len(self.train), self.seed)).sum())
 
     @property
     def _world_size(self) -> int:

@@ -2,7 +2,7 @@
 
 `cosine` is the paper's: the k prototypes of largest cosine, with the cosine as activation. `pursuit` chooses them for
 the prediction: non-negative matching pursuit in a metric that weighs errors by what they change in the logits. Either
-gives an exact decomposition. Shape suffixes: N tokens, D hidden size, K prototypes, k active, V vocabulary, C of a chunk.
+gives an exact decomposition. Shapes: N tokens, C of a chunk, D hidden size, K prototypes, k active, V vocabulary.
 """
 
 from __future__ import annotations

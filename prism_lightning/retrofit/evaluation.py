@@ -21,6 +21,7 @@ from prism_lightning.lightning_modules.metrics import (
     faithfulness_figures,
 )
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.blocks import stacked
 
 
 @torch.no_grad()
@@ -44,17 +45,19 @@ def evaluated(
     count = max(1, min(len(store), tokens // store.block_size))
     blocks = np.linspace(0, len(store) - 1, count).astype(int).tolist()
     for start in range(0, count, batch_blocks):
-        items = store.__getitems__(blocks[start : start + batch_blocks])
-        ids_BT, targets_BT = (
-            torch.stack([item[name] for item in items]).to(model.device) for name in ("input_ids", "targets")
+        batch = stacked(store.__getitems__(blocks[start : start + batch_blocks]), model.device)
+        result = model.objective(
+            batch["input_ids"], batch["targets"], commitment=0.0, position_ids_BT=batch.get("position_ids")
         )
-        result = model.objective(ids_BT, targets_BT, commitment=0.0)
+        targets = len(result.targets_N)
+        if not targets:
+            continue
         assert result.terms is not None and result.mixture is not None
-        loss.update(result.cross_entropy, ids_BT.numel())
-        unexplained.update(result.terms.reconstruction, weight=ids_BT.numel())
+        loss.update(result.cross_entropy, targets)
+        unexplained.update(result.terms.reconstruction, weight=targets)
         active = result.mixture.indices_Nk[result.mixture.activations_Nk > 0]
-        usage.update(torch.bincount(active, minlength=config.num_prototypes), ids_BT.numel())
-        faithfulness.update(model.lm_head, result.hidden_ND, result.mixture.mixture_ND, targets_BT.flatten())
+        usage.update(torch.bincount(active, minlength=config.num_prototypes), targets)
+        faithfulness.update(model.lm_head, result.hidden_ND, result.mixture.mixture_ND, result.targets_N)
         report(min(start + batch_blocks, count), count)
     figures = derived(loss.compute(), store.bytes_per_token) | {"unexplained_variance": unexplained.compute()}
     figures |= usage.compute() | faithfulness_figures(faithfulness.compute(), model.lm_head)

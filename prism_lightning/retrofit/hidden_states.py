@@ -6,6 +6,7 @@ Shape suffixes: N tokens of the sample, n of a batch, D hidden size, B blocks, T
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor
 
 from prism_lightning.common.files import read_json, write_json
+from prism_lightning.common.targets import IGNORED_TARGET
 from prism_lightning.data.order import block_at
 from prism_lightning.data.store import TokenStore
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.blocks import all_states, stacked
 
 BF16_BYTES = 2
+BLOCKS_READ = 1024  # at a time, to see which targets are masked
 SAVE_EVERY = 16  # batches; a stop loses at most these
 
 
@@ -40,9 +44,19 @@ class StateFile:
         self.blocks = block_at(np.arange(count), len(store), seed).tolist()
         self.shape = (count * store.block_size, hidden_size)
 
+    @cached_property
+    def kept_n(self) -> np.ndarray:
+        """Numbers of the rows whose tokens have a target."""
+        rows, size = np.arange(self.shape[0]), self.store.block_size
+        starts = range(0, len(self.blocks), BLOCKS_READ)
+        blocks = (self.store.__getitems__(self.blocks[start : start + BLOCKS_READ]) for start in starts)
+        has_target = [(item["targets"] != IGNORED_TARGET).numpy() for items in blocks for item in items]
+        return rows[np.concatenate(has_target)] if has_target else rows[:size]
+
     @property
     def tokens(self) -> int:
-        return self.shape[0]
+        """Number N of hidden states, those of masked targets left out."""
+        return len(self.kept_n)
 
     @property
     def _facts(self) -> Path:
@@ -70,17 +84,16 @@ class StateFile:
         size = self.store.block_size
         states = self._map("r+" if done else "w+")
         for number, start in enumerate(range(done, len(self.blocks), batch_blocks)):
-            items = self.store.__getitems__(self.blocks[start : start + batch_blocks])
-            ids_BT = torch.stack([item["input_ids"] for item in items]).to(model.device)
-            z_nD = model.hidden_states(ids_BT).flatten(0, 1)
-            done = start + len(items)
+            batch = stacked(self.store.__getitems__(self.blocks[start : start + batch_blocks]), model.device)
+            z_nD = all_states(model, batch)
+            done = start + len(batch["input_ids"])
             states[start * size : done * size] = z_nD.bfloat16().cpu().view(torch.uint16).numpy()
             if number % SAVE_EVERY == SAVE_EVERY - 1 or done == len(self.blocks):
                 states.flush()  # type: ignore[attr-defined]
                 write_json(self._facts, {"shape": list(self.shape), "blocks_done": done})
-            report(done * size, self.tokens)
+            report(done * size, self.shape[0])
 
     def rows(self, numbers_n: Tensor, device: torch.device) -> Tensor:
         """Return the hidden states [n, D] of some tokens in fp32."""
-        values = self._map("r")[numbers_n.numpy()]
+        values = self._map("r")[self.kept_n[numbers_n.numpy()]]
         return torch.from_numpy(values).view(torch.bfloat16).to(device).float()

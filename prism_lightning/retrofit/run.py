@@ -19,6 +19,7 @@ from prism_lightning.data.corpus import Corpus
 from prism_lightning.data.tokenizer import load_tokenizer, tokenizer_size
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.conversion import converted
+from prism_lightning.models.isolation import check_isolation
 from prism_lightning.models.pretrained import open_pretrained
 from prism_lightning.retrofit.evaluation import evaluated
 from prism_lightning.retrofit.fitting import fit_prototypes
@@ -146,6 +147,8 @@ def check_text(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausal
             f"data.block_size {corpus.block_size} is longer than the model's context of {model.config.context_length}:"
             " lower it"
         )
+    if corpus.isolated:
+        check_isolation(model)
     tokens = min(settings.fit_tokens, len(corpus.train) * corpus.block_size)
     if tokens < settings.prototypes:
         raise UserError(

@@ -119,7 +119,7 @@ class RunPaths:
 
     @property
     def predictions(self) -> Path:
-        """The log-probability of every validation token; written by `predict`."""
+        """The log-probability of every validation token, NaN for masked targets; written by `predict`."""
         return self.root / "predictions.safetensors"
 
     @property

@@ -63,7 +63,7 @@ def open_store(manifest: dict[str, Any], folder: Path, verify: bool = True) -> T
         )
     try:
         read_prepared(store_folder, verify)
-        store = TokenStore(store_folder, "train", manifest["block_size"])
+        store = TokenStore(store_folder, "train", manifest["block_size"], bool(manifest.get("isolated")))
     except DamagedDataError as error:
         raise UserError(
             f"the corpus of index {folder} at {store_folder} is damaged: {error.damage}; run the `index` that built it"

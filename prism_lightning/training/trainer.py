@@ -233,7 +233,7 @@ class TrainingCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write the log-probability (nats) of every validation token to the run directory.
 
-        The file holds `block_ids` [B] and `log_probabilities` [B, T].
+        The file holds `block_ids` [B] and `log_probabilities` [B, T], NaN where a target is masked.
         """
         from safetensors.torch import save_file
 

@@ -75,7 +75,7 @@ class Prototypes(ListMethod):
     def damping(self, value: float) -> None:
         shard_builder = self.builder.shard_builder()
         shard_builder.settings = replace(self.settings, damping=value)  # the folder keeps those it was built with
-        self.index.curvature = shard_builder.curvature(self.index.shards, self.index.tokens)
+        self.index.curvature = shard_builder.curvature(self.index.shards, self.index.targets)
         self._damping = value
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.index.shards import Shard
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.blocks import BlockStates
 
 S = TypeVar("S", bound=Shard)
 
@@ -50,19 +51,39 @@ class ShardBuilder(ABC, Generic[S]):
         """Start a shard."""
 
     @abstractmethod
-    def add(self, z_ND: Tensor, targets_N: Tensor) -> None:
-        """Add the next batch of the shard's tokens."""
+    def add(self, states: BlockStates, rows: int) -> None:
+        """Add the next batch of the shard's tokens.
+
+        Args:
+            states: of the tokens whose targets are not masked.
+            rows: number N of all tokens of the batch. The shard has a row for each, so that rows locate documents.
+        """
 
     @abstractmethod
     def finish(self) -> S:
         """Return the shard."""
 
     @abstractmethod
-    def curvature(self, shards: Sequence[S], tokens: int) -> dict[str, np.ndarray]:
-        """Return what queries are divided by.
+    def curvature(self, shards: Sequence[S], targets: int) -> dict[str, np.ndarray]:
+        """Return what queries are divided by; `targets` is the number of tokens whose targets are not masked.
 
         It is summed over all shards in order, so that it does not depend on which process built which shard.
         """
+
+
+def rows_of(kept: np.ndarray, states: BlockStates, rows: int) -> np.ndarray:
+    """Return an array of a batch's tokens with a row for each; rows of masked targets are zeros.
+
+    Args:
+        kept: [n, ...] rows of the tokens whose targets are not masked.
+        states: of these tokens.
+        rows: number of all tokens of the batch.
+    """
+    if states.kept_n is None:
+        return kept
+    every = np.zeros((rows, *kept.shape[1:]), kept.dtype)
+    every[array(states.kept_n)] = kept
+    return every
 
 
 def array(tensor: Tensor) -> np.ndarray:

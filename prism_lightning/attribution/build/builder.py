@@ -26,6 +26,8 @@ from prism_lightning.common.files import integrity_error, map_file, read_json, w
 from prism_lightning.common.manifests import mapping, problem_in, whole
 from prism_lightning.data.store import TokenStore
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.blocks import BlockStates, block_states
+from prism_lightning.models.isolation import check_isolation
 from prism_lightning.run.fingerprints import model_fingerprint
 
 SHARD_BUILDERS: dict[str, type[ShardBuilder[Any]]] = {"hidden": HiddenShardBuilder, "logits": LogitShardBuilder}
@@ -52,6 +54,11 @@ class Builder:
     ) -> None:
         self.model, self.store, self.settings, self.folder, self.report = model, store, settings, folder, report
         self.tokens = len(store) * store.block_size
+        self.targets = int(store.targets_in(range(len(store))).sum())
+        if not self.targets:
+            raise UserError(f"all targets of {store.folder} are masked: there is nothing to index")
+        if store.isolated:
+            check_isolation(model)
         self.shard_blocks = max(1, settings.shard_tokens // store.block_size)
         self.num_shards = -(-len(store) // self.shard_blocks)
         self.lock = filelock.FileLock(folder / "lock")
@@ -71,6 +78,8 @@ class Builder:
             "tokens": self.tokens,
             "settings": self.settings.recorded(),
         }
+        if self.store.masked:
+            facts |= {"targets": self.targets, "isolated": self.store.isolated}
         if self.model.dtype != torch.float32:  # of the decoder; shards of two types would belong to different models
             facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
         with self.lock:
@@ -135,13 +144,9 @@ class Builder:
         """Return the numbers of a shard's blocks."""
         return range(shard * self.shard_blocks, min(len(self.store), (shard + 1) * self.shard_blocks))
 
-    def hidden(self, blocks: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the hidden states z [N, D] and targets [N] of some blocks."""
-        items = self.store.__getitems__(blocks)
-        ids_BT, targets_BT = (
-            torch.stack([item[name] for item in items]).to(self.model.device) for name in ("input_ids", "targets")
-        )
-        return self.model.hidden_states(ids_BT).flatten(0, 1), targets_BT.flatten()
+    def hidden(self, blocks: list[int]) -> BlockStates:
+        """Return the hidden states of some blocks."""
+        return block_states(self.model, self.store.__getitems__(blocks))
 
     def _batches(self, blocks: list[int]) -> list[list[int]]:
         size = max(1, self.settings.batch_tokens // self.store.block_size)
@@ -149,20 +154,20 @@ class Builder:
 
     @torch.no_grad()
     def _sample(self) -> Tensor:
-        """Hidden states [N, D] of blocks that are spread evenly over the corpus."""
+        """Hidden states [N, D] of blocks that are spread evenly over the corpus; none of masked targets."""
         tokens = self.settings.fit_tokens or max(MIN_SAMPLE_TOKENS, FIT_TOKENS_PER_PROTOTYPE * self._size())
-        count = min(len(self.store), -(-tokens // self.store.block_size))
+        count = min(len(self.store), -(-tokens * len(self.store) // self.targets))
         chosen = np.linspace(0, len(self.store) - 1, count).astype(int).tolist()
-        parts, total = [], count * self.store.block_size
+        parts, total = [], int(self.store.targets_in(chosen).sum())
         for batch in self._batches(chosen):
-            parts.append(self.hidden(batch)[0])
+            parts.append(self.hidden(batch).z_nD)
             self.report("sampling hidden states", sum(map(len, parts)), total)
         return torch.cat(parts)
 
     def _size(self) -> int:
         if self.settings.dictionary == "model":
             return self.model.config.num_prototypes
-        return self.settings.prototypes or default_size(self.tokens, self.settings.tokens_per_prototype)
+        return self.settings.prototypes or default_size(self.targets, self.settings.tokens_per_prototype)
 
     def prepare_dictionary(self) -> None:
         """Fit the dictionary and the bases of the records to a sample, and write dictionary.safetensors."""
@@ -220,9 +225,8 @@ class Builder:
         """Build and write one shard; return the tokens done so far, of a total that `report` is told."""
         shard_builder.begin()
         for batch in self._batches(list(self.blocks_of(number))):
-            z_ND, targets_N = self.hidden(batch)
-            shard_builder.add(z_ND, targets_N)
-            tokens_done += len(z_ND)
+            shard_builder.add(self.hidden(batch), len(batch) * self.store.block_size)
+            tokens_done += len(batch) * self.store.block_size
             self.report("indexing", tokens_done, total)
         tokens = len(self.blocks_of(number)) * self.store.block_size
         path = shard_path(self.folder, number)
@@ -234,7 +238,9 @@ class Builder:
         self.report("merging", 0, self.num_shards)
         paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
         shards = [shard_builder.shard_type.open(path) for path in paths]
-        tensors = shard_builder.curvature(shards, self.tokens)
+        tensors = shard_builder.curvature(shards, self.targets)
+        if self.store.masked:
+            tensors["targets"] = np.array([self.targets])
         parts = part_checksums(self.folder, self.num_shards)
         write_file(self.folder / "curvature.safetensors", tensors, parts=parts)
         write_json(self.folder / "manifest.json", self._manifest())

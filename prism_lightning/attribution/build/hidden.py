@@ -1,6 +1,7 @@
 """Building shards of an index in the space of hidden states (`index/hidden_influence.py`).
 
-Shapes: N tokens of a batch, k active, D hidden size, m coordinates, h coordinates of a hidden state.
+Shapes: N tokens of a batch, n of them with a target, k active, D hidden size, m coordinates, h coordinates of a hidden
+state.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_lightning.attribution.build.base import ShardBuilder, array
+from prism_lightning.attribution.build.base import ShardBuilder, array, rows_of
 from prism_lightning.attribution.curvature.hessian import HessianSums, eigenbasis, mean_curvature
 from prism_lightning.attribution.curvature.record_basis import RecordBasis, preconditioner
 from prism_lightning.attribution.curvature.records import head_chunks, loss_gradient
@@ -21,6 +22,7 @@ from prism_lightning.attribution.index.shards import HiddenShard, prototype_list
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.devices import check_float64
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.blocks import BlockStates
 
 CURVATURE_TOKENS = 65_536  # of the sample, for the basis of the records; S itself is summed over all tokens
 
@@ -55,27 +57,27 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
         self.sums = HessianSums(self.head_VD, len(self.dictionary.unit_KD))
         self.parts: list[dict[str, np.ndarray]] = []
 
-    def add(self, z_ND: Tensor, targets_N: Tensor) -> None:
-        deltas = []
-        indices_Nk, activations_Nk = self.dictionary.assign(z_ND)
-        for chunk in head_chunks(self.head_VD, z_ND):
-            self.sums.add(chunk, indices_Nk[chunk.rows], activations_Nk[chunk.rows])
-            deltas.append(loss_gradient(self.head_VD, chunk.mean_CD, targets_N[chunk.rows]))
+    def add(self, states: BlockStates, rows: int) -> None:
+        deltas = [states.z_nD[:0]]
+        indices_nk, activations_nk = self.dictionary.assign(states.z_nD)
+        for chunk in head_chunks(self.head_VD, states.z_nD):
+            self.sums.add(chunk, indices_nk[chunk.rows], activations_nk[chunk.rows])
+            deltas.append(loss_gradient(self.head_VD, chunk.mean_CD, states.targets_n[chunk.rows]))
         activation_type = np.float32 if self.settings.precision == "fp32" else np.float16
-        whitened_Nm = torch.cat(deltas) @ self.record_basis.whitening_Dm
-        coordinates, scales = quantised(array(whitened_Nm), self.settings.precision)
+        whitened_nm = torch.cat(deltas) @ self.record_basis.whitening_Dm
+        coordinates, scales = quantised(array(whitened_nm), self.settings.precision)
         part = {
             "coordinates": coordinates,
-            "prototypes": array(indices_Nk).astype(np.uint32),
-            "activations": array(activations_Nk).astype(activation_type),
+            "prototypes": array(indices_nk).astype(np.uint32),
+            "activations": array(activations_nk).astype(activation_type),
         }
         if scales is not None:
             part["scales"] = scales
         if self.record_basis.hidden_Dh is not None:
-            hidden, hidden_scales = quantised(array(z_ND @ self.record_basis.hidden_Dh), "int8")
+            hidden, hidden_scales = quantised(array(states.z_nD @ self.record_basis.hidden_Dh), "int8")
             assert hidden_scales is not None
             part |= {"hidden": hidden, "hidden_scales": hidden_scales}
-        self.parts.append(part)
+        self.parts.append({name: rows_of(kept, states, rows) for name, kept in part.items()})
 
     def finish(self) -> HiddenShard:
         joined = {name: np.concatenate([part.pop(name) for part in self.parts]) for name in list(self.parts[0])}
@@ -87,7 +89,7 @@ class HiddenShardBuilder(ShardBuilder[HiddenShard]):
             sum_curvature=array(self.sums.gauss_newton_DD()),
         )
 
-    def curvature(self, shards: Sequence[HiddenShard], tokens: int) -> dict[str, np.ndarray]:
-        activation_K = total_of([shard.sum_activation for shard in shards]) / tokens
-        curvature_DD = total_of([shard.sum_curvature for shard in shards]) / tokens
-        return preconditioner(self.record_basis, activation_K, curvature_DD, tokens, self.settings.damping_share)
+    def curvature(self, shards: Sequence[HiddenShard], targets: int) -> dict[str, np.ndarray]:
+        activation_K = total_of([shard.sum_activation for shard in shards]) / targets
+        curvature_DD = total_of([shard.sum_curvature for shard in shards]) / targets
+        return preconditioner(self.record_basis, activation_K, curvature_DD, targets, self.settings.damping_share)

@@ -1,6 +1,6 @@
 """Building shards of an index in the space of logits (`index/logit_influence.py`).
 
-Shapes: N tokens of a batch, k active, D hidden size, V vocabulary.
+Shapes: N tokens of a batch, n of them with a target, k active, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from prism_lightning.attribution.build.base import ShardBuilder, array
+from prism_lightning.attribution.build.base import ShardBuilder, array, rows_of
 from prism_lightning.attribution.curvature.records import target_error_probability
 from prism_lightning.attribution.index.shards import LogitShard, search, total_of
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.blocks import BlockStates
 
 PARTS = 64  # parts of the prototypes; the lists of one part at a time are in memory while they are counted
 
@@ -31,11 +32,16 @@ class LogitShardBuilder(ShardBuilder[LogitShard]):
     def begin(self) -> None:
         self.parts: list[tuple[np.ndarray, ...]] = []
 
-    def add(self, z_ND: Tensor, targets_N: Tensor) -> None:
-        indices_Nk, activations_Nk = self.dictionary.assign(z_ND)
-        target_errors_N = target_error_probability(self.head_VD, z_ND, targets_N)
-        tensors = (indices_Nk.int(), activations_Nk, target_errors_N, targets_N.int())
-        self.parts.append(tuple(array(tensor) for tensor in tensors))
+    def add(self, states: BlockStates, rows: int) -> None:
+        if not len(states.z_nD):  # all targets of the batch are masked
+            types, active = (np.int32, np.float32, np.float32, np.int32), self.dictionary.active
+            shapes = ((rows, active), (rows, active), (rows,), (rows,))
+            self.parts.append(tuple(np.zeros(shape, kind) for shape, kind in zip(shapes, types, strict=True)))
+            return
+        indices_nk, activations_nk = self.dictionary.assign(states.z_nD)
+        target_errors_n = target_error_probability(self.head_VD, states.z_nD, states.targets_n)
+        tensors = (indices_nk.int(), activations_nk, target_errors_n, states.targets_n.int())
+        self.parts.append(tuple(rows_of(array(tensor), states, rows) for tensor in tensors))
 
     def finish(self) -> LogitShard:
         indices_Nk, activations_Nk, target_errors_N, targets_N = map(np.concatenate, zip(*self.parts, strict=True))
@@ -43,7 +49,7 @@ class LogitShardBuilder(ShardBuilder[LogitShard]):
         sizes = (len(self.head_VD), len(self.dictionary.unit_KD))
         return LogitShard.of_tokens(indices_Nk, activations_Nk, target_errors_N, targets_N, *sizes)
 
-    def curvature(self, shards: Sequence[LogitShard], tokens: int) -> dict[str, np.ndarray]:
+    def curvature(self, shards: Sequence[LogitShard], targets: int) -> dict[str, np.ndarray]:
         """Return `damping`, its share of the mean of L over all lists with entries, and the sums A and P."""
         total = sum(float(shard.curvature.sum(dtype=np.float64)) for shard in shards)
         vocabulary, size = len(self.head_VD), len(self.dictionary.unit_KD)

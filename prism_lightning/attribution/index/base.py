@@ -23,7 +23,17 @@ import numpy as np
 from prism_lightning.attribution.index.shards import Shard
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import integrity_error, map_file, read_json
-from prism_lightning.common.manifests import anything, check_manifest, mapping, one_of, read_manifest, text, whole
+from prism_lightning.common.manifests import (
+    anything,
+    check_manifest,
+    flag,
+    mapping,
+    one_of,
+    optional,
+    read_manifest,
+    text,
+    whole,
+)
 from prism_lightning.common.retired import retired_in
 
 FORMAT = 2
@@ -33,6 +43,8 @@ MANIFEST = {
     "store": text(),
     "block_size": whole(1, 2**24),
     "tokens": whole(1),
+    "targets": optional(whole(1)),
+    "isolated": optional(flag()),
     "shard_tokens": whole(1, 2**32),
     "shards": whole(1, 10**5),
     "documents": whole(1),
@@ -91,6 +103,8 @@ class Index(ABC):
         self.folder = Path(folder)
         self.manifest = manifest = manifest_of(self.folder)
         self.tokens: int = manifest["tokens"]
+        # N of every formula; masked targets have rows, without entries
+        self.targets: int = manifest.get("targets", self.tokens)
         self.shard_tokens: int = manifest["shard_tokens"]
         self.num_shards: int = manifest["shards"]
         self.shard_paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
@@ -106,12 +120,14 @@ class Index(ABC):
         try:
             prototypes = len(map_file(self.folder / "dictionary.safetensors")["prototypes"])
             sizes = {"prototypes": prototypes, "active": facts.get("active"), **self.sizes()}
+            if "targets" in self.manifest or "targets" in self.curvature:
+                sizes["targets"] = int(self.curvature["targets"][0])
         except KeyError as error:
             raise UserError(f"{self.folder} has a file without the tensor {error}: {REBUILD}") from error
         problems = [
-            f"{path} is damaged ({name} is {self.manifest[name]}, the index's files have {size}): {REBUILD}"
+            f"{path} is damaged ({name} is {self.manifest.get(name)}, the index's files have {size}): {REBUILD}"
             for name, size in sizes.items()
-            if size != self.manifest[name]
+            if size != self.manifest.get(name)
         ]
         if problems:
             raise UserError(problems)

@@ -83,7 +83,7 @@ class HiddenIndex(Index):
         The index must store hidden states.
         """
         hidden_h = z_D @ self.curvature["hidden_basis"]
-        vector_m = delta_D @ self.curvature["precondition"] / np.float32(self.tokens)
+        vector_m = delta_D @ self.curvature["precondition"] / np.float32(self.targets)
         influence = np.empty(len(hits.tokens), dtype=np.float32)
         for number in np.unique(hits.tokens // self.shard_tokens).tolist():
             in_shard = hits.tokens // self.shard_tokens == number

@@ -88,7 +88,7 @@ class LogitIndex(Index):
             counts_U[present] += shard.offsets[at + 1].astype(np.int64) - shard.offsets[at]
             sums_U[present] += shard.curvature[at]
         prototypes_U, targets_U = np.divmod(lists_U, self.vocabulary)
-        prior_U = self.curvature["activation"][prototypes_U] * self.curvature["surprise"][targets_U] / self.tokens
+        prior_U = self.curvature["activation"][prototypes_U] * self.curvature["surprise"][targets_U] / self.targets
         return (counts_U * sums_U + PRIOR * prior_U) / (counts_U + PRIOR) + self.curvature["damping"][0]
 
     def _hits_by_shard(self, query: Query) -> list[Hits]:

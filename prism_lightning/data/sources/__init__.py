@@ -6,7 +6,20 @@
 from prism_lightning.data.sources.hub import hub_dataset
 from prism_lightning.data.sources.local import local_files
 from prism_lightning.data.sources.python_library import standard_library
-from prism_lightning.data.sources.registry import has_rows
+from prism_lightning.data.sources.registry import has_rows, place_of
+from prism_lightning.data.sources.rows import CompletionRows, MessageRows, Rows, TextRows
 from prism_lightning.data.sources.source import Document, Source
 
-__all__ = ["Document", "Source", "has_rows", "hub_dataset", "local_files", "standard_library"]
+__all__ = [
+    "CompletionRows",
+    "Document",
+    "MessageRows",
+    "Rows",
+    "Source",
+    "TextRows",
+    "has_rows",
+    "hub_dataset",
+    "local_files",
+    "place_of",
+    "standard_library",
+]

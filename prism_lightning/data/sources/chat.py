@@ -41,13 +41,7 @@ class Chat:
         Raises:
             UserError: the file cannot be read; the template is not valid Jinja.
         """
-        if setting is None or "{" in setting:
-            return cls(setting)
-        try:
-            return cls(Path(setting).expanduser().read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
-            problem = "is neither a Jinja template nor a file of UTF-8 text"
-            raise UserError(f"data.chat_template {setting} {problem}: give one of them") from error
+        return cls(template_of(setting))
 
     def __post_init__(self) -> None:
         if self.template is not None:
@@ -79,6 +73,21 @@ class Chat:
         except Exception as error:  # A template can fail in any way.
             cause = " ".join(str(error).split())[:200]
             raise RecordError(where, f"data.chat_template failed ({cause}): correct the template or the row") from error
+
+
+def template_of(setting: str | None) -> str | None:
+    """Return the template of a setting: None, a template, or the name of a file with one, which has no braces.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if setting is None or "{" in setting:
+        return setting
+    try:
+        return Path(setting).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = "is neither a Jinja template nor a file of UTF-8 text"
+        raise UserError(f"data.chat_template {setting} {problem}: give one of them") from error
 
 
 def is_chat(value: Any) -> bool:

@@ -23,10 +23,12 @@ class TextColumn:
     Args:
         name: a column, or a dotted path to a field inside one; a column with the whole name takes precedence.
         chat: renders lists of chat messages.
+        setting: the setting that named the column, for error messages.
     """
 
     name: str
     chat: Chat = field(default_factory=Chat)
+    setting: str = "data.text_column"
 
     @property
     def identity(self) -> dict[str, str]:
@@ -52,7 +54,7 @@ class TextColumn:
         if path is None:
             known = difflib.get_close_matches(self.name, _paths(names), n=NAMES_SHOWN, cutoff=0)
             hint = nearest(self.name, known) if known else "there are no columns"
-            raise RecordError(where, f"no column {self.name!r} (data.text_column): {hint}")
+            raise RecordError(where, f"no column {self.name!r} ({self.setting}): {hint}")
         return path
 
     def values(self, records: Iterable[tuple[int, Any]], place: Callable[[int], str]) -> Iterator[tuple[int, Any]]:
@@ -85,24 +87,32 @@ class TextColumn:
         if value is None:
             return None
         if isinstance(value, str):
-            if not value.isascii() and LONE_SURROGATE.search(value):
-                raise RecordError(where, "half a surrogate pair stands alone: correct or remove the text")
+            check_surrogates(value, where)
             return value
         if is_chat(value):
             return self.text(self.chat.render(value, where), where)
-        problem = f"column {self.name!r} is not text but {describe(value)}"
-        raise RecordError(where, f"{problem}: {self._advice(value)}")
+        raise self.wrong_value(value, where, self._advice(value))
+
+    def wrong_value(self, value: Any, where: str, advice: str, expected: str = "text") -> RecordError:
+        """Return the error for a value of another kind."""
+        return RecordError(where, f"column {self.name!r} is not {expected} but {describe(value)}: {advice}")
 
     def _advice(self, value: Any) -> str:
         if isinstance(value, dict):
             paths = [path for path in _paths(value) if _is_readable(value, path)]
             best = min(paths, key=lambda path: path.rpartition(".")[2] not in ("text", "content"), default=None)
-            return f"set data.text_column {self.name}.{best}" if best else "give a column that holds text"
+            return f"set {self.setting} {self.name}.{best}" if best else "give a column that holds text"
         if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
             return "join the strings into one text per row"
         if isinstance(value, list | tuple) and value and all(isinstance(item, dict) for item in value):
             return "chat messages are objects with role and content; rename the fields, or write one text per row"
-        return "set data.text_column to a column that holds text"
+        return f"set {self.setting} to a column that holds text"
+
+
+def check_surrogates(text: str, where: str) -> None:
+    """Raise RecordError for a text with half a surrogate pair."""
+    if not text.isascii() and LONE_SURROGATE.search(text):
+        raise RecordError(where, "half a surrogate pair stands alone: correct or remove the text")
 
 
 def describe(value: Any) -> str:

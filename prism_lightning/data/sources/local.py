@@ -10,37 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from prism_lightning.common.errors import UserError
-from prism_lightning.data.sources.chat import Chat
-from prism_lightning.data.sources.column import TextColumn
 from prism_lightning.data.sources.paths import files_of
 from prism_lightning.data.sources.registry import (
     IMPLICIT_KINDS,
     TEXT,
     conversion_advice,
     kind_of,
-    read_texts,
+    read_contents,
     unreadable,
 )
+from prism_lightning.data.sources.rows import Rows, TextRows, document_of
 from prism_lightning.data.sources.source import Document, Source
 
 WHOLE_DIGEST_BYTES = 64 * 2**20
 
 
 def local_files(
-    patterns: str | list[str], text_column: str, setting: str = "data.path", chat_template: str | None = None
+    patterns: str | list[str], rows: str | Rows, setting: str = "data.path", chat_template: str | None = None
 ) -> Source:
     """Return files as a source: a text file is one document, and so is every row of a file with rows.
 
     Args:
         patterns: files, folders and globs, in the order in which they are read.
-        text_column: column that holds the text in files with rows; a dotted path names a field inside it.
+        rows: what is read of files with rows: the column that holds the text, where a dotted path names a field
+            inside it; or the columns of prompts and completions, or of chats.
         setting: name of the setting that has the patterns, for error messages.
-        chat_template: Jinja template, or a file with one, that renders rows of chat messages.
+        chat_template: Jinja template, or a file with one, that renders chat messages in the column of the text.
 
     Raises:
-        UserError: nothing matches, or a kind of file cannot be read. While reading: as `read_texts`.
+        UserError: nothing matches, or a kind of file cannot be read. While reading: as `read_contents`.
     """
-    column = TextColumn(text_column, Chat.of(chat_template))
+    rows = TextRows(rows, chat_template) if isinstance(rows, str) else rows
     files, unread = files_of([patterns] if isinstance(patterns, str) else list(patterns), setting)
     for path in files:
         if advice := conversion_advice(path.name):
@@ -50,11 +50,12 @@ def local_files(
 
     def records() -> Iterator[Document | None]:
         for path in files:
-            for row, text in read_texts(path, column, setting):
-                yield None if text is None else Document(text, str(path), keys[path], row)
+            for row, content in read_contents(path, rows, setting):
+                yield content and document_of(content, str(path), keys[path], row)
 
     digests = {keys[path]: file_digest(path, setting) for path in files}
-    return Source({"files": digests} | _reading_facts(keys) | column.identity, records, [str(path) for path in unread])
+    identity = {"files": digests} | _reading_facts(keys) | rows.identity
+    return Source(identity, records, [str(path) for path in unread], masked=rows.masked)
 
 
 def _reading_facts(keys: dict[Path, str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 To add a kind of file:
 
-1. Write `read_NAME(file, column)` in a module of its own here. It takes the unpacked file and the text column, and
+1. Write `read_NAME(file, column)` in a module of its own here. It takes the unpacked file and a column, and
    yields a row number and a value for each record. It raises `RecordError` for what it cannot read.
 2. Enter the suffix in `KINDS` with a `FileKind` of a new name.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
@@ -30,6 +31,7 @@ from prism_lightning.data.sources.json_document import read_json
 from prism_lightning.data.sources.json_lines import read_json_lines
 from prism_lightning.data.sources.opening import opened, suffix_of
 from prism_lightning.data.sources.parquet import read_parquet
+from prism_lightning.data.sources.rows import Content, Rows
 from prism_lightning.data.sources.source import RecordError, line_place, row_place
 from prism_lightning.data.sources.text import read_text
 
@@ -119,28 +121,44 @@ def holds_no_text(path: Path, setting: str) -> bool:
         raise unreadable(path, error, setting) from error
 
 
-def read_texts(path: Path, column: TextColumn, setting: str) -> Iterator[tuple[int, str | None]]:
-    """Yield row and text of every record of a file; the text of a null is None.
+def read_contents(path: Path, rows: Rows, setting: str) -> Iterator[tuple[int, Content | None]]:
+    """Yield row and content of every record of a file; the content of a null is None.
+
+    A file is read once for each column, so that readers need to know one column only.
 
     Args:
         path: of the file.
-        column: the column that holds the text, in files with rows.
+        rows: the columns that are read, in files with rows.
         setting: the setting that named the file, for error messages.
 
     Raises:
         UserError: the file or one of its records cannot be read. The message names the file and the place.
     """
     kind = kind_of(path.name)
+    if rows.masked and not kind.has_rows:
+        column = rows.columns[0]
+        raise UserError(f"{path} has no columns ({column.setting} {column.name}): leave it out of {setting}")
     try:
-        with opened(path, seekable=not kind.is_text) as file:
-            if kind.is_text:
-                check_encoding(file.peek(HEAD_BYTES)[:HEAD_BYTES])
-            for row, value in kind.read(file, column):
-                yield row, column.text(value, kind.place(row))
+        with ExitStack() as stack:
+            readers = []
+            for column in rows.columns:
+                file = stack.enter_context(opened(path, seekable=not kind.is_text))
+                if kind.is_text:
+                    check_encoding(file.peek(HEAD_BYTES)[:HEAD_BYTES])
+                readers.append(kind.read(file, column))
+            for records in zip(*readers, strict=True):
+                row = records[0][0]
+                yield row, rows.content([value for _, value in records], kind.place(row))
     except RecordError as error:
         raise UserError(f"{path}{error.where}: {error.problem}") from error
     except READ_FAILURES as error:
         raise unreadable(path, error, setting) from error
+
+
+def place_of(name: str, row: int) -> str:
+    """Return the place of a document as error messages write it: FILE, FILE:LINE or NAME row ROW."""
+    kind = kind_of(name)
+    return name + (kind.place(row) if kind.has_rows else row_place(row))
 
 
 def unreadable(path: Path, error: Exception, setting: str) -> UserError:

@@ -17,12 +17,16 @@ class Document:
         key: the name without the folder of the corpus, so that a corpus that was moved is still the same.
         row: counted from 0. In JSON Lines, lines count, including blank ones; in JSON, objects; in CSV and TSV, records
             after the header; in Parquet, Arrow and hub data, rows. A text file has row 0 only.
+        prompt_length: characters of the text that are the prompt of a completion; None where there is no prompt.
+        messages: the chat that the tokenizer's template renders; None where the text is what is tokenised.
     """
 
     text: str
     name: str
     key: str
     row: int = 0
+    prompt_length: int | None = None
+    messages: list[dict[str, Any]] | None = None
 
 
 @dataclass
@@ -34,12 +38,14 @@ class Source:
         records: starts a pass over the records; it yields None for a record whose text is null.
         unread_files: files in folders that hold no text.
         skipped_nulls: number of records without text so far in the last pass.
+        masked: whether the documents have masked targets: prompts, or turns of a chat that are not the assistant's.
     """
 
     identity: dict[str, Any]
     records: Callable[[], Iterator[Document | None]]
     unread_files: list[str] = field(default_factory=list)
     skipped_nulls: int = 0
+    masked: bool = False
 
     def documents(self) -> Iterator[Document]:
         """Yield every document with text; blank ones are skipped, nulls are skipped and counted."""
