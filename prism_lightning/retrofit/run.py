@@ -74,7 +74,7 @@ def _finish(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausalLM,
     model.to(device_named(settings.device))  # type: ignore[arg-type]
     batch_blocks = max(1, settings.batch_tokens // corpus.block_size)
     states = StateFile(
-        run.paths.retrofit / "hidden_states.bin",
+        run.paths.retrofit,
         corpus.train,
         settings.fit_tokens,
         model.config.hidden_size,

@@ -116,7 +116,8 @@ def evaluate(module: DenseLM, data: TextData) -> dict[str, float]:
 def polish_prototypes(module: PrismLM, data: TextData) -> None:
     """Fit the prototypes to hidden states of training blocks, with the decoder frozen (method, section 3)."""
     z_ND = module.sampled_hidden_states(step=0, tokens=module.polish_tokens, salt=2)
-    steps = polish(module.layer, z_ND, module.polish_steps, module.polish_learning_rate, data.seed)
+    head_VD = module.model.lm_head.weight
+    steps = polish(module.layer, z_ND, module.polish_steps, module.polish_learning_rate, data.seed, head_VD)
     with PhaseProgress() as progress:
         for number, _ in enumerate(steps):
             progress("polishing prototypes", number + 1, module.polish_steps)
