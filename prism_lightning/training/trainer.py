@@ -138,6 +138,7 @@ class TrainingCLI(LightningCLI):
         else:
             tokenizer = chosen_tokenizer(model, requested, self.run_directory.paths)
         self.datamodule.tokenizer = settings["data"]["tokenizer"] = tokenizer
+        vars(self).pop("config_dump", None)  # a copy of the settings from before
 
     def _model_settings(self) -> dict[str, Any]:
         return (self.config[self.verb]["model"].get("init_args") or Namespace()).as_dict()
