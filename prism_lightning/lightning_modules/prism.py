@@ -19,8 +19,8 @@ from prism_lightning.lightning_modules.dense import Batch, DenseLM
 from prism_lightning.lightning_modules.metrics import Faithfulness, PrototypeUsage, faithfulness_figures
 from prism_lightning.lightning_modules.sharding import gathered, write_parameter
 from prism_lightning.models import Mixture, Objective, PrototypeLayer
-from prism_lightning.models.encoders import EncoderName
 from prism_lightning.models.blocks import block_states
+from prism_lightning.models.encoders import EncoderName
 from prism_lightning.models.prototypes import prototypes_from, revived_prototypes
 
 # Clipping uses the norm of all gradients together, the only kind that DeepSpeed has. With the prototypes' gradient at

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,8 @@ def with_adapter_merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     peft = import_peft()
     adapter_base(folder)
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        with quiet():
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # shapes, names and files raise different types
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"adapter {folder} does not fit model {model.config.model_type}: {cause}") from error
@@ -66,7 +70,16 @@ def with_adapter_merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     if not hasattr(adapted.base_model, "merge_and_unload"):
         kind = adapted.peft_config[adapted.active_adapter].peft_type.value
         raise UserError(f"adapter {folder} ({kind}) cannot be merged into weights: give one of low rank, such as LoRA")
-    return adapted.merge_and_unload(safe_merge=True).eval()
+    with quiet():
+        return adapted.merge_and_unload(safe_merge=True).eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence peft's warnings: of settings that it corrects, and of tensors that are compared here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _stored_names(folder: Path) -> set[str]:

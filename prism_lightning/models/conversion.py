@@ -23,9 +23,7 @@ def logit_factor(config: PreTrainedConfig) -> float:
     return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
-def configuration_of(
-    config: PreTrainedConfig, base_model: str, fused: bool, **prototype_settings: Any
-) -> PrismConfig:
+def configuration_of(config: PreTrainedConfig, base_model: str, fused: bool, **prototype_settings: Any) -> PrismConfig:
     """Return the configuration of the model that `converted` makes of a decoder; arguments as there."""
     if logit_factor(config) != 1:
         config.tie_word_embeddings = False

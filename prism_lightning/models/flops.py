@@ -30,4 +30,6 @@ def flops_per_token(
     These are 6 per parameter that multiplies each token, and 12 L D T for attention over blocks of T tokens. A frozen
     one takes 4: its own gradient is not computed.
     """
-    return 6 * matrix_parameters - 2 * frozen_parameters + 12 * config.num_hidden_layers * config.hidden_size * block_size
+    return (
+        6 * matrix_parameters - 2 * frozen_parameters + 12 * config.num_hidden_layers * config.hidden_size * block_size
+    )

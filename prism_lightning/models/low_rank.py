@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import partial_folder
-from prism_lightning.models.adapters import ADAPTER_WEIGHTS, import_peft
+from prism_lightning.models.adapters import ADAPTER_WEIGHTS, import_peft, quiet
 from prism_lightning.models.language_model import PrismForCausalLM
 
 
@@ -69,7 +69,8 @@ def add_adapters(model: PrismForCausalLM, settings: LoraSettings) -> None:
             f" {model.config.get_text_config().model_type} are {', '.join(names)}: give some of these"
         )
     try:
-        peft.inject_adapter_in_model(_configuration(peft, model, settings, targets), model.backbone)
+        with quiet():
+            peft.inject_adapter_in_model(_configuration(peft, model, settings, targets), model.backbone)
     except ValueError as error:  # a dotted name that ends like a layer
         raise UserError(f"model.lora.targets: {' '.join(str(error).split())[:200]}") from error
     for parameter in (*model.backbone.parameters(), *model.lm_head.parameters()):
@@ -118,9 +119,11 @@ def save_adapter(model: PrismForCausalLM, settings: LoraSettings, folder: Path) 
     """
     peft = import_peft()
     config = model.config.get_text_config()
-    prefix = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].base_model_prefix
+    native: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     adapters = {
-        f"base_model.model.{prefix}.{name.replace('.default', '')}": parameter.detach().cpu().contiguous()
+        f"base_model.model.{native.base_model_prefix}.{name.replace('.default', '')}": parameter.detach()
+        .cpu()
+        .contiguous()
         for name, parameter in _parameters(model).items()
     }
     targets = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in adapters})

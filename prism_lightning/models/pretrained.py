@@ -80,7 +80,7 @@ def decoder_configuration(source: str, gguf_file: str | None = None) -> PreTrain
         problem = None if Path(source).expanduser().exists() else hub_problem(source)
         if problem:
             raise UserError(
-                f"model {source}: {problem}, and no folder or cached model has this name: check the name and the network"
+                f"model {source}: {problem}, and no folder or cached model has this name: check name and network"
             ) from error
         raise UserError(f"model {source} could not be opened: {_cause(error)}") from error
     kind = config.model_type

@@ -53,9 +53,7 @@ def _contents(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, ...]:
     return tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.eos_token
 
 
-def choose_tokenizer(
-    model: dict[str, Any], requested: str | None, vocab_size: int, run: RunDirectory
-) -> str | None:
+def choose_tokenizer(model: dict[str, Any], requested: str | None, vocab_size: int, run: RunDirectory) -> str | None:
     """Return `data.tokenizer` for `fit`: a pretrained model's own, written into the run directory.
 
     A run that has begun uses what it has. The model's files are then not read.

@@ -28,9 +28,9 @@ from prism_lightning.training.resuming import consolidated_model
 
 
 def finish(module: DenseLM, data: TextData, trainer: Trainer, run: RunDirectory, recipe: str) -> None:
-    """Merge adapters, polish, evaluate and export the trained model, record the results and explain a sample; on the first process.
+    """Polish, evaluate and export the trained model, record the results and explain a sample; on the first process.
 
-    The other processes have ended their work by now.
+    The other processes have ended their work by now. Adapters are saved and merged before all else.
 
     Args:
         module: the trained module.

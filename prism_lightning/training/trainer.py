@@ -125,11 +125,12 @@ class TrainingCLI(LightningCLI):
     def _starting_weights(self, settings: Any) -> AbstractContextManager[None]:
         """Return a context in which a pretrained model's weights are read: only a `fit` that starts anew needs them."""
         run = RunDirectory(RunSettings(**settings["run"].as_dict()))
-        resumes = find_checkpoint(run, settings.get("ckpt_path")) or completed_step(run, settings["trainer"]["max_steps"])
-        return nullcontext() if self.verb == "fit" and not resumes else without_pretrained_weights()
+        checkpoint = find_checkpoint(run, settings.get("ckpt_path"))
+        starts_anew = checkpoint is None and completed_step(run, settings["trainer"]["max_steps"]) is None
+        return nullcontext() if self.verb == "fit" and starts_anew else without_pretrained_weights()
 
     def _settle_tokenizer(self) -> None:
-        """Give the data the tokenizer of a pretrained model, also in the recorded recipe; raises as `choose_tokenizer`."""
+        """Give the data and the recorded recipe the tokenizer of a pretrained model; errors as `choose_tokenizer`."""
         settings = self.config[self.verb]
         model, requested = self._model_settings(), self.datamodule.tokenizer
         if self.verb == "fit":

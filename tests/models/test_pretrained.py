@@ -137,12 +137,13 @@ def test_folders_without_a_model_are_refused(tmp_path):
 def test_a_hub_id_fails_at_once_without_a_network(offline, cli, tmp_path):
     started = time.monotonic()
     line = problem_of("someone/some-model")
-    assert "no answer from the Hugging Face hub" in line and "check the name and the network" in line
+    assert "no answer from the Hugging Face hub" in line and "check name and network" in line
     model = ["--model", "{class_path: PrismLM, init_args: {pretrained: someone/some-model}}"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("trainer: {accelerator: cpu, max_steps: 2}\n")
-    refused(cli("fit", "--config", recipe, *model, "--run.dir", tmp_path / "run"), "model someone/some-model: no answer")
-    refused(cli("retrofit", "--model", "someone/some-model", "--out", tmp_path / "r"), "model someone/some-model: no an")
+    expected = "model someone/some-model: no answer from the Hugging Face hub"
+    refused(cli("fit", "--config", recipe, *model, "--run.dir", tmp_path / "run"), expected)
+    refused(cli("retrofit", "--model", "someone/some-model", "--out", tmp_path / "run"), expected)
     assert time.monotonic() - started < 15  # each took 23 s of retries
     assert not (tmp_path / "run").exists()
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.pretrained_models import save_model, token_ids, tokenizer_of
-from support.processes import fit, start
+from support.pretrained_models import save_lora, save_model, token_ids, tokenizer_of
+from support.processes import fit, ranks, start
 from support.refusals import refused
 from support.runs import ROOT, in_run
 from transformers import AutoModelForCausalLM
@@ -81,7 +81,9 @@ def test_all_weights_learn_and_every_verb_takes_the_run(cli, arguments, tmp_path
     run, pretrained = tmp_path / "run", save_model(tmp_path / "base")
     cli("fit", *arguments, "--model.pretrained", pretrained, check=0)
     (optimizer,) = checkpoint(run)["optimizer_states"]
-    assert len(optimizer["state"]) == len(exported(run)) and all(s["exp_avg"].any() for s in optimizer["state"].values())
+    assert len(optimizer["state"]) == len(exported(run)) and all(
+        s["exp_avg"].any() for s in optimizer["state"].values()
+    )
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert recipe["data"]["tokenizer"] == str(run / "tokenizer")
     assert recipe["model"]["init_args"]["pretrained"] == str(pretrained)
@@ -154,6 +156,19 @@ def test_adapters_alone_are_trained_then_merged_and_saved(cli, arguments, pretra
     assert read_run(run).parameters == model.num_parameters() - 64 * 32
 
 
+def test_two_ranks_train_adapters_as_one(arguments, tmp_path):
+    """The prototypes' own losses are of a micro-batch, so they stay out; the ranks start together, as torchrun does."""
+    base = save_model(tmp_path / "base", "llama")
+    arguments = [*arguments, "--model.pretrained", str(base), "--model.lora", "{rank: 4}", "--model.commitment", "0"]
+    arguments += ["--model.polish_steps", "0", "--trainer.max_steps", "6", "--model.learning_rate", "0.01"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    fit(in_run(arguments, one, "--data.micro_batch_size", "4"))
+    ranks(2, "fit", *in_run(arguments, two, "--trainer.devices", "2", "--trainer.strategy", "ddp"))
+    expected, got = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, two))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, atol=1e-4, rtol=0, msg=name)
+
+
 def test_dense_models_and_pursuits_start_from_pretrained_weights_too(cli, arguments, tmp_path):
     pretrained = save_model(tmp_path / "base")
     few = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--model.pretrained", pretrained]
@@ -212,3 +227,48 @@ def test_a_run_whose_model_is_gone_says_so(cli, arguments, tmp_path):
     refused(cli("fit", *started, "--trainer.max_steps", 6), f"model {base}: no such folder")
     cli("explain", "--ckpt_path", tmp_path / "run", "--prompt", "import os", check=0)
     cli("report", "--runs", tmp_path / "run", "--out", tmp_path / "report", check=0)
+
+
+def test_an_adapter_folder_is_merged_before_training_and_before_a_retrofit(cli, arguments, corpus, tmp_path):
+    import peft
+
+    base = save_model(tmp_path / "base", "llama")
+    adapter = save_lora(base, tmp_path / "adapter")
+    few = ["--trainer.max_steps", 3, "--model.learning_rate", 0]
+    cli("fit", *arguments, "--model.pretrained", adapter, *few, check=0)
+    data = ["--data.path", f"{corpus}/*.txt", "--data.cache_dir", tmp_path / "cache", "--data.block_size", 32]
+    sizes = ["--prototypes", 32, "--fit_tokens", 2048, "--fit_steps", 2, "--validation_tokens", 512]
+    cli("retrofit", "--model", adapter, *data, "--out", tmp_path / "retrofit", *sizes, check=0)
+    native = AutoModelForCausalLM.from_pretrained(base).eval()
+    with torch.no_grad():
+        expected = peft.PeftModel.from_pretrained(native, adapter).eval()(token_ids()).logits
+        for run in ("run", "retrofit"):
+            model, tokenizer = load_exported(tmp_path / run)
+            torch.testing.assert_close(model(token_ids()).logits, expected, atol=1e-5, rtol=1e-5)
+            assert tokenizer.get_vocab() == tokenizer_of().get_vocab()
+
+
+def test_models_that_cannot_be_opened_are_one_line_of_either_verb(cli, arguments, corpus, tmp_path):
+    folders = {}
+    for name in ("pickled", "quantised", "other"):
+        folders[name] = save_model(tmp_path / name)
+    (folders["pickled"] / "model.safetensors").rename(folders["pickled"] / "pytorch_model.bin")
+    config = json.loads((folders["quantised"] / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folders["quantised"] / "config.json").write_text(json.dumps(config))
+    folders["adapter"] = save_lora(save_model(tmp_path / "deep", n_layer=3), tmp_path / "adapter")
+    save_model(tmp_path / "deep", n_layer=2)
+    words = {"pickled": "pickles are not opened", "quantised": "quantised weights", "adapter": "is of another base"}
+    folders["nowhere"], words["nowhere"] = tmp_path / "nowhere", "no such folder"
+    for name, expected in words.items():
+        refused(cli("fit", *arguments, "--model.pretrained", folders[name]), expected)
+        data = ["--data.path", f"{corpus}/*.txt", "--out", tmp_path / "out"]
+        refused(cli("retrofit", "--model", folders[name], *data), expected)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(cli, arguments, tmp_path):
+    base = save_model(tmp_path / "base", vocab_size=200)
+    refused(
+        cli("fit", *arguments, "--model.pretrained", base), f"the tokenizer of {base} has 257 tokens, its model 200"
+    )

@@ -62,7 +62,5 @@ def mfu(tokens_per_second: float, module: Any, block_size: int, devices: int) ->
     if peak is None:
         return None
     model = module.model
-    flops = flops_per_token(
-        model.matrix_parameters, model.config.backbone_config, block_size, model.frozen_parameters
-    )
+    flops = flops_per_token(model.matrix_parameters, model.config.backbone_config, block_size, model.frozen_parameters)
     return tokens_per_second * flops / (peak * devices)
