@@ -135,6 +135,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         # Parameters of decoder and head that multiply each token: all but prototypes and embeddings that are looked up.
         # Counted here, because a sharding strategy empties the parameters later.
         self.matrix_parameters = self._count_matrix_parameters()
+        self.frozen_parameters = 0  # those of them that are not trained, beside adapters
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PrototypeLayer):
