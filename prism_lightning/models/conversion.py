@@ -61,7 +61,9 @@ def converted(native: PreTrainedModel, base_model: str, fused: bool, **prototype
         )
     difference = largest_difference(model(ids_1T).logits, expected_1TV)
     if not difference <= TOLERANCE:
-        raise UserError(f"{family} models are not supported: their logits are not W z (they differ by {difference:.3g})")
+        raise UserError(
+            f"{family} models are not supported: their logits are not W z (they differ by {difference:.3g})"
+        )
     return model.eval()
 
 

@@ -25,9 +25,7 @@ def logits_of(model):
 
 def prism_of(native, encoder="cosine", fused=False):
     """The native model with 16 prototypes that lie among its hidden states."""
-    model = converted(
-        native, base_model="base", fused=fused, num_prototypes=16, active_prototypes=3, encoder=encoder
-    )
+    model = converted(native, base_model="base", fused=fused, num_prototypes=16, active_prototypes=3, encoder=encoder)
     with torch.no_grad():
         z_ND = model.hidden_states(IDS).flatten(0, 1)
         model.prototypes.weight.copy_(z_ND[::2][:16] / 2)
@@ -60,7 +58,9 @@ def test_logits_are_the_native_models_and_so_is_the_sum_of_terms(family, tie):
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_with_other_logits_is_refused_by_name_with_the_reason(name):
     family, settings, reason = REFUSED[name]
-    with pytest.raises(UserError, match=f"^{family} models are not supported with {reason}.*: their logits are not W z"):
+    with pytest.raises(
+        UserError, match=f"^{family} models are not supported with {reason}.*: their logits are not W z"
+    ):
         prism_of(tiny_decoder(family, settings))
 
 

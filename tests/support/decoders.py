@@ -61,3 +61,11 @@ def tiny_decoder(family, settings=None, seed=0, **more):
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def write_base(folder, family, tokenizer, **settings):
+    """Write a random model and a tokenizer to a folder as transformers does; the model knows 20 more ids."""
+    model = tiny_decoder(family, vocab_size=len(tokenizer) + 20, **settings)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
