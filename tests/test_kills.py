@@ -6,12 +6,11 @@ Each process kills itself at a call of a named function.
 import json
 import os
 import signal
-from functools import partial, reduce
-from importlib import import_module
-from pathlib import Path
+from functools import partial
 
 import pytest
 from support import processes
+from support.kills import at_call, contents
 from support.mlflow_template import VARIABLE as MLFLOW_TEMPLATE
 from support.runs import TINY_RECIPE
 
@@ -20,26 +19,6 @@ SUITE = """tasks:
   validation: {kind: validation, metric: bits_per_byte, documents: 4}
 """
 NO_LOGGER = ["--trainer.logger", "false"]
-
-
-def aim(target, call, when):
-    """Let a function, given as module:name, kill its process at a call, "before" or "after" it does its work."""
-    module, _, names = target.partition(":")
-    *path, name = names.split(".")
-    owner = reduce(getattr, path, import_module(module))
-    function, calls = getattr(owner, name), 0
-
-    def deadly(*arguments, **settings):
-        nonlocal calls
-        calls += 1
-        if calls == call and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*arguments, **settings)
-        if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, deadly)
 
 
 def finish(arguments, **environment):
@@ -51,16 +30,9 @@ def finish(arguments, **environment):
 def survives(arguments, kills, **environment):
     """Run a command once for each kill and once to its end."""
     for kill in kills:
-        result = processes.run(*arguments, before=partial(aim, *kill), **environment)
+        result = processes.run(*arguments, before=partial(at_call, *kill), **environment)
         assert result.returncode == -signal.SIGKILL, (kill, result.stdout, result.stderr)
     finish(arguments, **environment)
-
-
-def contents(folder, *left_out):
-    """The bytes of every file of a folder, by its name, without locks."""
-    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {n: p.read_bytes() for n, p in names.items() if "lock" not in n and not n.endswith(left_out or ("\0",))}
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ def retrofit(arguments: list[str]) -> None:
         parsed = parser.instantiate_classes(parser.parse_args(arguments))
         settings = RetrofitSettings(**{name: value for name, value in parsed.items() if name != "data"})
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        raise user_error_in(error) or UserError(" ".join(str(error).split())[:300]) from error
+        problem = " ".join(str(error).split())[:300].replace("the following arguments are required: ", "give --")
+        raise user_error_in(error) or UserError(problem) from error
 
     from prism_lightning.retrofit.run import retrofit as run_retrofit
 

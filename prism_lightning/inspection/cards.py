@@ -23,7 +23,7 @@ PROMOTED = 6
 
 @dataclass
 class PrototypeCard:
-    """One prototype of an index. The `influence` of its examples is their activation, the cosine to the prototype.
+    """One prototype of an index. The `influence` of its examples is their activation.
 
     Attributes:
         usage, usage_share: number of training tokens in which it is active, and their share of the indexed tokens.

@@ -120,7 +120,7 @@ def explain_ids(
 def explanation_table(tokens: list[ExplainedToken]) -> Table:
     """Return a table: each token with its prototypes' contributions, the residual, and their sum, the logit."""
     table = Table(title="Which prototypes made each token likely", show_lines=False, expand=False)
-    for header in ("token", "prob.", "prototype", "cosine", "contribution"):
+    for header in ("token", "prob.", "prototype", "activation", "contribution"):
         table.add_column(header, justify="left" if header in ("token", "contribution") else "right", no_wrap=True)
     table.add_column("promotes")  # the only column that shrinks on a narrow terminal; its cells are cut, not wrapped
     for number, token in enumerate(tokens):

@@ -94,7 +94,7 @@ def highlighted(token: TrainingToken) -> Text:
 
 def print_cards(cards: list[PrototypeCard]) -> None:
     """Print a table of prototypes: label, promoted and demoted tokens, and examples of each group."""
-    table = Table("prototype", "", "cosine", "where", "training tokens", show_edge=False)
+    table = Table("prototype", "", "activation", "where", "training tokens", show_edge=False)
     for card in cards:
         table.add_section()
         if card.dead:

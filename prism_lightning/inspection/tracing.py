@@ -69,7 +69,7 @@ def as_markdown(card: PrototypeCard, facts: list[str]) -> str:
         f" {label.says_share_middle:.0%} of the middle ones and {label.says_share_random:.0%} of random ones",
         f"- promotes {' '.join(map(code, card.promotes))}; demotes {' '.join(map(code, card.demotes))}",
         "",
-        "| | cosine | where | training token |",
+        "| | activation | where | training token |",
         "|---|---|---|---|",
     ]
     for group, tokens in card.examples.items():

@@ -64,12 +64,17 @@ def converted(native: PreTrainedModel, base_model: str, fused: bool, **prototype
         model.prototypes = PrototypeLayer(
             settings.num_prototypes, settings.hidden_size, settings.active_prototypes, settings.encoder
         )
-    difference = (model(ids_1T).logits - expected_1TV).abs().max() / expected_1TV.abs().max().clamp_min(1)
+    difference = largest_difference(model(ids_1T).logits, expected_1TV)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{family} models are not supported: their logits are not W z (they differ by {float(difference):.3g})"
+            f"{family} models are not supported: their logits are not W z (they differ by {difference:.3g})"
         )
     return model.eval()
+
+
+def largest_difference(logits: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of two models' logits, relative to the largest logit where that is above 1."""
+    return float((logits - expected).abs().max() / expected.abs().max().clamp_min(1))
 
 
 def probe_tokens(config: PreTrainedConfig) -> Tensor:

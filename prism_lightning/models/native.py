@@ -8,8 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prism_lightning.common.errors import UserError
-from prism_lightning.models.conversion import TOLERANCE, logit_factor, probe_tokens
+from prism_lightning.models.conversion import TOLERANCE, largest_difference, logit_factor, probe_tokens
 from prism_lightning.models.language_model import PrismForCausalLM
+
+UNFOLDED_ERROR = 1e-6  # of a weight that was multiplied by a factor and divided by it again; fp32 rounds by 6e-8
 
 
 @torch.no_grad()
@@ -28,15 +30,18 @@ def native_model(model: PrismForCausalLM) -> PreTrainedModel:
     if model.scalings:
         raise UserError("a native model has no prototypes to scale: export without --native, or without --intervention")
     config = deepcopy(model.config.get_text_config())
-    head_VD = model.lm_head.weight / logit_factor(config)
     # A factor on the logits, which `converted` multiplies into the head, unties it.
-    embedding_VD = model.get_input_embeddings().weight
-    config.tie_word_embeddings = torch.equal(head_VD, embedding_VD)  # type: ignore[arg-type]
+    factor = logit_factor(config)
+    head_VD, embedding_VD = model.lm_head.weight / factor, model.get_input_embeddings().weight
+    error = 0 if factor == 1 else UNFOLDED_ERROR
+    tied = head_VD.shape == embedding_VD.shape and torch.allclose(head_VD, embedding_VD, rtol=error, atol=0)  # type: ignore[arg-type]
+    config.tie_word_embeddings = tied
     native = AutoModelForCausalLM.from_config(config).to(model.device).eval()
     native.base_model.load_state_dict(model.backbone.state_dict())
-    native.get_output_embeddings().weight.copy_(head_VD)
+    if not tied:
+        native.get_output_embeddings().weight.copy_(head_VD)
     ids_1T = probe_tokens(config).to(model.device)
-    difference = (native(ids_1T).logits - model(ids_1T).logits).abs().max().item()
+    difference = largest_difference(native(ids_1T).logits, model(ids_1T).logits)
     if not difference <= TOLERANCE:
         raise UserError(
             f"{family} models compute other logits from the same weights (they differ by {difference:.3g}): export"

@@ -44,6 +44,7 @@ RESULTS: dict[str, Kind] = {
         )
     },
 }  # fmt: skip
+RETROFIT = "retrofit"  # the group of a recipe that `retrofit` recorded
 RECIPE = {
     "seed_everything": whole(),
     "data": mapping({"batch_size": whole(1), "block_size": whole(1)}),
@@ -222,11 +223,14 @@ def read_run(path: Path) -> Run:
     """Return the finished run in a run directory.
 
     Raises:
-        UserError: `fit` has not finished the run, or one of its files is damaged.
+        UserError: `fit` has not finished the run, one of its files is damaged, or it is a retrofit.
     """
     paths = RunPaths(path)
     if not paths.results.is_file() or not paths.model.is_dir():
         raise UserError(f"{path} is not finished: run its `fit` again")
+    recipe = _read_checked(paths.recipe, {}, lambda file: yaml.safe_load(file.read_text()))
+    if RETROFIT in recipe:
+        raise UserError(f"{path} is a retrofit of a pretrained model: a report compares runs that `fit` trained")
     config = _read_checked(paths.recipe, RECIPE, lambda file: yaml.safe_load(file.read_text()))
     last = _read_checked(paths.results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
     environment = _read_checked(paths.environment, {"data_fingerprint": text()}, read_json)

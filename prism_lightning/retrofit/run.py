@@ -37,7 +37,7 @@ def retrofit(settings: RetrofitSettings, corpus: Corpus) -> dict[str, Any]:
     Raises:
         UserError: the model, the text or the run directory cannot be used.
     """
-    run = RunDirectory(RunSettings(dir=settings.out))
+    run = RunDirectory(RunSettings(dir=settings.out), option="--out")
     native = open_pretrained(settings.model, settings.gguf_file)
     tokenizer = model_tokenizer(settings.model, settings.gguf_file)
     model = converted(
@@ -52,12 +52,13 @@ def retrofit(settings: RetrofitSettings, corpus: Corpus) -> dict[str, Any]:
     save_tokenizer(tokenizer, run)
     corpus.tokenizer = str(run.paths.tokenizer)
     corpus.open()
-    check_text(settings, corpus, model)
+    check_text(corpus, model)
     try:
         recipe = {"retrofit": asdict(settings), "data": asdict(corpus), "run": {"dir": settings.out}}
         run.record(recipe, corpus.train.manifest["fingerprint"])
         finished = run.last_results()
         if finished and run.paths.model.is_dir():
+            shutil.rmtree(run.paths.retrofit, ignore_errors=True)  # left where a stop came after the results
             print(f"{run.paths.root} is complete: choose another --out, or remove it", flush=True)
             return finished
         return _finish(settings, corpus, model, run)
@@ -67,7 +68,6 @@ def retrofit(settings: RetrofitSettings, corpus: Corpus) -> dict[str, Any]:
 
 def _finish(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausalLM, run: RunDirectory) -> dict[str, Any]:
     """Take the steps that are not done yet, write the run directory's results and remove the intermediate files."""
-    run.paths.retrofit.mkdir(exist_ok=True)
     model.to(device_named(settings.device))  # type: ignore[arg-type]
     batch_blocks = max(1, settings.batch_tokens // corpus.block_size)
     states = StateFile(
@@ -77,6 +77,8 @@ def _finish(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausalLM,
         model.config.hidden_size,
         settings.seed,
     )
+    check_sample(settings, states)
+    run.paths.retrofit.mkdir(exist_ok=True)
     started = time.monotonic()
     with PhaseProgress() as progress:
         if states.blocks_done() < len(states.blocks):
@@ -119,8 +121,8 @@ def _narrowed(settings: RetrofitSettings, model: PrismForCausalLM) -> PrismForCa
     return copy
 
 
-def check_text(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausalLM) -> None:
-    """Raise UserError if the blocks are longer than the context, or too few for so many prototypes."""
+def check_text(corpus: Corpus, model: PrismForCausalLM) -> None:
+    """Raise UserError if the blocks are longer than the context, or the decoder cannot keep documents apart."""
     if corpus.block_size > model.config.context_length:
         raise UserError(
             f"data.block_size {corpus.block_size} is longer than the model's context of {model.config.context_length}:"
@@ -128,9 +130,12 @@ def check_text(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausal
         )
     if corpus.isolated:
         check_isolation(model)
-    tokens = min(settings.fit_tokens, len(corpus.train) * corpus.block_size)
-    if tokens < settings.prototypes:
+
+
+def check_sample(settings: RetrofitSettings, states: StateFile) -> None:
+    """Raise UserError if the sample has too few tokens for so many prototypes."""
+    if states.tokens < settings.prototypes:
         raise UserError(
-            f"{tokens:,} training tokens are too few to fit {settings.prototypes:,} prototypes: give more text or"
-            f" --prototypes {2 ** max(0, (tokens // 16).bit_length() - 1)}"
+            f"{states.tokens:,} training tokens are too few to fit {settings.prototypes:,} prototypes: give more text"
+            f" or --prototypes {2 ** max(0, (states.tokens // 16).bit_length() - 1)}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prism_lightning.common.devices import device_named, dtype_named
 from prism_lightning.common.errors import UserError
 from prism_lightning.models.encoders import EncoderName
 
@@ -55,5 +56,10 @@ class RetrofitSettings:
             problems.append(f"--fit_steps is {self.fit_steps}: give 0 or a positive number")
         if not self.learning_rate > 0:
             problems.append(f"--learning_rate is {self.learning_rate}: give a positive number")
+        for check, name in ((device_named, self.device), (dtype_named, self.dtype)):
+            try:
+                check(name)
+            except UserError as error:
+                problems += error.problems
         if problems:
             raise UserError(problems)

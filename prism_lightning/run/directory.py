@@ -191,10 +191,11 @@ class RunDirectory:
 
     Args:
         settings: the `run` group of the recipe.
+        option: the option that names the directory, for error messages.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: RunSettings, option: str = "--run.dir") -> None:
+        self.settings, self.option = settings, option
         self.paths = RunPaths(Path(settings.dir))
         self.lock: filelock.BaseFileLock | None = None
 
@@ -216,13 +217,18 @@ class RunDirectory:
             write_whole(self.paths.recipe, yaml.safe_dump(config, sort_keys=False).encode())
             write_json(self.paths.environment, environment() | {"data_fingerprint": data_fingerprint})
 
-    def _lock(self) -> None:
+    def create(self) -> None:
+        """Create the directory, unless it is there; raise UserError where that is impossible."""
         try:
             self.paths.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"run.dir {self.paths.root} cannot be created ({error.strerror}): choose another --run.dir"
+                f"{self.option.lstrip('-')} {self.paths.root} cannot be created ({error.strerror}): choose another"
+                f" {self.option}"
             ) from error
+
+    def _lock(self) -> None:
+        self.create()
         self.lock = lock_run(self.paths)
 
     def _check_recipe(self, config: dict[str, Any]) -> None:
@@ -233,7 +239,7 @@ class RunDirectory:
         if differences:
             raise UserError(
                 f"{self.paths.root} holds a run of another recipe ({'; '.join(differences[:5])}):"
-                " choose another --run.dir or remove it"
+                f" choose another {self.option} or remove it"
             )
 
     def has_work(self) -> bool:

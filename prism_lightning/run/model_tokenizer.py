@@ -40,7 +40,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, run: RunDirectory) -> Non
     Several processes of one run may call this; the first one writes.
     """
     folder = run.paths.tokenizer
-    run.paths.root.mkdir(parents=True, exist_ok=True)
+    run.create()
     with filelock.FileLock(folder.with_suffix(".lock")):
         if folder.is_dir() and (run.has_work() or _contents(open_tokenizer(folder)) == _contents(tokenizer)):
             return

@@ -228,3 +228,52 @@ def test_export_writes_rounded_weights_when_asked(trained, cli, tmp_path):
     assert model_fingerprint(whole) == model_fingerprint(load_exported(run)[0]) != model_fingerprint(stored)
     for rounded, exact in zip(stored.parameters(), whole.parameters(), strict=True):
         assert rounded.equal(exact.bfloat16().float())
+
+
+# Memory
+
+
+@pytest.fixture
+def memory_files(monkeypatch, tmp_path):
+    """Pretend the content of the kernel's files; None stands for a file that is missing."""
+    from prism_lightning.common import devices
+
+    def pretend(available, limit=None, used=None):
+        contents = {
+            "/proc/meminfo": None if available is None else f"MemTotal: 999 kB\nMemAvailable:   {available} kB\n",
+            "/sys/fs/cgroup/memory.max": limit,
+            "/sys/fs/cgroup/memory.current": used,
+        }
+
+        class Pretended(type(tmp_path)):
+            def read_text(self, *_, **__):
+                if contents[str(self)] is None:
+                    raise FileNotFoundError(str(self))
+                return contents[str(self)]
+
+        monkeypatch.setattr(devices, "Path", Pretended)
+
+    return pretend
+
+
+def test_available_memory_is_what_the_kernel_and_the_container_leave(memory_files):
+    from prism_lightning.common.devices import available_memory
+
+    memory_files(1000)
+    assert available_memory() == 1000 * 1024
+    memory_files(1000, limit="500000\n", used="100000\n")
+    assert available_memory() == 400000
+    memory_files(10, limit="500000\n", used="100000\n")
+    assert available_memory() == 10 * 1024
+    memory_files(1000, limit="max\n", used="100000\n")
+    assert available_memory() == 1000 * 1024
+    memory_files(None)
+    assert available_memory() is None
+
+
+def test_available_memory_of_this_machine_is_some_of_its_memory():
+    import psutil
+
+    from prism_lightning.common.devices import available_memory
+
+    assert 0 < available_memory() <= psutil.virtual_memory().total

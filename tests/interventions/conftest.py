@@ -1,24 +1,15 @@
 """A finished tiny run on many short documents, for all tests of interventions."""
 
-import json
-
 import pytest
+from support.corpus_files import write_pieces
 from support.processes import fit
 from support.runs import tiny_arguments
-
-PIECE = 300  # characters of a document
 
 
 @pytest.fixture(scope="session")
 def pieces(corpus, tmp_path_factory):
     """The standard library's modules in pieces, words separated by single blanks: hundreds of documents."""
-    path = tmp_path_factory.mktemp("pieces") / "pieces.jsonl"
-    with path.open("w") as file:
-        for source in sorted(corpus.glob("*.txt")):
-            text = " ".join(source.read_bytes().decode("utf-8", "replace").split())
-            for start in range(0, min(len(text), 6000) - PIECE, PIECE):
-                file.write(json.dumps({"text": text[start : start + PIECE]}) + "\n")
-    return path
+    return write_pieces(corpus, tmp_path_factory.mktemp("pieces") / "pieces.jsonl")
 
 
 @pytest.fixture(scope="session")

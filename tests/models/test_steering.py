@@ -17,8 +17,8 @@ def model(make_model, backbone):
 
 
 @pytest.fixture
-def ids(model):
-    return torch.randint(0, model.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(2))
+def ids():
+    return torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
@@ -167,3 +167,42 @@ def test_terms_follow_a_change_of_the_prototypes(make_model, ids):
         after = model(ids).logits
     model.intervene(Scaling(dict.fromkeys(range(16), 0.0)))
     assert not torch.equal(before, after) and torch.equal(after, model(ids).logits)
+
+
+@pytest.fixture
+def pursuing(make_model, ids):
+    """A model whose prototypes are chosen by pursuit, in a metric that stretches some directions."""
+    model = make_model(num_prototypes=24, active_prototypes=4, encoder="pursuit").eval()
+    with torch.no_grad():
+        z_ND = model.hidden_states(ids).flatten(0, 1)
+        model.prototypes.weight.copy_(z_ND[:24] / 2)
+        model.prototypes.metric.diagonal().copy_(torch.linspace(0.5, 2, z_ND.shape[1]))
+    return model
+
+
+def test_pursuit_factor_one_changes_no_bit_and_zero_takes_a_term_away(pursuing, ids):
+    before = logits(pursuing, ids)
+    pursuing.intervene(Scaling(dict.fromkeys(range(24), 1.0)))
+    assert torch.equal(logits(pursuing, ids), before)
+    with torch.no_grad():
+        z_BTD = pursuing.hidden_states(ids)
+        mixture = pursuing.prototypes(z_BTD.flatten(0, 1))[0]
+    assert (mixture.activations_Nk > 0).sum(-1).float().mean() > 2
+    for chosen in mixture.indices_Nk[7][mixture.activations_Nk[7] > 0].tolist():
+        a_N = (mixture.activations_Nk * (mixture.indices_Nk == chosen)).sum(-1)
+        pursuing.intervene(Scaling({chosen: 0.0}))
+        removed_BTD = z_BTD - (a_N[:, None] * pursuing.prototypes.weight[chosen]).view_as(z_BTD)
+        found = logits(pursuing, ids)
+        with torch.no_grad():
+            torch.testing.assert_close(found, pursuing.lm_head(removed_BTD), atol=2e-5, rtol=1e-4)
+        untouched_N = a_N == 0
+        assert torch.equal(found.flatten(0, 1)[untouched_N], before.flatten(0, 1)[untouched_N])
+        assert (found - before).abs().max() > 1e-3
+
+
+def test_the_decomposition_of_a_pursuit_adds_up_under_factors(pursuing, ids):
+    pursuing.intervene(Scaling(dict.fromkeys(range(12), 0.25)), Scaling({14: 3.0}, (1, 2)))
+    split = decompose(pursuing, ids, ids)
+    torch.testing.assert_close(split.total_BT, split.logit_BT, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(split.logit_BT, logits(pursuing, ids).gather(-1, ids[..., None])[..., 0])
+    assert (split.factors_BTk[split.prototypes_BTk < 12] == 0.25).all()

@@ -54,5 +54,15 @@ def write(folder, suffix, packed="", rows=ROWS):
     return path
 
 
+def write_pieces(corpus, path, size=300, most=6000):
+    """The modules' first characters, at most `most`, in pieces, words separated by single blanks: many documents."""
+    with path.open("w") as file:
+        for source in sorted(corpus.glob("*.txt")):
+            text = " ".join(source.read_bytes().decode("utf-8", "replace").split())
+            for start in range(0, min(len(text), most) - size, size):
+                file.write(json.dumps({"text": text[start : start + size]}) + "\n")
+    return path
+
+
 def documents(path, column="text", **settings):
     return list(local_files(str(path), column, **settings).documents())

@@ -51,7 +51,10 @@ def test_a_condition_samples_what_sampling_every_token_would(loaded, continuer, 
     every_BT, _ = continuer._sample(np.arange(len(continuer.prompts_BP)), 0, condition.logits, lambda _: None)
     assert torch.equal(new.tokens_BT, every_BT)
     changed = (new.tokens_BT != continuer.plain.tokens_BT).any(1)
-    assert changed.any() and (changed.all() if name == "all prototypes" else not changed.all())
+    # Ten tokens are never all the same without any prototype. Fewer may be: a text that ends at once often does so too.
+    whole = continuer.plain.tokens_BT[:, -1] >= 0
+    assert changed.any() and whole.sum() > len(whole) / 2
+    assert changed[whole].all() if name == "all prototypes" else not changed[whole].all()
 
 
 def test_the_same_seed_continues_alike_and_another_does_not(loaded, continuer, starts):

@@ -1,0 +1,112 @@
+"""The file of hidden states, and retrofits on chats: states of masked targets are in no fit and no figure."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support.chat_tokenizers import chat_tokenizer
+from support.decoders import tiny_decoder, write_base
+from support.fine_tuning import chat_data, chat_rows, write_rows
+from support.refusals import refused
+
+from prism_lightning.common.targets import IGNORED_TARGET
+from prism_lightning.models import decompose
+from prism_lightning.models.blocks import block_states
+from prism_lightning.models.conversion import converted
+from prism_lightning.retrofit.hidden_states import StateFile
+from prism_lightning.run.model_folder import load_exported
+from prism_lightning.run.training_data import data_of
+
+
+@pytest.fixture
+def model():
+    return converted(tiny_decoder("llama", vocab_size=420), base_model="base", fused=False)
+
+
+def filled(path, store, model, tokens=10**9, batch=3, seed=0):
+    states = StateFile(path / "states.bin", store, tokens, 32, seed)
+    states.fill(model, batch, lambda *_: None)
+    return states
+
+
+def test_rows_are_the_states_of_tokens_with_targets_in_bf16(tmp_path, model):
+    store = chat_data(tmp_path).train
+    states = filled(tmp_path, store, model)
+    found_ND = states.rows(torch.arange(states.tokens), torch.device("cpu"))
+    expected_ND = block_states(model, store.__getitems__(states.blocks)).z_nD
+    assert sorted(states.blocks) == list(range(len(store))) != states.blocks
+    assert 0 < states.tokens < len(store) * 32 and found_ND.shape == expected_ND.shape
+    torch.testing.assert_close(found_ND, expected_ND, atol=1e-3, rtol=2**-8)
+    numbers = torch.tensor([5, 2, 5])
+    assert torch.equal(states.rows(numbers, torch.device("cpu")), found_ND[numbers])
+    assert (tmp_path / "states.bin").stat().st_size == 2 * 32 * 32 * len(store)
+
+
+def test_a_sample_is_whole_random_blocks_and_its_seed_decides_which(tmp_path, model):
+    store = chat_data(tmp_path).train
+    few, again, other = (StateFile(tmp_path / "x", store, 70, 32, seed) for seed in (0, 0, 1))
+    assert len(few.blocks) == len(set(few.blocks)) == 3 and few.blocks == again.blocks != other.blocks
+    expected = sum(int((store[block]["targets"] != IGNORED_TARGET).sum()) for block in few.blocks)
+    assert few.tokens == expected
+
+
+def test_a_stopped_fill_goes_on_and_gives_the_same_bytes(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("prism_lightning.retrofit.hidden_states.SAVE_EVERY", 2)
+    store = chat_data(tmp_path).train
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole = filled(tmp_path / "whole", store, model)
+    stopped = StateFile(tmp_path / "stopped" / "states.bin", store, 10**9, 32, 0)
+    assert stopped.blocks_done() == 0
+
+    def stop(done, total):
+        if done >= 15 * 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fill(model, 3, stop)
+    assert stopped.blocks_done() == 12
+    np.memmap(stopped.path, dtype=np.uint16, mode="r+", shape=stopped.shape)[12 * 32 :] = 7  # what a stop may leave
+    computed = []
+    stopped.fill(model, 3, lambda done, total: computed.append(done))
+    assert computed[0] == 15 * 32 and stopped.blocks_done() == len(store)
+    assert stopped.path.read_bytes() == whole.path.read_bytes()
+    assert StateFile(stopped.path, store, 64, 32, 0).blocks_done() == 0  # of another sample
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """Overrides of a retrofit's arguments: a base with a chat template, and chats."""
+    base = write_base(tmp_path / "base", "llama", chat_tokenizer("chatml"))
+    rows = write_rows(tmp_path / "chats.jsonl", chat_rows(160))
+    return {"base": base, "data__path": rows, "data__messages_column": "chat"}
+
+
+def test_a_retrofit_on_chats_fits_and_measures_targets_alone(cli, arguments_of, chats, tmp_path):
+    run = tmp_path / "run"
+    shown = cli(*arguments_of(run, **chats, validation_tokens=10**6), check=0).stdout
+    results, (model, _), data = json.loads(shown.splitlines()[-1]), load_exported(run), data_of(run)
+    assert results["fit_tokens"] == int(data.train.targets_in(range(len(data.train))).sum())
+    assert results["fit_tokens"] < 0.8 * len(data.train) * 32
+    with torch.no_grad():
+        states = block_states(model, data.validation.__getitems__(list(range(len(data.validation)))))
+        loss = torch.nn.functional.cross_entropy(model.lm_head(states.z_nD), states.targets_n)
+        mixture_nD = model.prototypes(states.z_nD)[0].mixture_ND
+    assert len(states.targets_n) == int(data.validation.targets_in(range(len(data.validation))).sum())
+    assert results["loss"] == pytest.approx(float(loss), abs=1e-3)
+    unexplained = float((states.z_nD - mixture_nD).square().sum() / states.z_nD.square().sum())
+    assert results["unexplained_variance"] == pytest.approx(unexplained, abs=0.01)
+    ids = data.train[0]["input_ids"][None]
+    split = decompose(model, ids, ids)
+    torch.testing.assert_close(split.total_BT, split.logit_BT, atol=1e-4, rtol=0)
+    small = ["--index.prototypes", "16", "--index.active", "2", "--index.fit_steps", "2"]
+    assert "16 prototypes" in cli("index", "--ckpt_path", run, *small, check=0).stdout
+    assert json.loads((run / "index" / "manifest.json").read_text())["targets"] == results["fit_tokens"]
+
+
+def test_too_few_targets_for_so_many_prototypes_are_counted_without_masked_ones(cli, arguments_of, chats, tmp_path):
+    """Blocks hold more tokens than prototypes, but fewer targets."""
+    result = cli(*arguments_of(tmp_path / "run", **chats, fit_tokens=96, prototypes=90))
+    refused(result, "training tokens are too few to fit 90 prototypes: give more text or --prototypes")
+    assert not (tmp_path / "run" / "retrofit").exists()
