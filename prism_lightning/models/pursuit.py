@@ -67,7 +67,7 @@ class TokenMetrics:
         total_n1 = pi_nc.sum(1, keepdim=True)
         self.weight_n1 = 1 - total_n1 + FLOOR
         rows_ncD = head_VD[likeliest.tokens_Nc]
-        rows_ncD = rows_ncD - (pi_nc[:, None] @ rows_ncD) / total_n1[:, :, None]
+        rows_ncD = rows_ncD - (pi_nc[:, None] @ rows_ncD) / total_n1[:, :, None].clamp_min(1e-12)
         self.rows_ncD = rows_ncD.mul_(pi_nc.sqrt()[:, :, None])
 
     def mean_times(self, x_nD: Tensor) -> Tensor:

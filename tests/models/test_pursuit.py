@@ -8,9 +8,10 @@ from scipy.optimize import nnls
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_lightning.models import PrismForCausalLM, pursuit
-from prism_lightning.models.encoders import CosineEncoder, PursuitEncoder, logit_metric
+from prism_lightning.models.encoders import CosineEncoder, PursuitEncoder, mean_metric, square_root
 from prism_lightning.models.prototypes import PrototypeLayer, unexplained_variance
-from prism_lightning.models.pursuit import pursue
+from prism_lightning.models.pursuit import FLOOR, Likeliest, PursuitTables, likeliest_tokens
+from prism_lightning.models.pursuit import pursue as pursue_by_prediction
 
 N, D, K = 40, 16, 64
 MARGIN = 0.02  # of unexplained variance: candidates of a few steps come from one search
@@ -27,6 +28,13 @@ def problem(tokens=N, prototypes=K, width=D, seed=0):
     unit_KD = F.normalize(drawn(prototypes, width, seed=seed + 2) + 0.5 * shared, dim=-1)
     unit_KD[0] = F.normalize(shared, dim=0)
     return z_ND, unit_KD
+
+
+def pursue(z_ND, unit_KD, active):
+    """The pursuit that measures errors by their squared length: no token is likely, and F is the identity."""
+    nothing = Likeliest(torch.zeros(len(z_ND), 1, dtype=torch.long), torch.zeros(len(z_ND), 1))
+    tables = PursuitTables.of(torch.zeros(1, z_ND.shape[1]), None, unit_KD)
+    return pursue_by_prediction(z_ND, tables, active, nothing)
 
 
 def mixtures(z_ND, unit_KD, active):
@@ -131,7 +139,7 @@ def test_prototypes_of_zeros_are_never_active():
     z_ND, unit_KD = problem()
     weight_KD = unit_KD.clone()
     weight_KD[7:20] = 0
-    indices_Nk, activations_Nk = PursuitEncoder(weight_KD, 5, torch.eye(D))(z_ND)
+    indices_Nk, activations_Nk = PursuitEncoder(weight_KD, 5, torch.eye(D), drawn(50, D, seed=4))(z_ND)
     dead = (indices_Nk >= 7) & (indices_Nk < 20)
     assert activations_Nk.isfinite().all() and not activations_Nk[dead].any()
 
@@ -186,32 +194,81 @@ def layer():
     return layer
 
 
-def test_activations_are_coefficients_of_the_prototypes_themselves_in_the_metric(layer):
+HEAD_VD = 0.3 * drawn(50, D, seed=4)
+
+
+def token_metrics(layer, z_ND, count=32):
+    """M_t [N, D, D] of every token, from its formula."""
+    head_VD, metrics = HEAD_VD.double(), []
+    for z in z_ND.double():
+        pi, tokens = (head_VD @ z).softmax(-1).topk(count)
+        centred = head_VD[tokens] - (pi @ head_VD[tokens]) / pi.sum()
+        own_DD = torch.einsum("c,cd,ce->de", pi, centred, centred)
+        metrics.append((1 - pi.sum() + FLOOR) * layer.metric.double() + own_DD)
+    return torch.stack(metrics)
+
+
+def test_activations_are_non_negative_least_squares_in_the_metric_of_each_token(layer):
     z_ND, _ = problem()
-    mixture, terms = layer(z_ND)
+    mixture, terms = layer(z_ND, head_VD=HEAD_VD)
     assert terms is None
-    weight_KD, metric_DD = layer.weight.detach().double(), layer.metric.double()
     expected_ND = torch.einsum("nk,nkd->nd", mixture.activations_Nk, layer.weight[mixture.indices_Nk])
     torch.testing.assert_close(mixture.mixture_ND, expected_ND, atol=1e-5, rtol=1e-5)
-    for z, indices, activations in zip(z_ND, mixture.indices_Nk, mixture.activations_Nk, strict=True):
+    chosen = zip(z_ND, mixture.indices_Nk, mixture.activations_Nk, token_metrics(layer, z_ND), strict=True)
+    for z, indices, activations, metric_DD in chosen:
         used = indices[activations > 0]
-        solution, _ = nnls((weight_KD[used] @ metric_DD).T.numpy(), (z.double() @ metric_DD).numpy())
+        root_DD = torch.linalg.cholesky(metric_DD).T
+        solution, _ = nnls((root_DD @ layer.weight[used].double().T).detach().numpy(), (root_DD @ z.double()).numpy())
         assert activations[activations > 0].numpy() == pytest.approx(solution, abs=1e-3)
 
 
-def test_the_gradient_is_that_of_the_reconstruction_with_constant_coefficients(layer):
+def test_known_likeliest_tokens_change_nothing(layer):
     z_ND, _ = problem()
+    likeliest = likeliest_tokens(HEAD_VD, z_ND)
+    probabilities_NV = (z_ND @ HEAD_VD.T).softmax(-1)
+    torch.testing.assert_close(likeliest.probabilities_Nc, probabilities_NV.topk(32, dim=1).values)
+    for found, expected in zip(
+        layer(z_ND, head_VD=HEAD_VD)[0], layer(z_ND, head_VD=HEAD_VD, likeliest=likeliest)[0], strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_the_metric_of_each_token_lowers_the_divergence_of_its_prediction(layer):
+    """Against the mean metric alone, with as many prototypes."""
+    z_ND, _ = problem(tokens=200)
+    layer.metric.copy_(mean_metric(HEAD_VD, z_ND))
+    logits_NV = z_ND @ HEAD_VD.T
+
+    def divergence(mixture_ND):
+        log_q_NV = (mixture_ND @ HEAD_VD.T).log_softmax(-1)
+        return F.kl_div(log_q_NV, logits_NV.log_softmax(-1), reduction="batchmean", log_target=True)
+
+    root_DD = square_root(layer.metric)
+    alone = pursue(z_ND @ root_DD, layer.weight.detach() @ root_DD, 5)
+    alone_ND = torch.einsum("nk,nkd->nd", alone.activations_Nk, layer.weight[alone.indices_Nk])
+    assert divergence(layer(z_ND, head_VD=HEAD_VD)[0].mixture_ND) < 0.8 * divergence(alone_ND)
+
+
+def test_the_gradient_is_that_of_the_error_in_the_metric_with_constant_activations(layer):
+    z_ND, _ = problem()
+    metrics_NDD = token_metrics(layer, z_ND).float()
+
+    def squared(x_ND):
+        return torch.einsum("nd,nde,ne->", x_ND, metrics_NDD, x_ND)
+
     for commitment in (0.0, 0.4):
         layer.weight.grad = None
         z = z_ND.clone().requires_grad_()
-        mixture, terms = layer(z, commitment=commitment, value_path=True)
+        mixture, terms = layer(z, commitment=commitment, value_path=True, head_VD=HEAD_VD)
         terms.reconstruction.backward(retain_graph=True)
         weight_KD, twin = layer.weight.detach().clone().requires_grad_(), z_ND.clone().requires_grad_()
         zhat_ND = torch.einsum("nk,nkd->nd", mixture.activations_Nk.detach(), weight_KD[mixture.indices_Nk])
-        ((twin - zhat_ND).square().sum(-1).mean() / z_ND.square().sum(-1).mean()).backward()
-        torch.testing.assert_close(layer.weight.grad, weight_KD.grad, atol=1e-6, rtol=1e-4)
+        loss = squared(twin - zhat_ND) / squared(z_ND)
+        loss.backward()
+        torch.testing.assert_close(terms.reconstruction, loss, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(layer.weight.grad, weight_KD.grad, atol=1e-6, rtol=1e-3)
         found = torch.zeros_like(z) if z.grad is None else z.grad
-        torch.testing.assert_close(found, commitment * twin.grad, atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(found, commitment * twin.grad, atol=1e-7, rtol=1e-3)
     layer.weight.grad = None
     delta_ND = drawn(N, D, seed=8)
     terms.value_mixture_ND.backward(delta_ND)
@@ -225,11 +282,12 @@ def test_the_metric_is_saved_with_the_weights(make_model, layer, tmp_path):
     model = make_model(num_prototypes=K, active_prototypes=5, encoder="pursuit").eval()
     model.prototypes.metric.copy_(metric_of(32))
     z_ND = drawn(30, 32)
-    expected = model.prototypes(z_ND)[0]
+    head_VD = model.lm_head.weight
+    expected = model.prototypes(z_ND, head_VD=head_VD)[0]
     model.save_pretrained(tmp_path)
     loaded = PrismForCausalLM.from_pretrained(tmp_path).eval()
     assert loaded.config.encoder == "pursuit" and torch.equal(loaded.prototypes.metric, model.prototypes.metric)
-    for found, tensor in zip(loaded.prototypes(z_ND)[0], expected, strict=True):
+    for found, tensor in zip(loaded.prototypes(z_ND, head_VD=head_VD)[0], expected, strict=True):
         assert torch.equal(found, tensor)
     state = layer.state_dict()
     other = PrototypeLayer(K, D, 5, "pursuit")
@@ -241,7 +299,7 @@ def head_and_states(vocabulary=30, width=6, tokens=12):
     return drawn(vocabulary, width, seed=1), drawn(tokens, width, seed=2)
 
 
-def test_the_squared_metric_is_the_mean_hessian_of_the_cross_entropy(monkeypatch):
+def test_the_mean_metric_is_the_mean_hessian_of_the_cross_entropy(monkeypatch):
     """Of any target: the Hessian of -log softmax(W z)[y] towards z does not depend on y."""
     from prism_lightning.models import encoders
 
@@ -251,28 +309,30 @@ def test_the_squared_metric_is_the_mean_hessian_of_the_cross_entropy(monkeypatch
         for y, z in enumerate(z_ND)
     ]
     mean_DD = torch.stack(hessians).mean(0)
-    metric_DD = logit_metric(head_VD, z_ND)
-    assert torch.equal(metric_DD, metric_DD.T) or torch.allclose(metric_DD, metric_DD.T, atol=1e-6)
-    floor = (metric_DD @ metric_DD - mean_DD).diagonal().mean()
+    metric_DD = mean_metric(head_VD, z_ND)
+    assert torch.equal(metric_DD, metric_DD.T)
+    floor = (metric_DD - mean_DD).diagonal().mean()
     assert 0 < floor < 0.05 * mean_DD.diagonal().mean()
-    torch.testing.assert_close(metric_DD @ metric_DD, mean_DD + floor * torch.eye(6), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(metric_DD, mean_DD + floor * torch.eye(6), atol=1e-5, rtol=1e-4)
+    root_DD = square_root(metric_DD)
+    torch.testing.assert_close(root_DD @ root_DD, metric_DD, atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(encoders, "METRIC_CHUNK_BYTES", 1)
-    torch.testing.assert_close(logit_metric(head_VD, z_ND), metric_DD, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mean_metric(head_VD, z_ND), metric_DD, atol=1e-5, rtol=1e-4)
 
 
-def test_the_metric_measures_the_divergence_of_predictions_to_second_order():
+def test_a_metric_measures_the_divergence_of_predictions_to_second_order():
     head_VD, z_ND = head_and_states(tokens=1)
-    metric_DD = logit_metric(head_VD, z_ND).double()
+    metric_DD = mean_metric(head_VD, z_ND).double()
     z = z_ND[0].double()
     for seed in range(6):
         step = 1e-2 * drawn(6, seed=10 + seed).double()
         log_p, log_q = ((head_VD.double() @ point).log_softmax(-1) for point in (z, z + step))
         divergence = float((log_p.exp() * (log_p - log_q)).sum())
-        assert float((metric_DD @ step).square().sum() / 2) == pytest.approx(divergence, rel=0.1)
+        assert float(step @ metric_DD @ step / 2) == pytest.approx(divergence, rel=0.1)
 
 
 def test_a_head_that_cannot_tell_states_apart_still_has_a_metric_that_can_be_inverted():
     head_VD, z_ND = head_and_states()
     head_VD[:, 3:] = 0
-    metric_DD = logit_metric(head_VD, z_ND)
-    assert torch.linalg.eigvalsh(metric_DD).min() > 0.01 * torch.linalg.eigvalsh(metric_DD).max()
+    values = torch.linalg.eigvalsh(mean_metric(head_VD, z_ND))
+    assert values.min() > 1e-3 * values.max()

@@ -16,7 +16,7 @@ def test_a_dictionary_of_the_models_prototypes_has_the_models_mixture(encoder):
         layer.metric.diagonal().copy_(torch.linspace(0.3, 3, 12))
     z_ND = torch.randn(60, 12, generator=generator) + 1
     expected = layer(z_ND)[0]
-    dictionary = Dictionary(layer.weight.detach(), 4, metric_DD=layer.metric)
+    dictionary = own_dictionary(layer.weight.detach(), 4, layer.metric, head_VD)
     indices_Nk, activations_Nk = dictionary.assign(z_ND)
     torch.testing.assert_close(activations_Nk, expected.activations_Nk, atol=1e-6, rtol=1e-5)
     assert torch.equal(indices_Nk[activations_Nk > 0], expected.indices_Nk[expected.activations_Nk > 0])
