@@ -12,6 +12,7 @@ from support.runs import ROOT
 
 from prism_lightning import __version__
 from prism_lightning.cli.main import VERBS, VERBS_ON_RECIPES
+from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -81,7 +82,8 @@ def test_a_command_has_a_known_verb_and_known_flags(page, words, known_flags, ca
     for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
         if verb in (*VERBS_ON_RECIPES, "sweep") and flag.startswith("--model.") and flag not in known:
             setting = flag.removeprefix("--model.").removeprefix("init_args.").split(".")[0]
-            assert setting in inspect.signature(PrismLM).parameters, f"{page}: {flag}"
+            known_settings = {*inspect.signature(PrismLM).parameters, *inspect.signature(DenseLM).parameters}
+            assert setting in known_settings, f"{page}: {flag}"
         elif verb == "sweep" and "." in flag:  # a setting of every trial's fit
             assert flag in known_flags("fit", capsys), f"{page}: {flag}"
         else:
