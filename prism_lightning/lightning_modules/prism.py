@@ -20,8 +20,9 @@ from prism_lightning.lightning_modules.metrics import Faithfulness, PrototypeUsa
 from prism_lightning.lightning_modules.sharding import gathered, write_parameter
 from prism_lightning.models import Mixture, Objective, PrototypeLayer
 from prism_lightning.models.blocks import block_states
-from prism_lightning.models.encoders import EncoderName
-from prism_lightning.models.prototypes import prototypes_from, revived_prototypes
+from prism_lightning.models.encoders import EncoderName, mean_metric
+from prism_lightning.models.metric_coordinates import first_prototypes
+from prism_lightning.models.prototypes import prototypes_from, revived_prototypes, unexplained_variance
 
 # Clipping uses the norm of all gradients together, the only kind that DeepSpeed has. With the prototypes' gradient at
 # full size in this norm, the decoder's loss was 0.0085 nats higher after 600 quickstart steps at commitment 0, where it
@@ -43,7 +44,7 @@ class PrismLM(DenseLM):
         backbone: settings of a new Hugging Face decoder with its `model_type`, e.g. {model_type: gpt2, n_layer: 12}.
         num_prototypes: number of prototypes, K.
         active_prototypes: largest number of prototypes that are active for one token, k.
-        encoder: how they are chosen: "cosine" takes those of largest cosine, "pursuit" those that explain most.
+        encoder: how they are chosen: "cosine" takes those of largest cosine, "pursuit" those that predict most alike.
         reconstruction_weight: weight w_rec of the share of variance that the prototypes leave unexplained.
         prototype_to_token_weight: weight w_p2t of the mean distance from each prototype to its nearest token.
         token_to_prototype_weight: weight w_t2p of the mean distance from each token to its nearest prototype.
@@ -163,6 +164,9 @@ class PrismLM(DenseLM):
     def _placed(self, step: int) -> Tensor:
         rows = self.model.config.num_prototypes
         z_ND = self.sampled_hidden_states(step, tokens=2 * rows)
+        if self.layer.metric is not None:
+            self.layer.metric.copy_(mean_metric(self.model.lm_head.weight.detach(), z_ND))
+            return first_prototypes(z_ND, rows)
         return prototypes_from(z_ND, rows, self.model.config.active_prototypes, self._generator(step))
 
     def _revive(self, step: int) -> None:
@@ -171,7 +175,7 @@ class PrismLM(DenseLM):
         if dead_K.any():
             z_ND = self.sampled_hidden_states(step, tokens=4096)
             with torch.no_grad():
-                mixture, _ = self.layer(z_ND)
+                mixture, _ = self.layer(z_ND, head_VD=self.model.lm_head.weight)
                 with gathered(self.layer.weight):
                     table_KD = self.layer.weight.detach().clone().float()
             table_KD = revived_prototypes(
@@ -233,8 +237,11 @@ class PrismLM(DenseLM):
         """Add a validation batch to the prototypes' metrics."""
         assert result.mixture is not None
         tokens = result.mixture.indices_Nk.shape[0]
+        values = {name: getattr(result.terms, TERMS[name]) for name in TERMS}
+        # Not the term of the loss, which a pursuit measures in its own metric.
+        values["unexplained_variance"] = unexplained_variance(result.hidden_ND, result.mixture.mixture_ND)
         for name, metric in self.terms_metric.items():
-            metric.update(getattr(result.terms, TERMS[name]), weight=tokens)
+            metric.update(values[name], weight=tokens)
         self.usage_metric.update(self._counts(result.mixture), tokens)
         self.faithfulness_metric.update(self.model.lm_head, result.hidden_ND, result.mixture.mixture_ND, targets_N)
 

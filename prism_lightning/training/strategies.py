@@ -91,14 +91,16 @@ def strategy_name(strategy: Any) -> str:
     return name.rpartition(".")[2]
 
 
-def check_adapters(recipe: str, model: dict[str, Any], trainer: dict[str, Any]) -> None:
-    """Check that adapters are trained by a strategy that keeps every weight whole.
+def check_whole_weights(recipe: str, model: dict[str, Any], trainer: dict[str, Any]) -> None:
+    """Check that adapters and a pursuit are trained by a strategy that keeps every weight whole.
 
     Raises:
         UserError: DeepSpeed or FSDP on several devices.
     """
     name = strategy_name(settled_strategy(trainer))
-    if model.get("lora") and any(sharding in name.lower() for sharding in ("deepspeed", "fsdp")):
-        raise UserError(
-            f"{recipe}: model.lora needs whole weights, and {name} shards them: set trainer.strategy to ddp or auto"
-        )
+    settings = ["model.lora"] if model.get("lora") else []
+    settings += ["model.encoder pursuit"] if model.get("encoder") == "pursuit" else []
+    if any(sharding in name.lower() for sharding in ("deepspeed", "fsdp")):
+        problems = [f"{setting} needs whole weights, and {name} shards them" for setting in settings]
+        if problems:
+            raise UserError([f"{recipe}: {problem}: set trainer.strategy to ddp or auto" for problem in problems])

@@ -39,7 +39,7 @@ from prism_lightning.training.resuming import (
     load_for_evaluation,
     load_for_resuming,
 )
-from prism_lightning.training.strategies import check_adapters, check_devices, check_trainer, settled_strategy
+from prism_lightning.training.strategies import check_devices, check_trainer, check_whole_weights, settled_strategy
 
 
 class TrainingCLI(LightningCLI):
@@ -115,7 +115,7 @@ class TrainingCLI(LightningCLI):
         trainer = settings["trainer"].as_dict()
         check_devices(self.recipe_name, trainer)
         check_trainer(self.recipe_name, trainer, fit=self.verb == "fit")
-        check_adapters(self.recipe_name, self._model_settings(), trainer)
+        check_whole_weights(self.recipe_name, self._model_settings(), trainer)
         try:
             with self._starting_weights(settings):
                 super().instantiate_classes()
