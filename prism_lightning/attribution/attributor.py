@@ -32,7 +32,7 @@ from prism_lightning.attribution.index.hidden_influence import HiddenIndex
 from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.results import Attribution, Describer
 from prism_lightning.common.errors import UserError
-from prism_lightning.common.files import map_file
+from prism_lightning.common.files import map_file, read_json
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.token_text import token_text
 from prism_lightning.data.tokenizer import encode
@@ -102,6 +102,7 @@ class Attributor:
             prototypes_KD, index.manifest["active"], metric_DD, model.lm_head.weight, exact=True
         )
         self.describe = Describer(store, index)
+        self.indexed = indexed_text(store)
         self.notes: list[str] = []
 
     @classmethod
@@ -133,7 +134,9 @@ class Attributor:
         opened = open_index(folder, verify)
         check_model(opened.manifest, model, folder, run)
         store = open_store(opened.manifest, folder, verify)
-        return cls(model, tokenizer, opened, store, top=top, rerank=rerank, opposing=opposing)
+        attributor = cls(model, tokenizer, opened, store, top=top, rerank=rerank, opposing=opposing)
+        attributor.indexed += training_note(RunPaths.of(run), store)
+        return attributor
 
     def text(self, text: str) -> list[Attribution]:
         """Attribute every token of a text except the first, which nothing predicts; the last result is their sum.
@@ -254,6 +257,7 @@ class Attributor:
             tokens=self.describe.tokens(self._strongest(hits), query, with_prototypes=not self.rerank),
             passages=self.describe.passages(self._strongest(passages)),
             documents=self.describe.documents(self._strongest(documents)),
+            indexed=self.indexed,
             notes=list(self.notes),
         )
 
@@ -285,6 +289,26 @@ class Attributor:
                 f" its first {len(ids) - room} were cut, up to {cut[-40:]!r}"
             ]
         return ids[-room:]
+
+
+def indexed_text(store: TokenStore) -> str:
+    """Return the size and the names of the text of an index, for people."""
+    inputs = store.manifest["inputs"]
+    names = ["Python's standard library"] if "standard_library" in inputs else list(inputs.get("files", {}))
+    names = names or [str(inputs.get("dataset", "a text without a name"))]
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return f"{store.counts['documents']:,} documents of {names[0]}{more}"
+
+
+def training_note(run: RunPaths, store: TokenStore) -> str:
+    """Return whether a run trained its model on the text of an index, as the end of a sentence; "" where unknown."""
+    trained_on = (read_json(run.environment) or {}).get("data_fingerprint")
+    if trained_on is None:
+        return ""
+    is_retrofit = run.recipe.is_file() and run.recipe.read_text().startswith("retrofit:")
+    if trained_on == store.manifest["fingerprint"] and not is_retrofit:
+        return ", which the model was trained on"
+    return ", which this run did not train the model on"
 
 
 def default_index(run: Path) -> Path:

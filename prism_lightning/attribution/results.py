@@ -62,6 +62,7 @@ class Attribution:
         scored_by: "prototypes", or "head K-FAC" where the second stage re-ranked the prototypes' proposals.
         touched: number of training tokens on the lists that the query reads; the influence of others is not computed.
         influence: sum over all of them.
+        indexed: the text that the index was built over, and whether the run trained the model on it.
     """
 
     kind: str
@@ -76,6 +77,7 @@ class Attribution:
     passages: list[Passage]
     documents: list[TrainingDocument]
     other: str | None = None
+    indexed: str = ""
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def print_attributions(attributions: list[Attribution]) -> None:
         "influence: nats of the query's loss, to first order; positive = training on it lowered that loss",
         style="dim",
     )
+    console.print(f"index over {visible(attributions[0].indexed)}", style="dim", markup=False)
 
 
 def nothing_found(attribution: Attribution) -> str:
