@@ -89,8 +89,8 @@ def test_a_retrofit_on_chats_fits_and_measures_targets_alone(cli, arguments_of, 
     results, (model, _), data = json.loads(shown.splitlines()[-1]), load_exported(run), data_of(run)
     assert results["fit_tokens"] == int(data.train.targets_in(range(len(data.train))).sum())
     assert results["fit_tokens"] < 0.8 * len(data.train) * 32
-    states = block_states(model, data.validation.__getitems__(list(range(len(data.validation)))))
     with torch.no_grad():
+        states = block_states(model, data.validation.__getitems__(list(range(len(data.validation)))))
         loss = torch.nn.functional.cross_entropy(model.lm_head(states.z_nD), states.targets_n)
         mixture_nD = model.prototypes(states.z_nD)[0].mixture_ND
     assert len(states.targets_n) == int(data.validation.targets_in(range(len(data.validation))).sum())
