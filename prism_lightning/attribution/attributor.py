@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.attribution.curvature.dictionary import Dictionary
+from prism_lightning.attribution.curvature.dictionary import own_dictionary
 from prism_lightning.attribution.curvature.records import (
     LogitRecords,
     Records,
@@ -98,7 +98,9 @@ class Attributor:
             for name in ("prototypes", "metric")
         )
         assert prototypes_KD is not None
-        self.dictionary = Dictionary(prototypes_KD, index.manifest["active"], exact=True, metric_DD=metric_DD)
+        self.dictionary = own_dictionary(
+            prototypes_KD, index.manifest["active"], metric_DD, model.lm_head.weight, exact=True
+        )
         self.describe = Describer(store, index)
         self.notes: list[str] = []
 

@@ -24,6 +24,7 @@ from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.run.directory import RunPaths, RunSettings
 from prism_lightning.run.fingerprints import check_tokenizer
 from prism_lightning.run.model_folder import load_exported
+from prism_lightning.run.model_tokenizer import chosen_tokenizer
 
 
 def index(arguments: list[str]) -> None:
@@ -142,6 +143,7 @@ def _parsed(
     problems = problems_in(config, allow_custom_code)
     if problems:
         raise UserError([f"{recipe}: {problem}" for problem in problems])
+    config = _with_model_tokenizer(config)
     parser = ArgumentParser(exit_on_error=False)
     groups = {"data": TextData, "index": IndexSettings, "run": RunSettings}
     for name, owner in groups.items():
@@ -151,3 +153,11 @@ def _parsed(
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{recipe}: {' '.join(str(error).split())[:300]}") from error
     return parsed["data"], parsed["index"], parsed["run"]
+
+
+def _with_model_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe that starts from a pretrained model with the tokenizer that its `fit` has used."""
+    model, data = (config.get("model") or {}).get("init_args") or {}, config.get("data") or {}
+    paths = RunPaths(Path((config.get("run") or {}).get("dir") or RunSettings.dir))
+    tokenizer = chosen_tokenizer(model, data.get("tokenizer"), paths)
+    return config if tokenizer is None else config | {"data": data | {"tokenizer": tokenizer}}

@@ -11,11 +11,13 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.lightning_modules.callbacks.in_loop_evaluation import InLoopEvaluation
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
+from prism_lightning.models.low_rank import LoraSettings
 
 # Some of these take functions by name. `limit_imports` refuses to import such functions, too.
 TRUSTED_CLASSES: tuple[type, ...] = (
     DenseLM,
     PrismLM,
+    LoraSettings,
     InLoopEvaluation,
     callbacks.DeviceStatsMonitor,
     callbacks.EarlyStopping,

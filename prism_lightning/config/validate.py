@@ -54,9 +54,16 @@ def _model_problems(model: Any, allow_custom_code: bool) -> list[str]:
         if key not in ("class_path", "init_args")
     ]
     settings = model.get("init_args") or {}
-    if not isinstance(settings, dict) or "backbone" not in settings:
+    given = [n for n in ("backbone", "pretrained") if isinstance(settings, dict) and settings.get(n) is not None]
+    if not given:
         problems.append(
-            "model.init_args.backbone is missing: give the settings of a Hugging Face decoder, e.g. {model_type: gpt2}"
+            "model.init_args.backbone is missing: give the settings of a Hugging Face decoder, e.g. {model_type: gpt2},"
+            " or the hub id or folder of a pretrained one by model.init_args.pretrained"
+        )
+    if len(given) == 2:
+        problems.append(
+            "model.init_args.backbone and model.init_args.pretrained exclude each other: give a new decoder's settings"
+            " or a pretrained decoder"
         )
     return problems + _problems_of("model.init_args", settings, MODEL_PATHS[name])
 
@@ -67,14 +74,13 @@ def _problems_of(group: str, settings: Any, owner: type) -> list[str]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(owner)
     known = {action.dest.partition(".")[0] for action in parser._actions} - {"help"}
-    required: dict[str, Any] = {"backbone": {}} if "backbone" in known else {}
     problems = []
     for key, value in settings.items():
         if key not in known:
             problems.append(f"{group}.{key} is no setting: {nearest(str(key), known)}")
             continue
         try:
-            parser.parse_object({**required, key: value})
+            parser.parse_object({key: value})
         except (ArgumentError, TypeError, ValueError, KeyError) as error:
             problems.append(f"{group}.{key}={value!r}: {_reason(error)}")
     return problems

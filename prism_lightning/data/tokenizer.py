@@ -20,6 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from prism_lightning.common.errors import UserError, visible
+from prism_lightning.common.hub_access import hub_problem
 from prism_lightning.data.pieces import Cutter, Piece
 
 END_OF_TEXT = "<|endoftext|>"
@@ -82,10 +83,11 @@ def load_tokenizer(name_or_path: str, gguf_file: str | None = None) -> PreTraine
         if path.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=_configured_end(path))
         else:
+            offline = not path.exists() and hub_problem(name_or_path) is not None
             location = str(path) if path.exists() else name_or_path
-            tokenizer = AutoTokenizer.from_pretrained(location, gguf_file=gguf_file)
+            tokenizer = AutoTokenizer.from_pretrained(location, gguf_file=gguf_file, local_files_only=offline)
     except Exception as error:  # Errors of the hub, JSON and tokenizers share no base class.
-        cause = " ".join(str(error).split())[:160]
+        cause = (None if path.exists() else hub_problem(name_or_path)) or " ".join(str(error).split())[:160]
         raise UserError(
             f"tokenizer {name_or_path} could not be loaded: {cause}; give a folder or tokenizer.json by data.tokenizer"
         ) from error

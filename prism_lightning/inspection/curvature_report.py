@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prism_lightning.attribution.attributor import default_index
-from prism_lightning.attribution.curvature.dictionary import Dictionary, fitted_dictionary
+from prism_lightning.attribution.curvature.dictionary import Dictionary, fitted_dictionary, own_dictionary
 from prism_lightning.common.devices import check_float64
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import integrity_error, map_file, read_json
@@ -84,7 +84,7 @@ def measure_run(
     dictionaries: dict[str, Dictionary] = {}
     if model.prototypes is not None:
         layer = model.prototypes
-        own = Dictionary(layer.weight.detach(), layer.active, metric_DD=layer.metric)
+        own = own_dictionary(layer.weight.detach(), layer.active, layer.metric, model.lm_head.weight)
         dictionaries[f"own, K {len(own.unit_KD):,} k {own.active}"] = own
     path = default_index(run) / "dictionary.safetensors"
     facts, manifest = read_json(path.with_suffix(".json")), read_json(path.with_name("manifest.json"))

@@ -20,8 +20,10 @@ from prism_lightning.lightning_modules.metrics import (
 from prism_lightning.lightning_modules.optimizer import parameter_groups
 from prism_lightning.lightning_modules.schedules import Schedule, lr_schedule
 from prism_lightning.lightning_modules.text_data import TextData
-from prism_lightning.models import Objective, PrismConfig, PrismForCausalLM
+from prism_lightning.models import Objective
+from prism_lightning.models.initial import initial_model
 from prism_lightning.models.isolation import check_isolation
+from prism_lightning.models.low_rank import LoraSettings, add_adapters
 
 Batch = dict[str, Tensor]  # as of `TokenStore`: input_ids [B, T], targets [B, T], block_ids [B], maybe position_ids
 
@@ -30,7 +32,11 @@ class DenseLM(LightningModule):
     """The dense baseline: a decoder and its head.
 
     Args:
-        backbone: settings of a Hugging Face decoder with its `model_type`, e.g. {model_type: gpt2, n_layer: 12}.
+        backbone: settings of a new Hugging Face decoder with its `model_type`, e.g. {model_type: gpt2, n_layer: 12}.
+        pretrained: hub id or folder of a pretrained decoder to start from, in place of `backbone`; the data then have
+            its tokenizer. A folder with a peft adapter is its base model with the adapter merged.
+        gguf_file: name of a GGUF file of `pretrained`, whose weights are dequantised.
+        lora: train low-rank adapters of `pretrained` and not its weights; they are merged at the end of `fit`.
         learning_rate: peak learning rate of decoder and head.
         weight_decay: AdamW's weight decay of matrices; biases, norms and prototypes have none.
         betas: AdamW's decay rates of the gradient's first and second moment.
@@ -43,14 +49,14 @@ class DenseLM(LightningModule):
         compile: whether to compile the decoder with torch.compile.
 
     Raises:
-        UserError: settings out of range, all at once, or a backbone that cannot be built.
+        UserError: settings out of range, all at once, or a decoder that cannot be built or opened.
     """
 
     num_prototypes = 0
 
     def __init__(
         self,
-        backbone: dict[str, Any],
+        backbone: dict[str, Any] | None = None,
         learning_rate: float = 3e-3,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -59,6 +65,9 @@ class DenseLM(LightningModule):
         final_learning_rate_share: float = 0.1,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        pretrained: str | None = None,
+        gguf_file: str | None = None,
+        lora: LoraSettings | None = None,
     ) -> None:
         super().__init__()
         problems = [] if learning_rate >= 0 else [f"model.learning_rate is {learning_rate}: give a positive number"]
@@ -66,13 +75,18 @@ class DenseLM(LightningModule):
             problems.append(f"model.weight_decay is {weight_decay}: give 0 or more")
         if not all(0 <= beta < 1 for beta in betas):
             problems.append(f"model.betas are {tuple(betas)}: give numbers from 0 to below 1")
+        if lora and pretrained is None:
+            problems.append("model.lora needs model.pretrained: adapters of a new decoder would train nothing of it")
         if problems:
             raise UserError(problems)
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.schedule: Schedule = schedule
         self.warmup_steps, self.final_learning_rate_share = warmup_steps, final_learning_rate_share
         self.prototype_learning_rate = 0.0
-        self.model = PrismForCausalLM(self._configuration(backbone))
+        self.model = initial_model(backbone, pretrained, gguf_file, **self._prototype_settings())
+        self.lora = LoraSettings(**lora) if isinstance(lora, dict) else lora
+        if self.lora:
+            add_adapters(self.model, self.lora)
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable()
         if compile:
@@ -80,8 +94,9 @@ class DenseLM(LightningModule):
         self.loss_metric = LanguageModelingMetric()
         self._isolation_checked = False
 
-    def _configuration(self, backbone: dict[str, Any]) -> PrismConfig:
-        return PrismConfig(backbone_config=backbone)
+    def _prototype_settings(self) -> dict[str, Any]:
+        """Return the settings of `PrismConfig` about prototypes."""
+        return {}
 
     @property
     def data(self) -> TextData:
@@ -105,16 +120,15 @@ class DenseLM(LightningModule):
         """
         config = self.model.config
         if data.block_size > config.context_length:
+            fix = "lower it" if config.base_model else "lower it or raise the backbone's positions"
             raise UserError(
                 f"data.block_size {data.block_size} is longer than the model's context of {config.context_length}:"
-                " lower it or raise the backbone's positions"
+                f" {fix}"
             )
         size = data.train.manifest["tokenizer_size"]
         if size > config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {size} tokens but the model's vocabulary {config.vocab_size}:"
-                " raise backbone.vocab_size"
-            )
+            fix = "give a model with the tokenizer of its own" if config.base_model else "raise backbone.vocab_size"
+            raise UserError(f"the tokenizer has {size} tokens but the model's vocabulary {config.vocab_size}: {fix}")
         if data.train.isolated and not self._isolation_checked:
             check_isolation(self.model)
             self._isolation_checked = True  # before a strategy shards the weights
@@ -124,10 +138,14 @@ class DenseLM(LightningModule):
         parameters = sum(p.numel() for p in self.model.parameters())
         config = self.model.config
         kind = f"PRISM with {config.num_prototypes:,} prototypes" if config.num_prototypes else "dense"
+        if config.base_model:
+            kind += f" from {config.base_model}"
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        of_them = f" ({trained:,} of them trained)" if trained < parameters else ""
         counts = data.train.counts
         targets = f" ({counts['targets']:,} of them targets)" if "targets" in counts else ""
         tokens = f"{counts['tokens']:,} tokens{targets} of {counts['documents']:,} documents"
-        return f"{kind}, {parameters:,} parameters, on {tokens}"
+        return f"{kind}, {parameters:,} parameters{of_them}, on {tokens}"
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """Return AdamW over the groups of `parameter_groups`, and its schedule, stepped once per optimiser step."""

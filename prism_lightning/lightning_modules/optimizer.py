@@ -16,7 +16,7 @@ def parameter_groups(
     """Return AdamW's parameter groups: "decayed" matrices, "plain" vectors without decay, and "prototypes".
 
     The prototypes have a learning rate of their own and no decay. Their epsilon suits gradients that are scaled to a
-    thousandth (method, section 3). A tied matrix is listed once. Empty groups are left out.
+    thousandth (method, section 3). A tied matrix is listed once. Frozen parameters and empty groups are left out.
     """
     # Grouped by the owning module, not by shape: a sharding strategy may have flattened every parameter already.
     decayed: list[nn.Parameter] = []
@@ -25,7 +25,7 @@ def parameter_groups(
     seen: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
+            if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
             if isinstance(module, PrototypeLayer):

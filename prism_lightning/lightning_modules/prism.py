@@ -18,8 +18,9 @@ from prism_lightning.data.order import block_at
 from prism_lightning.lightning_modules.dense import Batch, DenseLM
 from prism_lightning.lightning_modules.metrics import Faithfulness, PrototypeUsage, faithfulness_figures
 from prism_lightning.lightning_modules.sharding import gathered, write_parameter
-from prism_lightning.models import Mixture, Objective, PrismConfig, PrototypeLayer
+from prism_lightning.models import Mixture, Objective, PrototypeLayer
 from prism_lightning.models.blocks import block_states
+from prism_lightning.models.encoders import EncoderName
 from prism_lightning.models.prototypes import prototypes_from, revived_prototypes
 
 # Clipping uses the norm of all gradients together, the only kind that DeepSpeed has. With the prototypes' gradient at
@@ -39,9 +40,10 @@ class PrismLM(DenseLM):
     """The PRISM twin: the same decoder and head, with a layer of prototypes at its output.
 
     Args:
-        backbone: settings of a Hugging Face decoder with its `model_type`, e.g. {model_type: gpt2, n_layer: 12}.
+        backbone: settings of a new Hugging Face decoder with its `model_type`, e.g. {model_type: gpt2, n_layer: 12}.
         num_prototypes: number of prototypes, K.
         active_prototypes: largest number of prototypes that are active for one token, k.
+        encoder: how they are chosen: "cosine" takes those of largest cosine, "pursuit" those that explain most.
         reconstruction_weight: weight w_rec of the share of variance that the prototypes leave unexplained.
         prototype_to_token_weight: weight w_p2t of the mean distance from each prototype to its nearest token.
         token_to_prototype_weight: weight w_t2p of the mean distance from each token to its nearest prototype.
@@ -66,7 +68,7 @@ class PrismLM(DenseLM):
 
     def __init__(
         self,
-        backbone: dict[str, Any],
+        backbone: dict[str, Any] | None = None,
         num_prototypes: int = 2048,
         active_prototypes: int = 4,
         reconstruction_weight: float = 1.0,
@@ -80,11 +82,13 @@ class PrismLM(DenseLM):
         polish_steps: int = 300,
         polish_tokens: int = 131_072,
         polish_learning_rate: float = 1e-2,
+        encoder: EncoderName = "cosine",
         **kwargs: Any,
     ) -> None:
-        self._prototype_settings: dict[str, Any] = {
+        self._prism_settings: dict[str, Any] = {
             "num_prototypes": num_prototypes,
             "active_prototypes": active_prototypes,
+            "encoder": encoder,
             "reconstruction_weight": reconstruction_weight,
             "prototype_to_token_weight": prototype_to_token_weight,
             "token_to_prototype_weight": token_to_prototype_weight,
@@ -118,8 +122,8 @@ class PrismLM(DenseLM):
         assert self.model.prototypes is not None
         return self.model.prototypes
 
-    def _configuration(self, backbone: dict[str, Any]) -> PrismConfig:
-        return PrismConfig(backbone_config=backbone, **self._prototype_settings)
+    def _prototype_settings(self) -> dict[str, Any]:
+        return self._prism_settings
 
     def setup(self, stage: str) -> None:
         """Check the data as `DenseLM` does, and warn where training ends before the prototypes are placed."""

@@ -1,8 +1,11 @@
-"""Low-rank adapters of peft: added for training, opened from a folder, and merged into the weights."""
+"""Adapters of peft that were trained elsewhere: opened from a folder and merged into the weights of their base."""
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,11 @@ from prism_lightning.common.errors import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter of peft."""
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def adapter_base(folder: Path) -> str:
@@ -48,18 +56,30 @@ def with_adapter_merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     peft = import_peft()
     adapter_base(folder)
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        with quiet():
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # shapes, names and files raise different types
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"adapter {folder} does not fit model {model.config.model_type}: {cause}") from error
-    expected = {name for name, _ in adapted.named_parameters() if "lora_" in name}
-    stored = _stored_names(folder)
-    if not expected or {_plain(name) for name in expected} != {_plain(name) for name in stored}:
+    expected, stored = set(peft.get_peft_model_state_dict(adapted)), _stored_names(folder)
+    if expected != stored:
         raise UserError(
             f"adapter {folder} is of another base: its {len(stored)} tensors do not match the {len(expected)} that this"
             " model needs; give the model that it was trained on"
         )
-    return adapted.merge_and_unload(safe_merge=True).eval()
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = adapted.peft_config[adapted.active_adapter].peft_type.value
+        raise UserError(f"adapter {folder} ({kind}) cannot be merged into weights: give one of low rank, such as LoRA")
+    with quiet():
+        return adapted.merge_and_unload(safe_merge=True).eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence peft's warnings: of settings that it corrects, and of tensors that are compared here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _stored_names(folder: Path) -> set[str]:
@@ -67,11 +87,6 @@ def _stored_names(folder: Path) -> set[str]:
 
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         return set(file.keys())
-
-
-def _plain(name: str) -> str:
-    """Return the name of an adapter's parameter without peft's name of the adapter."""
-    return name.replace(".default", "")
 
 
 def import_peft() -> Any:

@@ -23,6 +23,13 @@ def logit_factor(config: PreTrainedConfig) -> float:
     return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
+def configuration_of(config: PreTrainedConfig, base_model: str, fused: bool, **prototype_settings: Any) -> PrismConfig:
+    """Return the configuration of the model that `converted` makes of a decoder; arguments as there."""
+    if logit_factor(config) != 1:
+        config.tie_word_embeddings = False
+    return PrismConfig(backbone_config=config, base_model=base_model, fuse_activations=fused, **prototype_settings)
+
+
 @torch.no_grad()
 def converted(native: PreTrainedModel, base_model: str, fused: bool, **prototype_settings: Any) -> PrismForCausalLM:
     """Return a model of this package that shares the weights of a pretrained causal language model.
@@ -46,9 +53,7 @@ def converted(native: PreTrainedModel, base_model: str, fused: bool, **prototype
     if reason := _obstacle(native, head):
         raise UserError(f"{family} models are not supported with {reason}: their logits are not W z")
     factor = logit_factor(config)
-    if factor != 1:
-        config.tie_word_embeddings = False
-    settings = PrismConfig(backbone_config=config, base_model=base_model, fuse_activations=fused, **prototype_settings)
+    settings = configuration_of(config, base_model, fused, **prototype_settings)
     with torch.device("meta"):  # only its structure is needed
         model = PrismForCausalLM(settings)
     model.backbone = native.base_model

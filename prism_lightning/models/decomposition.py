@@ -55,7 +55,7 @@ def decompose(model: PrismForCausalLM, input_ids_BT: Tensor, targets_BT: Tensor 
     logits_BTV = model.logits(z_BTD)
     targets_BT = logits_BTV.argmax(-1) if targets_BT is None else targets_BT
     z_ND = z_BTD.flatten(0, 1)
-    mixture = model.prototypes(z_ND)[0]
+    mixture = model.prototypes(z_ND, head_VD=model.lm_head.weight)[0]
     head_ND = model.lm_head.weight[targets_BT.flatten()]
     dots_Nk = selected_dots(head_ND, model.prototypes.weight, mixture.indices_Nk)
     factors_Nk = model.scaled_terms().factors(mixture.indices_Nk, targets_BT.flatten())

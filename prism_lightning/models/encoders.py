@@ -1,8 +1,8 @@
 """Encoders: which prototypes are active for a hidden state, and with which activations (method, section 2).
 
 `cosine` is the paper's: the k prototypes of largest cosine, with the cosine as activation. `pursuit` chooses them for
-the prediction: non-negative matching pursuit in a metric that weighs errors by what they change in the logits. Either
-gives an exact decomposition. Shapes: N tokens, C of a chunk, D hidden size, K prototypes, k active, V vocabulary.
+the prediction, see `pursuit`. Either gives an exact decomposition. Shape suffixes: N tokens, n of a chunk, D hidden
+size, K prototypes, k active, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prism_lightning.models.pursuit import Encoding, pursue
+from prism_lightning.models.pursuit import Encoding, Likeliest, PursuitTables, likeliest_tokens, pursue
 
 EncoderName = Literal["cosine", "pursuit"]
 METRIC_FLOOR = 0.01  # share of the mean eigenvalue that is added to all, so that the metric can be inverted
-METRIC_CHUNK_BYTES = 64 * 2**20  # of the probabilities [C, V]
+METRIC_CHUNK_BYTES = 64 * 2**20  # of the probabilities [n, V]
 
 
 class Encoder(Protocol):
@@ -47,32 +47,30 @@ class CosineEncoder:
 
 
 class PursuitEncoder:
-    """At most k prototypes by non-negative matching pursuit of z A with the rows of P A.
+    """At most k prototypes by non-negative matching pursuit in the metric of each token's prediction.
 
     Args:
         weight_KD: P.
         active: k.
-        metric_DD: A, symmetric.
+        metric_DD: F, the mean metric.
+        head_VD: W.
     """
 
-    def __init__(self, weight_KD: Tensor, active: int, metric_DD: Tensor) -> None:
-        self.active, self.metric_DD = active, metric_DD.float()
-        projected_KD = weight_KD.float() @ self.metric_DD
-        self.length_K = projected_KD.norm(dim=-1).clamp_min(1e-12)
-        self.unit_KD = projected_KD / self.length_K[:, None]
+    def __init__(self, weight_KD: Tensor, active: int, metric_DD: Tensor, head_VD: Tensor) -> None:
+        self.active = active
+        self.tables = PursuitTables.of(head_VD.float(), metric_DD.float(), weight_KD.float())
 
-    def __call__(self, z_ND: Tensor) -> Encoding:
-        """See `Encoder`."""
-        indices_Nk, coefficients_Nk = pursue(z_ND.float() @ self.metric_DD, self.unit_KD, self.active)
-        return Encoding(indices_Nk, coefficients_Nk / self.length_K[indices_Nk])
+    def __call__(self, z_ND: Tensor, likeliest: Likeliest | None = None) -> Encoding:
+        """See `Encoder`; `likeliest` saves a product with the head, where it is known."""
+        z_ND = z_ND.float()
+        return pursue(z_ND, self.tables, self.active, likeliest or likeliest_tokens(self.tables.head_VD, z_ND))
 
 
 @torch.no_grad()
-def logit_metric(head_VD: Tensor, z_ND: Tensor) -> Tensor:
-    """Return A [D, D], symmetric, for which |A (z - zhat)|^2 / 2 is about the divergence of the two predictions.
+def mean_metric(head_VD: Tensor, z_ND: Tensor) -> Tensor:
+    """Return F [D, D], the mean over tokens of the head's Fisher matrix W^T (diag(pi) - pi pi^T) W.
 
-    A^2 is the mean over tokens of the Fisher matrix of the head, W^T (diag(pi) - pi pi^T) W, with `METRIC_FLOOR` of its
-    mean eigenvalue added: to second order, KL(softmax(W z) || softmax(W zhat)) = r^T W^T (diag(pi) - pi pi^T) W r / 2.
+    `METRIC_FLOOR` of its mean eigenvalue is added.
 
     Args:
         head_VD: W.
@@ -81,12 +79,18 @@ def logit_metric(head_VD: Tensor, z_ND: Tensor) -> Tensor:
     head_VD, z_ND = head_VD.float(), z_ND.float()
     probability_V = torch.zeros(len(head_VD), device=z_ND.device)
     outer_DD = torch.zeros(2 * (head_VD.shape[1],), device=z_ND.device)
-    for z_CD in z_ND.split(max(1, METRIC_CHUNK_BYTES // (4 * len(head_VD)))):
-        pi_CV = (z_CD @ head_VD.T).softmax(-1)
-        mean_CD = pi_CV @ head_VD
-        probability_V += pi_CV.sum(0)
-        outer_DD += mean_CD.T @ mean_CD
-    fisher_DD = ((head_VD.T * (probability_V / len(z_ND))) @ head_VD - outer_DD / len(z_ND)).double()
-    values_D, vectors_DD = torch.linalg.eigh(fisher_DD.cpu())
-    values_D = values_D.clamp_min(0) + METRIC_FLOOR * values_D.mean()
-    return ((vectors_DD * values_D.sqrt()) @ vectors_DD.T).float().to(z_ND.device)
+    for z_nD in z_ND.split(max(1, METRIC_CHUNK_BYTES // (4 * len(head_VD)))):
+        pi_nV = (z_nD @ head_VD.T).softmax(-1)
+        mean_nD = pi_nV @ head_VD
+        probability_V += pi_nV.sum(0)
+        outer_DD += mean_nD.T @ mean_nD
+    fisher_DD = (head_VD.T * (probability_V / len(z_ND))) @ head_VD - outer_DD / len(z_ND)
+    fisher_DD = (fisher_DD + fisher_DD.T) / 2
+    return fisher_DD + METRIC_FLOOR * fisher_DD.diagonal().mean() * torch.eye(len(fisher_DD), device=z_ND.device)
+
+
+def square_root(metric_DD: Tensor) -> Tensor:
+    """Return the symmetric A with A A = F."""
+    values_D, vectors_DD = torch.linalg.eigh(metric_DD.double().cpu())
+    root_DD = (vectors_DD * values_D.clamp_min(0).sqrt()) @ vectors_DD.T
+    return root_DD.float().to(metric_DD.device)

@@ -22,9 +22,14 @@ def peak_flops(device_name: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in device_name.lower()), None)
 
 
-def flops_per_token(matrix_parameters: int, config: PreTrainedConfig, block_size: int) -> float:
+def flops_per_token(
+    matrix_parameters: int, config: PreTrainedConfig, block_size: int, frozen_parameters: int = 0
+) -> float:
     """Return the training FLOPs of decoder and head per token.
 
-    These are 6 per parameter that multiplies each token, and 12 L D T for attention over blocks of T tokens.
+    These are 6 per parameter that multiplies each token, and 12 L D T for attention over blocks of T tokens. A frozen
+    one takes 4: its own gradient is not computed.
     """
-    return 6 * matrix_parameters + 12 * config.num_hidden_layers * config.hidden_size * block_size
+    return (
+        6 * matrix_parameters - 2 * frozen_parameters + 12 * config.num_hidden_layers * config.hidden_size * block_size
+    )

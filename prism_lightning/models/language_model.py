@@ -135,6 +135,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
         # Parameters of decoder and head that multiply each token: all but prototypes and embeddings that are looked up.
         # Counted here, because a sharding strategy empties the parameters later.
         self.matrix_parameters = self._count_matrix_parameters()
+        self.frozen_parameters = 0  # those of them that are not trained, beside adapters
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PrototypeLayer):
@@ -212,7 +213,7 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             weight_KD._version,
         )  # changes when weights are moved or written
         if self._scaled is None or self._scaled_state != state:
-            self._scaled, self._scaled_state = ScaledTerms(self.prototypes, self.scalings), state
+            self._scaled, self._scaled_state = ScaledTerms(self.prototypes, self.scalings, self.lm_head.weight), state
         return self._scaled
 
     def logits(self, z: Tensor) -> Tensor:
@@ -291,7 +292,11 @@ class PrismForCausalLM(PreTrainedModel, GenerationMixin):
             return Objective(cross_entropy, cross_entropy, z_ND, targets_N)
         commitment = config.commitment if commitment is None else commitment
         mixture, terms = self.prototypes(
-            z_ND, commitment, config.cross_entropy_to_prototypes, gradient_scale=prototype_gradient_scale
+            z_ND,
+            commitment,
+            config.cross_entropy_to_prototypes,
+            gradient_scale=prototype_gradient_scale,
+            head_VD=self.lm_head.weight,
         )
         routed_ND = z_ND
         if terms.value_mixture_ND is not None:

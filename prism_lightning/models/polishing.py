@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_lightning.models.metric_coordinates import MetricCoordinates
 from prism_lightning.models.prototypes import PrototypeLayer, revived_prototypes
+from prism_lightning.models.pursuit import Likeliest
 
 BATCH_TOKENS = 4096
 REVIVAL_INTERVAL = 100
@@ -28,24 +30,28 @@ class Polishing:
 
     Args:
         layer: its weight is changed in place.
-        rows_of: returns hidden states [n, D] of the tokens with given numbers [n].
+        head_VD: W, which a pursuit needs.
+        rows_of: returns hidden states [n, D] of the tokens with given numbers [n], and their likeliest next tokens
+            where these are known.
         tokens: number N of hidden states.
         steps: number of Adam steps.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate; of a pursuit, as a share of the root mean square of the first prototypes.
         seed: seed of batches and revivals.
     """
 
     def __init__(
         self,
         layer: PrototypeLayer,
-        rows_of: Callable[[Tensor], Tensor],
+        head_VD: Tensor | None,
+        rows_of: Callable[[Tensor], tuple[Tensor, Likeliest | None]],
         tokens: int,
         steps: int,
         learning_rate: float,
         seed: int,
     ) -> None:
-        self.layer, self.rows_of, self.tokens = layer, rows_of, tokens
-        self.steps, self.learning_rate = steps, learning_rate
+        self.layer, self.head_VD, self.rows_of, self.tokens = layer, head_VD, rows_of, tokens
+        scale = 1.0 if layer.metric is None else layer.weight.detach().square().mean().sqrt().item()
+        self.steps, self.learning_rate = steps, learning_rate * scale
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.Adam([layer.weight], lr=learning_rate, betas=(0.9, 0.99))
         self.usage_K = torch.zeros(layer.weight.shape[0], dtype=torch.long, device=layer.weight.device)
@@ -55,8 +61,9 @@ class Polishing:
         """Take one step and return its unexplained variance."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * self.steps_done / self.steps))
-        batch_ND = self.rows_of(torch.randint(self.tokens, (BATCH_TOKENS,), generator=self.generator)).float()
-        mixture, terms = self.layer(batch_ND, commitment=0.0)
+        batch_ND, likeliest = self.rows_of(torch.randint(self.tokens, (BATCH_TOKENS,), generator=self.generator))
+        batch_ND = batch_ND.float()
+        mixture, terms = self.layer(batch_ND, commitment=0.0, head_VD=self.head_VD, likeliest=likeliest)
         assert terms is not None
         self.optimizer.zero_grad()
         terms.reconstruction.backward()
@@ -71,6 +78,8 @@ class Polishing:
 
     def _revive(self, batch_ND: Tensor, mixture_ND: Tensor) -> None:
         table_KD = self.layer.weight.detach().float()
+        if self.layer.metric is not None:  # a pursuit adds what the other prototypes leave: start from their residual
+            batch_ND, mixture_ND = batch_ND - mixture_ND, torch.zeros_like(mixture_ND)
         self.layer.weight.data.copy_(
             revived_prototypes(table_KD, self.usage_K == 0, batch_ND, mixture_ND, self.generator)
         )
@@ -100,8 +109,30 @@ class Polishing:
         }
 
 
-def polish(layer: PrototypeLayer, z_ND: Tensor, steps: int, learning_rate: float, seed: int) -> Iterator[float]:
-    """Yield the unexplained variance of every step of `Polishing` on hidden states in memory."""
-    polishing = Polishing(layer, lambda rows: z_ND[rows.to(z_ND.device)], len(z_ND), steps, learning_rate, seed)
+def polish(
+    layer: PrototypeLayer,
+    z_ND: Tensor,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    head_VD: Tensor | None = None,
+) -> Iterator[float]:
+    """Yield the unexplained variance of every step of `Polishing` on hidden states in memory.
+
+    A pursuit, which needs W, gets the mean metric of these hidden states.
+    """
+    coordinates = None
+    if layer.metric is not None and head_VD is not None:
+        coordinates = MetricCoordinates(head_VD.detach(), z_ND)
+        coordinates.enter(layer)
+        head_VD = coordinates.head_VD
+
+    def rows_of(rows: Tensor) -> tuple[Tensor, None]:
+        z_nD = z_ND[rows.to(z_ND.device)]
+        return (coordinates(z_nD) if coordinates else z_nD), None
+
+    polishing = Polishing(layer, head_VD, rows_of, len(z_ND), steps, learning_rate, seed)
     for _ in range(steps):
         yield polishing.step()
+    if coordinates:
+        coordinates.leave(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from prism_lightning.common.devices import available_memory
 from prism_lightning.common.errors import UserError
-from prism_lightning.models.adapters import ADAPTER_CONFIG, adapter_base, with_adapter_merged
+from prism_lightning.common.hub_access import hub_problem
+from prism_lightning.models.adapters import ADAPTER_CONFIG, adapter_base, import_peft, is_adapter, with_adapter_merged
 
 FP32_BYTES = 4
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 LOADING_OVERHEAD = 1.2  # peak memory over the size of the weights, while a checkpoint is read and converted
 
 
@@ -31,14 +35,19 @@ def open_pretrained(source: str, gguf_file: str | None = None) -> PreTrainedMode
         UserError: no such model, an encoder, quantised weights, missing weights, or too little memory.
     """
     folder = Path(source).expanduser()
-    if (folder / ADAPTER_CONFIG).is_file():
-        return with_adapter_merged(open_pretrained(adapter_base(folder), gguf_file), folder)
+    if is_adapter(folder):
+        import_peft()  # before a large base is read
+        return with_adapter_merged(open_pretrained(_base_of(folder), gguf_file), folder)
     config = decoder_configuration(source, gguf_file)
     check_memory(config, source)
     settings: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _location(source), dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **settings
+            **_location(source),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **settings,
         )
     except Exception as error:  # safetensors, the hub and transformers have exceptions without a common base
         raise UserError(f"model {source} could not be loaded: {_cause(error)}") from error
@@ -57,15 +66,22 @@ def open_pretrained(source: str, gguf_file: str | None = None) -> PreTrainedMode
 
 
 def decoder_configuration(source: str, gguf_file: str | None = None) -> PreTrainedConfig:
-    """Return the configuration of a causal language model, without loading its weights.
+    """Return the configuration of a causal language model, without loading its weights; of an adapter, its base's.
 
     Raises:
         UserError: no such model, or one of another kind.
     """
+    if is_adapter(Path(source).expanduser()):
+        return decoder_configuration(_base_of(Path(source).expanduser()), gguf_file)
     _check_exists(source, gguf_file)
     try:
-        config = AutoConfig.from_pretrained(_location(source), gguf_file=gguf_file, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**_location(source), gguf_file=gguf_file, trust_remote_code=False)
     except Exception as error:
+        problem = None if Path(source).expanduser().exists() else hub_problem(source)
+        if problem:
+            raise UserError(
+                f"model {source}: {problem}, and no folder or cached model has this name: check name and network"
+            ) from error
         raise UserError(f"model {source} could not be opened: {_cause(error)}") from error
     kind = config.model_type
     if kind == "prism":
@@ -101,9 +117,36 @@ def check_memory(config: PreTrainedConfig, source: str) -> None:
         )
 
 
-def _location(source: str) -> str:
+def tokenizer_location(source: str) -> str:
+    """Return the hub id or folder that has a model's tokenizer: an adapter folder without one has its base's."""
+    folder = Path(source).expanduser()
+    if is_adapter(folder) and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return tokenizer_location(_base_of(folder))
+    return source
+
+
+def _base_of(folder: Path) -> str:
+    """Return the base of an adapter folder; raise UserError that names both where the base is no folder any more."""
+    base = adapter_base(folder)
+    if _is_path(base) and not Path(base).expanduser().exists():
+        raise UserError(
+            f"adapter {folder} belongs to model {base}, and there is no such folder: restore it, or correct"
+            f" base_model_name_or_path in {ADAPTER_CONFIG}"
+        )
+    return base
+
+
+def _is_path(source: str) -> bool:
+    """Return whether a name can only be a path, and no hub id."""
+    return Path(source).is_absolute() or source.startswith((".", "~")) or not HUB_ID.fullmatch(source)
+
+
+def _location(source: str) -> dict[str, Any]:
+    """Return where transformers finds a model, as arguments of `from_pretrained`."""
     path = Path(source).expanduser()
-    return str(path) if path.exists() else source
+    if path.exists():
+        return {"pretrained_model_name_or_path": str(path)}
+    return {"pretrained_model_name_or_path": source, "local_files_only": hub_problem(source) is not None}
 
 
 def _check_exists(source: str, gguf_file: str | None) -> None:
@@ -116,7 +159,7 @@ def _check_exists(source: str, gguf_file: str | None) -> None:
             files = sorted(file.name for file in path.glob("*.gguf"))
             advice = f"give --gguf_file {files[0]}" if files else "give the folder of a Hugging Face model"
             raise UserError(f"model folder {source} has no {name}: {advice}")
-    elif path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+    elif _is_path(source):
         raise UserError(f"model {source}: no such folder; give a folder or a hub id such as HuggingFaceTB/SmolLM2-135M")
 
 

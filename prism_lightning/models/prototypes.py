@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prism_lightning.models.encoders import CosineEncoder, Encoder, EncoderName, PursuitEncoder
+from prism_lightning.models.pursuit import Likeliest, likeliest_tokens, weighted
 
 # Size of one [C, K] block of cosines in the search for the nearest prototypes. The whole [N, K] matrix would take 2 GiB
 # in fp32 at K = 16,384 and 32k tokens per step.
@@ -30,7 +31,7 @@ class Mixture(NamedTuple):
 class PrototypeTerms(NamedTuple):
     """The objective's prototype terms, each differentiable (method, section 3)."""
 
-    reconstruction: Tensor  # L_rec, the fraction of variance unexplained
+    reconstruction: Tensor  # L_rec, the fraction of variance unexplained; of a pursuit in its metric
     prototype_to_token: Tensor  # L_p2t
     token_to_prototype: Tensor  # L_t2p
     value_mixture_ND: Tensor | None  # zhat with constant activations; only if the cross-entropy trains P
@@ -159,7 +160,7 @@ class PrototypeLayer(nn.Module):
         encoder: how they are chosen; the buffer `metric` of a pursuit is saved with the weights.
     """
 
-    metric: Tensor | None  # A [D, D] of `PursuitEncoder`
+    metric: Tensor | None  # F [D, D] of `PursuitEncoder`
 
     def __init__(self, num_prototypes: int, hidden_size: int, active: int, encoder: EncoderName = "cosine") -> None:
         super().__init__()
@@ -171,7 +172,13 @@ class PrototypeLayer(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(
-        self, z_ND: Tensor, commitment: float | None = None, value_path: bool = False, gradient_scale: float = 1.0
+        self,
+        z_ND: Tensor,
+        commitment: float | None = None,
+        value_path: bool = False,
+        gradient_scale: float = 1.0,
+        head_VD: Tensor | None = None,
+        likeliest: Likeliest | None = None,
     ) -> tuple[Mixture, PrototypeTerms | None]:
         """Return the mixture and, if `commitment` is not None, the objective's prototype terms.
 
@@ -180,11 +187,14 @@ class PrototypeLayer(nn.Module):
             commitment: factor on the gradient that the terms send to z; None skips the terms.
             value_path: whether to return zhat with constant activations, for `route_cross_entropy`.
             gradient_scale: factor on every gradient that reaches the prototypes.
+            head_VD: W, which a pursuit needs.
+            likeliest: of the tokens, where they are known; a pursuit then saves a product with the head.
         """
         weight_KD = self.weight if gradient_scale == 1 else scale_gradient(self.weight, gradient_scale)
         z_ND = z_ND if commitment is None else scale_gradient(z_ND, commitment)
         if self.metric is not None:
-            return self._pursued(z_ND, weight_KD, with_terms=commitment is not None, value_path=value_path)
+            assert head_VD is not None
+            return self._pursued(z_ND, weight_KD, head_VD.detach(), likeliest, commitment is not None, value_path)
         unit_z_ND = F.normalize(z_ND.float(), dim=-1)
         unit_KD = F.normalize(weight_KD.float(), dim=-1)
         with torch.no_grad():
@@ -204,11 +214,20 @@ class PrototypeLayer(nn.Module):
         return mixture, terms
 
     def _pursued(
-        self, z_ND: Tensor, weight_KD: Tensor, with_terms: bool, value_path: bool
+        self,
+        z_ND: Tensor,
+        weight_KD: Tensor,
+        head_VD: Tensor,
+        likeliest: Likeliest | None,
+        with_terms: bool,
+        value_path: bool,
     ) -> tuple[Mixture, PrototypeTerms | None]:
-        """Return the same by pursuit; its coefficients are constants in the backward pass."""
+        """Return the same by pursuit; its activations are constants in the backward pass."""
+        encoder = self.encoder(head_VD)
+        assert isinstance(encoder, PursuitEncoder)
         with torch.no_grad():
-            indices_Nk, activations_Nk = self.encoder()(z_ND)
+            likeliest = likeliest or likeliest_tokens(encoder.tables.head_VD, z_ND.float())
+            indices_Nk, activations_Nk = encoder(z_ND, likeliest)
         mixture = Mixture(indices_Nk, activations_Nk, mix(indices_Nk, activations_Nk, weight_KD))
         if not with_terms:
             return mixture, None
@@ -217,19 +236,30 @@ class PrototypeLayer(nn.Module):
         with torch.no_grad():
             _, nearest_N1, token_of_K = self.search(unit_z_ND, unit_KD, 1)
         terms = PrototypeTerms(
-            reconstruction=unexplained_variance(z_ND, mixture.mixture_ND),
+            reconstruction=_weighted_unexplained(z_ND, mixture.mixture_ND, encoder, likeliest),
             prototype_to_token=1 - (unit_z_ND[token_of_K] * unit_KD).sum(-1).mean(),
             token_to_prototype=1 - (unit_z_ND * unit_KD[nearest_N1[:, 0]]).sum(-1).mean(),
             value_mixture_ND=mixture.mixture_ND if value_path else None,
         )
         return mixture, terms
 
-    def encoder(self) -> Encoder:
-        """Return the encoder of the present weights, which computes their norms once."""
+    def encoder(self, head_VD: Tensor) -> Encoder:
+        """Return the encoder of the present weights and the head W, which computes norms and products once."""
         weight_KD = self.weight.detach()
         if self.metric is None:
             return CosineEncoder(weight_KD, self.active)
-        return PursuitEncoder(weight_KD, self.active, self.metric)
+        return PursuitEncoder(weight_KD, self.active, self.metric, head_VD)
+
+
+def _weighted_unexplained(z_ND: Tensor, mixture_ND: Tensor, encoder: PursuitEncoder, likeliest: Likeliest) -> Tensor:
+    """Return sum_t r_t^T M_t r_t / sum_t z_t^T M_t z_t, which a pursuit lowers in place of the unexplained variance.
+
+    Its gradient is that of the numerator, as in `unexplained_variance`.
+    """
+    residual_ND, z_ND = (z_ND - mixture_ND).float(), z_ND.detach().float()
+    weighted_residual_ND = weighted(residual_ND.detach(), encoder.tables, likeliest)
+    half = (residual_ND * weighted_residual_ND).sum()  # its gradient is half of the quadratic form's
+    return (2 * half - half.detach()) / (z_ND * weighted(z_ND, encoder.tables, likeliest)).sum()
 
 
 def unexplained_variance(z_ND: Tensor, mixture_ND: Tensor) -> Tensor:

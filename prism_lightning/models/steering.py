@@ -70,11 +70,12 @@ class ScaledTerms:
     Args:
         layer: the model's prototypes.
         scalings: as returned by `merged`.
+        head_VD: W.
     """
 
-    def __init__(self, layer: PrototypeLayer, scalings: list[Scaling]) -> None:
+    def __init__(self, layer: PrototypeLayer, scalings: list[Scaling], head_VD: Tensor) -> None:
         self.active, self.weight_KD = layer.active, layer.weight.detach()
-        self.encoder = layer.encoder()
+        self.encoder = layer.encoder(head_VD.detach())
         self.common_factors_K = torch.ones(len(self.weight_KD), device=self.weight_KD.device)
         self.parts: list[tuple[Tensor, Tensor]] = []  # token ids [Y] and their factors [K]
         for factors, tokens in sorted(scalings, key=lambda scaling: scaling.tokens is not None):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from prism_lightning.common.counts import format_count
@@ -22,6 +23,7 @@ from prism_lightning.common.manifests import Kind, mapping, number, optional, pr
 from prism_lightning.config.compose import flat
 from prism_lightning.evaluation.results import TaskResult, read_result
 from prism_lightning.lightning_modules.dense import DenseLM
+from prism_lightning.models import PrismConfig, PrismForCausalLM
 from prism_lightning.run.directory import RECIPE_NAME, RunPaths
 from prism_lightning.sweeps.planning import module_without_weights
 
@@ -232,11 +234,10 @@ def read_run(path: Path) -> Run:
     config = _read_checked(paths.recipe, RECIPE, lambda file: yaml.safe_load(file.read_text()))
     last = _read_checked(paths.results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
     environment = _read_checked(paths.environment, {"data_fingerprint": text()}, read_json)
-    # The model alone: other groups may hold settings that this version no longer has.
-    module = module_without_weights({"model": config["model"]}, str(path))
     data = config["data"]
-    all_parameters = sum(parameter.numel() for parameter in module.parameters())
-    prototypes = module.model.config.num_prototypes
+    model = _model_without_weights(config["model"], paths)
+    all_parameters = sum(parameter.numel() for parameter in model.parameters())
+    prototypes = model.config.num_prototypes
     tasks = [read_result(file.parent, file.stem) for file in sorted(paths.evaluation.glob("*.json"))]
     variant = "PRISM" if prototypes else "dense"
     return Run(
@@ -244,8 +245,8 @@ def read_run(path: Path) -> Run:
         variant=variant,
         label=variant,
         training=_training_settings(config),
-        settings=dict(config["model"]["init_args"]),
-        parameters=all_parameters - prototypes * module.model.config.hidden_size,
+        settings=({"encoder": "cosine"} if prototypes else {}) | config["model"]["init_args"],  # once the only one
+        parameters=all_parameters - prototypes * model.config.hidden_size,
         all_parameters=all_parameters,
         prototypes=prototypes,
         tokens=last["step"] * data["batch_size"] * data["block_size"],
@@ -255,6 +256,20 @@ def read_run(path: Path) -> Run:
         results=last,
         tasks={task.task: task for task in tasks if task is not None and task.metric in task.metrics},
     )
+
+
+def _model_without_weights(settings: dict[str, Any], paths: RunPaths) -> PrismForCausalLM:
+    """Return a run's model on the meta device; one that started from pretrained weights, by its exported folder."""
+    if settings["init_args"].get("pretrained") is None:
+        # The model alone: other groups may hold settings that this version no longer has.
+        return module_without_weights({"model": settings}, str(paths.root)).model
+    try:
+        config = PrismConfig.from_pretrained(paths.model)
+        with torch.device("meta"):
+            return PrismForCausalLM(config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        cause = " ".join(str(error).split())[:120]
+        raise UserError(f"{paths.model} is damaged ({cause}): remove it and run the same `fit`") from error
 
 
 def _training_settings(config: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from prism_lightning.lightning_modules.metrics import (
 )
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.blocks import stacked
+from prism_lightning.models.prototypes import unexplained_variance
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def evaluated(
             continue
         assert result.terms is not None and result.mixture is not None
         loss.update(result.cross_entropy, targets)
-        unexplained.update(result.terms.reconstruction, weight=targets)
+        unexplained.update(unexplained_variance(result.hidden_ND, result.mixture.mixture_ND), weight=targets)
         active = result.mixture.indices_Nk[result.mixture.activations_Nk > 0]
         usage.update(torch.bincount(active, minlength=config.num_prototypes), targets)
         faithfulness.update(model.lm_head, result.hidden_ND, result.mixture.mixture_ND, result.targets_N)

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prism_lightning.common.files import partial_file
-from prism_lightning.models.encoders import logit_metric
+from prism_lightning.models.metric_coordinates import METRIC_TOKENS, MetricCoordinates, first_prototypes
 from prism_lightning.models.polishing import Polishing
 from prism_lightning.models.prototypes import PrototypeLayer, prototypes_from
+from prism_lightning.models.pursuit import Likeliest
 from prism_lightning.retrofit.hidden_states import StateFile
 from prism_lightning.retrofit.settings import RetrofitSettings
 
-METRIC_TOKENS = 8192  # of the sample, over which the head's Fisher matrix is averaged
 START_TOKENS_PER_PROTOTYPE = 4  # of the sample, from which the first prototypes are drawn
 SAVE_SECONDS = 30.0
 
@@ -34,7 +34,7 @@ def fit_prototypes(
 ) -> PrototypeLayer:
     """Return a layer of prototypes fitted to hidden states.
 
-    A pursuit is fitted in its own metric: states and prototypes are multiplied by A, and the result by its inverse.
+    A pursuit is fitted in coordinates in which its mean metric F = A A is the identity.
 
     Args:
         states: complete.
@@ -43,43 +43,44 @@ def fit_prototypes(
         checkpoint: file of the unfinished fit.
         report: called with the numbers of finished and of all steps.
     """
-    device = head_VD.device
     generator = torch.Generator().manual_seed(settings.seed)
 
     def drawn(count: int) -> Tensor:
-        return states.rows(torch.randperm(states.tokens, generator=generator)[:count], device)
+        return states.rows(torch.randperm(states.tokens, generator=generator)[:count], head_VD)[0]
 
-    metric_DD = _metric(head_VD, drawn(METRIC_TOKENS), settings)
-    layer = PrototypeLayer(settings.prototypes, head_VD.shape[1], settings.active, settings.encoder).to(device)
-    start_ND = drawn(START_TOKENS_PER_PROTOTYPE * settings.prototypes) @ metric_DD
-    layer.weight.data.copy_(prototypes_from(start_ND, settings.prototypes, settings.active, generator))
-    polishing = Polishing(
-        layer,
-        lambda rows: states.rows(rows, device) @ metric_DD,
-        states.tokens,
-        settings.fit_steps,
-        settings.learning_rate,
-        settings.seed,
-    )
-    if checkpoint.is_file():
-        polishing.restore(load_file(checkpoint))
-    _run(polishing, checkpoint, report)
-    if layer.metric is not None:
-        layer.metric.copy_(metric_DD)
-        layer.weight.data.copy_(torch.linalg.solve(metric_DD.double(), layer.weight.data.double().T).T)
+    layer = PrototypeLayer(settings.prototypes, head_VD.shape[1], settings.active, settings.encoder).to(head_VD.device)
+    start_ND = drawn(START_TOKENS_PER_PROTOTYPE * settings.prototypes)
+    if layer.metric is None:
+        layer.weight.data.copy_(prototypes_from(start_ND, settings.prototypes, settings.active, generator))
+        _run(_polishing(layer, head_VD, states, settings), checkpoint, report)
+        return layer
+    coordinates = MetricCoordinates(head_VD, drawn(METRIC_TOKENS))
+    layer.weight.data.copy_(first_prototypes(coordinates(start_ND), settings.prototypes))
+    _run(_polishing(layer, head_VD, states, settings, coordinates), checkpoint, report)
+    coordinates.leave(layer)
     return layer
 
 
-def _metric(head_VD: Tensor, z_ND: Tensor, settings: RetrofitSettings) -> Tensor:
-    """Return A, scaled so that the states keep their mean square; the identity for cosines."""
-    if settings.encoder == "cosine":
-        return torch.eye(z_ND.shape[1], device=z_ND.device)
-    metric_DD = logit_metric(head_VD, z_ND)
-    return metric_DD * (z_ND.square().mean() / (z_ND @ metric_DD).square().mean()).sqrt()
+def _polishing(
+    layer: PrototypeLayer,
+    head_VD: Tensor,
+    states: StateFile,
+    settings: RetrofitSettings,
+    coordinates: MetricCoordinates | None = None,
+) -> Polishing:
+    def rows_of(rows: Tensor) -> tuple[Tensor, Likeliest]:
+        z_nD, likeliest = states.rows(rows, head_VD)
+        return (coordinates(z_nD) if coordinates else z_nD), likeliest
+
+    fitted_head_VD = coordinates.head_VD if coordinates else head_VD
+    rate = settings.learning_rate
+    return Polishing(layer, fitted_head_VD, rows_of, states.tokens, settings.fit_steps, rate, settings.seed)
 
 
 def _run(polishing: Polishing, checkpoint: Path, report: Callable[[int, int], object]) -> None:
     """Take the remaining steps; a stop loses at most the last `SAVE_SECONDS`."""
+    if checkpoint.is_file():
+        polishing.restore(load_file(checkpoint))
     saved = time.monotonic()
     while polishing.steps_done < polishing.steps:
         polishing.step()

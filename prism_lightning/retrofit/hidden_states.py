@@ -19,6 +19,7 @@ from prism_lightning.data.order import block_at
 from prism_lightning.data.store import TokenStore
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.blocks import all_states, stacked
+from prism_lightning.models.pursuit import LIKELIEST, Likeliest, likeliest_tokens
 
 BF16_BYTES = 2
 BLOCKS_READ = 1024  # at a time, to see which targets are masked
@@ -26,20 +27,20 @@ SAVE_EVERY = 16  # batches; a stop loses at most these
 
 
 class StateFile:
-    """Hidden states [N, D] of tokens in random blocks of a split, in a memory-mapped file.
+    """Hidden states [N, D] of tokens in random blocks, and their likeliest next tokens, in memory-mapped files.
 
     bf16 keeps 8 bits of each number: an error of 1e-6 of the squared norm, where fits leave a hundredth unexplained.
 
     Args:
-        path: of the file; a .json beside it records how much is complete.
+        folder: of the files, among them a .json that records how much is complete.
         store: the split.
         tokens: number of tokens, rounded up to whole blocks; at most all.
         hidden_size: D.
         seed: seed of the choice of blocks.
     """
 
-    def __init__(self, path: Path, store: TokenStore, tokens: int, hidden_size: int, seed: int) -> None:
-        self.path, self.store = path, store
+    def __init__(self, folder: Path, store: TokenStore, tokens: int, hidden_size: int, seed: int) -> None:
+        self.folder, self.store = folder, store
         count = min(len(store), -(-tokens // store.block_size))
         self.blocks = block_at(np.arange(count), len(store), seed).tolist()
         self.shape = (count * store.block_size, hidden_size)
@@ -60,16 +61,22 @@ class StateFile:
 
     @property
     def _facts(self) -> Path:
-        return self.path.with_suffix(".json")
+        return self.folder / "hidden_states.json"
 
     def blocks_done(self) -> int:
         """Return the number of complete blocks."""
         facts = read_json(self._facts) or {}
-        complete = facts.get("shape") == list(self.shape) and self.path.is_file()
-        return int(facts.get("blocks_done", 0)) if complete else 0
+        return int(facts.get("blocks_done", 0)) if facts.get("shape") == list(self.shape) else 0
 
-    def _map(self, mode: str) -> np.ndarray:
-        return np.memmap(self.path, dtype=np.uint16, mode=mode, shape=self.shape)  # type: ignore[call-overload]
+    def _maps(self, mode: str, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return hidden states (bits of bf16), likeliest tokens and their probabilities."""
+        likeliest = (self.shape[0], min(LIKELIEST, vocabulary))
+        kinds = {"hidden_states": ("u2", self.shape), "tokens": ("u4", likeliest), "probabilities": ("f2", likeliest)}
+        states, tokens, probabilities = (
+            np.memmap(self.folder / f"{name}.bin", dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
+            for name, (dtype, shape) in kinds.items()
+        )
+        return states, tokens, probabilities
 
     @torch.no_grad()
     def fill(self, model: PrismForCausalLM, batch_blocks: int, report: Callable[[int, int], object]) -> None:
@@ -82,18 +89,27 @@ class StateFile:
         """
         done = self.blocks_done()
         size = self.store.block_size
-        states = self._map("r+" if done else "w+")
+        head_VD = model.lm_head.weight.float()
+        maps = self._maps("r+" if done else "w+", len(head_VD))
         for number, start in enumerate(range(done, len(self.blocks), batch_blocks)):
             batch = stacked(self.store.__getitems__(self.blocks[start : start + batch_blocks]), model.device)
             z_nD = all_states(model, batch)
             done = start + len(batch["input_ids"])
-            states[start * size : done * size] = z_nD.bfloat16().cpu().view(torch.uint16).numpy()
+            z_nD = z_nD.bfloat16()
+            for file, tensor in zip(
+                maps, (z_nD.view(torch.uint16), *likeliest_tokens(head_VD, z_nD.float())), strict=True
+            ):
+                file[start * size : done * size] = tensor.cpu().numpy()
             if number % SAVE_EVERY == SAVE_EVERY - 1 or done == len(self.blocks):
-                states.flush()  # type: ignore[attr-defined]
+                for file in maps:
+                    file.flush()  # type: ignore[attr-defined]
                 write_json(self._facts, {"shape": list(self.shape), "blocks_done": done})
             report(done * size, self.shape[0])
 
-    def rows(self, numbers_n: Tensor, device: torch.device) -> Tensor:
-        """Return the hidden states [n, D] of some tokens in fp32."""
-        values = self._map("r")[self.kept_n[numbers_n.numpy()]]
-        return torch.from_numpy(values).view(torch.bfloat16).to(device).float()
+    def rows(self, numbers_n: Tensor, head_VD: Tensor) -> tuple[Tensor, Likeliest]:
+        """Return the hidden states [n, D] of some tokens in fp32, and their likeliest next tokens, on W's device."""
+        rows_n = self.kept_n[numbers_n.numpy()]
+        states, tokens, probabilities = (
+            torch.from_numpy(file[rows_n]).to(head_VD.device) for file in self._maps("r", len(head_VD))
+        )
+        return states.view(torch.bfloat16).float(), Likeliest(tokens.long(), probabilities.float())

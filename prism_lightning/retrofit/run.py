@@ -9,14 +9,10 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 from prism_lightning.common.devices import device_named, dtype_named
 from prism_lightning.common.errors import UserError
-from prism_lightning.common.files import partial_folder
 from prism_lightning.common.progress import PhaseProgress
 from prism_lightning.data.corpus import Corpus
-from prism_lightning.data.tokenizer import load_tokenizer, tokenizer_size
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.conversion import converted
 from prism_lightning.models.isolation import check_isolation
@@ -25,9 +21,10 @@ from prism_lightning.retrofit.evaluation import evaluated
 from prism_lightning.retrofit.fitting import fit_prototypes
 from prism_lightning.retrofit.hidden_states import StateFile
 from prism_lightning.retrofit.settings import RetrofitSettings
-from prism_lightning.run.directory import RunDirectory, RunPaths, RunSettings
+from prism_lightning.run.directory import RunDirectory, RunSettings
 from prism_lightning.run.fingerprints import model_fingerprint
 from prism_lightning.run.model_folder import save_exported
+from prism_lightning.run.model_tokenizer import check_vocabulary, model_tokenizer, save_tokenizer
 
 
 def retrofit(settings: RetrofitSettings, corpus: Corpus) -> dict[str, Any]:
@@ -42,7 +39,7 @@ def retrofit(settings: RetrofitSettings, corpus: Corpus) -> dict[str, Any]:
     """
     run = RunDirectory(RunSettings(dir=settings.out), option="--out")
     native = open_pretrained(settings.model, settings.gguf_file)
-    tokenizer = load_tokenizer(settings.model, settings.gguf_file)
+    tokenizer = model_tokenizer(settings.model, settings.gguf_file)
     model = converted(
         native,
         base_model=settings.model,
@@ -51,9 +48,8 @@ def retrofit(settings: RetrofitSettings, corpus: Corpus) -> dict[str, Any]:
         active_prototypes=settings.active,
         encoder=settings.encoder,
     )
-    check_vocabulary(tokenizer, model, settings.model)
-    run.create()
-    save_tokenizer(tokenizer, run.paths)
+    check_vocabulary(tokenizer, model.config.vocab_size, settings.model)
+    save_tokenizer(tokenizer, run)
     corpus.tokenizer = str(run.paths.tokenizer)
     corpus.open()
     check_text(corpus, model)
@@ -75,7 +71,7 @@ def _finish(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausalLM,
     model.to(device_named(settings.device))  # type: ignore[arg-type]
     batch_blocks = max(1, settings.batch_tokens // corpus.block_size)
     states = StateFile(
-        run.paths.retrofit / "hidden_states.bin",
+        run.paths.retrofit,
         corpus.train,
         settings.fit_tokens,
         model.config.hidden_size,
@@ -123,24 +119,6 @@ def _narrowed(settings: RetrofitSettings, model: PrismForCausalLM) -> PrismForCa
     copy = converted(native, base_model=settings.model, fused=False).to(model.device)  # type: ignore[arg-type]
     copy.narrow_decoder(dtype, model_fingerprint(copy))
     return copy
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PrismForCausalLM, name: str) -> None:
-    """Raise UserError if a tokenizer has ids that its model does not know."""
-    size = tokenizer_size(tokenizer)
-    if size > model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer of {name} has {size} tokens, its model {model.config.vocab_size}: give a model with the"
-            " tokenizer that it was trained with"
-        )
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, paths: RunPaths) -> None:
-    """Write the tokenizer of a pretrained model into the run directory, unless it is there."""
-    if not paths.tokenizer.is_dir():
-        paths.root.mkdir(parents=True, exist_ok=True)
-        with partial_folder(paths.tokenizer) as partial:
-            tokenizer.save_pretrained(partial)
 
 
 def check_text(corpus: Corpus, model: PrismForCausalLM) -> None:

@@ -31,6 +31,8 @@ FREE_ON_RESUME = (
     "ckpt_path",
     "weights_only",
 )
+# Settings that recipes of earlier versions do not name, with the value that they had.
+FORMER_VALUES = {"model.init_args.encoder": "cosine"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class RunPaths:
     def tokenizer(self) -> Path:
         """The tokenizer of a pretrained model, as a folder; written by `retrofit`, and by `fit` from such a model."""
         return self.root / "tokenizer"
+
+    @property
+    def adapter(self) -> Path:
+        """The low-rank adapter that `fit` trained, a folder of peft; the exported model has it merged."""
+        return self.root / "adapter"
 
     @property
     def retrofit(self) -> Path:
@@ -226,8 +233,7 @@ class RunDirectory:
 
     def _check_recipe(self, config: dict[str, Any]) -> None:
         """Raise UserError where work of another recipe is in the directory."""
-        has_work = self.last_checkpoint() or self.paths.retrofit.is_dir() or self.last_results()
-        if not (self.paths.recipe.is_file() and has_work):
+        if not (self.paths.recipe.is_file() and self.has_work()):
             return
         differences = _differences(yaml.safe_load(self.paths.recipe.read_text()) or {}, config)
         if differences:
@@ -235,6 +241,10 @@ class RunDirectory:
                 f"{self.paths.root} holds a run of another recipe ({'; '.join(differences[:5])}):"
                 f" choose another {self.option} or remove it"
             )
+
+    def has_work(self) -> bool:
+        """Return whether a `fit` or a `retrofit` has begun here: it has left a checkpoint, states or results."""
+        return bool(self.last_checkpoint() or self.paths.retrofit.is_dir() or self.last_results())
 
     def unlock(self) -> None:
         """Release the lock, if this process holds it."""
@@ -284,7 +294,8 @@ def _differences(recorded: dict[str, Any], requested: dict[str, Any]) -> list[st
     """Return a text for each setting that differs between two recipes and may not change on resuming."""
     from prism_lightning.config.compose import flat  # omegaconf takes 0.1 s, and `explain` needs the paths alone
 
-    old, new = flat(recorded), flat(requested)
+    new = flat(requested)
+    old = {key: value for key, value in FORMER_VALUES.items() if key in new} | flat(recorded)
     return [
         f"{key}: recorded {old.get(key)}, requested {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

@@ -12,6 +12,7 @@ from prism_lightning.common.errors import UserError, nearest
 from prism_lightning.config.validate import MODEL_PATHS, problems_in
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.models.flops import PEAK_FLOPS, flops_per_token
+from prism_lightning.models.initial import without_pretrained_weights
 from prism_lightning.sweeps.trials import SweepTrial
 
 CPU = "cpu-2-cores"
@@ -52,6 +53,8 @@ def device_speed(name: str) -> float:
 def module_without_weights(config: dict[str, Any], source: str) -> DenseLM:
     """Return the Lightning module of a composed recipe, with weights on the meta device (they take no memory).
 
+    Of a pretrained model only the configuration is read.
+
     Args:
         config: Composed recipe.
         source: Name of the trial or directory that the recipe belongs to, for error messages.
@@ -63,7 +66,7 @@ def module_without_weights(config: dict[str, Any], source: str) -> DenseLM:
     if problems:
         raise UserError([f"{source}: {problem}" for problem in problems])
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), without_pretrained_weights():
             module: DenseLM = MODEL_PATHS[config["model"]["class_path"]](**config["model"]["init_args"])
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{source}: the model cannot be built: {' '.join(str(error).split())[:200]}") from error
@@ -80,6 +83,7 @@ def trial_cost(trial: SweepTrial, speed: float) -> TrialCost:
 
 def training_flops_per_token(module: DenseLM, block_size: int) -> float:
     """Return the FLOPs of training per token: decoder and head, and the forward search over the K prototypes."""
-    config = module.model.config
+    model, config = module.model, module.model.config
     search = 2 * config.num_prototypes * config.hidden_size
-    return flops_per_token(module.model.matrix_parameters, config.get_text_config(), block_size) + search
+    decoder = config.get_text_config()
+    return flops_per_token(model.matrix_parameters, decoder, block_size, model.frozen_parameters) + search

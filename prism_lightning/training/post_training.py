@@ -20,6 +20,7 @@ from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
 from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.low_rank import save_adapter, take_out_adapters
 from prism_lightning.models.polishing import polish
 from prism_lightning.run.directory import RunDirectory
 from prism_lightning.run.model_folder import save_exported
@@ -29,13 +30,13 @@ from prism_lightning.training.resuming import consolidated_model
 def finish(module: DenseLM, data: TextData, trainer: Trainer, run: RunDirectory, recipe: str) -> None:
     """Polish, evaluate and export the trained model, record the results and explain a sample; on the first process.
 
-    The other processes have ended their work by now.
+    The other processes have ended their work by now. Adapters are saved and merged before all else.
 
     Args:
         module: the trained module.
         data: of the run, set up.
         trainer: after its last step.
-        run: gets the exported model and a line of results.
+        run: gets the exported model, a trained adapter and a line of results.
         recipe: the recipe's path, for the results.
 
     Raises:
@@ -48,6 +49,9 @@ def finish(module: DenseLM, data: TextData, trainer: Trainer, run: RunDirectory,
         assert checkpoint is not None
         module.model = consolidated_model(module.model.config, checkpoint)
     module = module.to(trainer.strategy.root_device).eval()
+    if module.lora:
+        save_adapter(module.model, module.lora, run.paths.adapter)
+        take_out_adapters(module.model, merge=True)
     results = {"recipe": recipe, "step": trainer.global_step} | polish_and_evaluate(module, data)
     results["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     if "tokens_per_second" in trainer.callback_metrics:
@@ -116,7 +120,8 @@ def evaluate(module: DenseLM, data: TextData) -> dict[str, float]:
 def polish_prototypes(module: PrismLM, data: TextData) -> None:
     """Fit the prototypes to hidden states of training blocks, with the decoder frozen (method, section 3)."""
     z_ND = module.sampled_hidden_states(step=0, tokens=module.polish_tokens, salt=2)
-    steps = polish(module.layer, z_ND, module.polish_steps, module.polish_learning_rate, data.seed)
+    head_VD = module.model.lm_head.weight
+    steps = polish(module.layer, z_ND, module.polish_steps, module.polish_learning_rate, data.seed, head_VD)
     with PhaseProgress() as progress:
         for number, _ in enumerate(steps):
             progress("polishing prototypes", number + 1, module.polish_steps)

@@ -7,6 +7,7 @@ from pathlib import Path
 from prism_lightning.common.errors import UserError
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.models import PrismConfig, PrismForCausalLM
+from prism_lightning.models.low_rank import take_out_adapters
 from prism_lightning.run.checkpoints import load_checkpoint, load_model_weights, open_deepspeed
 from prism_lightning.run.directory import RunDirectory, exported_folder, is_deepspeed
 from prism_lightning.run.model_folder import load_exported
@@ -61,6 +62,8 @@ def load_for_evaluation(module: DenseLM, run: RunDirectory, ckpt_path: str | Non
     if path is None:
         raise UserError(f"{run.paths.root} holds neither a model nor a checkpoint: run fit first or give --ckpt_path")
     if exported_folder(path):
+        if module.lora:
+            take_out_adapters(module.model, merge=False)  # those of the exported model are merged
         weights = {f"model.{name}": value for name, value in load_exported(path)[0].state_dict().items()}
         load_model_weights(module.model, weights, path)
     elif is_deepspeed(path):

@@ -80,7 +80,25 @@ def device_count(trainer: dict[str, Any]) -> int:
 def settled_strategy(trainer: dict[str, Any]) -> Any:
     """Return the recipe's strategy; "auto" replaces DeepSpeed on one device, where there is nothing to shard."""
     strategy = trainer.get("strategy", "auto")
-    name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
-    if name.rpartition(".")[2] in ("DeepSpeedStrategy", "deepspeed") and device_count(trainer) == 1:
+    if strategy_name(strategy) in ("DeepSpeedStrategy", "deepspeed") and device_count(trainer) == 1:
         return "auto"
     return strategy
+
+
+def strategy_name(strategy: Any) -> str:
+    """Return the name of a strategy, or of its class without the module."""
+    name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
+    return name.rpartition(".")[2]
+
+
+def check_adapters(recipe: str, model: dict[str, Any], trainer: dict[str, Any]) -> None:
+    """Check that adapters are trained by a strategy that keeps every weight whole.
+
+    Raises:
+        UserError: DeepSpeed or FSDP on several devices.
+    """
+    name = strategy_name(settled_strategy(trainer))
+    if model.get("lora") and any(sharding in name.lower() for sharding in ("deepspeed", "fsdp")):
+        raise UserError(
+            f"{recipe}: model.lora needs whole weights, and {name} shards them: set trainer.strategy to ddp or auto"
+        )

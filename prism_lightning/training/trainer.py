@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -25,7 +26,9 @@ from prism_lightning.lightning_modules.callbacks.progress import ProgressBar, pr
 from prism_lightning.lightning_modules.callbacks.throughput import Throughput
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.text_data import TextData
+from prism_lightning.models.initial import without_pretrained_weights
 from prism_lightning.run.directory import RunDirectory, RunSettings
+from prism_lightning.run.model_tokenizer import choose_tokenizer, chosen_tokenizer
 from prism_lightning.training.checkpoint_io import AtomicCheckpointIO
 from prism_lightning.training.loggers import log_settings, run_loggers
 from prism_lightning.training.post_training import finish
@@ -36,7 +39,7 @@ from prism_lightning.training.resuming import (
     load_for_evaluation,
     load_for_resuming,
 )
-from prism_lightning.training.strategies import check_devices, check_trainer, settled_strategy
+from prism_lightning.training.strategies import check_adapters, check_devices, check_trainer, settled_strategy
 
 
 class TrainingCLI(LightningCLI):
@@ -108,13 +111,38 @@ class TrainingCLI(LightningCLI):
         Raises:
             UserError: a setting that cannot be used.
         """
-        settings = self.config[self.verb]["trainer"].as_dict()
-        check_devices(self.recipe_name, settings)
-        check_trainer(self.recipe_name, settings, fit=self.verb == "fit")
+        settings = self.config[self.verb]
+        trainer = settings["trainer"].as_dict()
+        check_devices(self.recipe_name, trainer)
+        check_trainer(self.recipe_name, trainer, fit=self.verb == "fit")
+        check_adapters(self.recipe_name, self._model_settings(), trainer)
         try:
-            super().instantiate_classes()
+            with self._starting_weights(settings):
+                super().instantiate_classes()
         except Exception as error:  # the parser wraps the exceptions of constructors
             raise user_error_in(error) or self._refusal(error) or error from error
+
+    def _starting_weights(self, settings: Any) -> AbstractContextManager[None]:
+        """Return a context in which a pretrained model's weights are read: only a `fit` that starts anew needs them."""
+        run = RunDirectory(RunSettings(**settings["run"].as_dict()))
+        checkpoint = find_checkpoint(run, settings.get("ckpt_path"))
+        starts_anew = checkpoint is None and completed_step(run, settings["trainer"]["max_steps"]) is None
+        return nullcontext() if self.verb == "fit" and starts_anew else without_pretrained_weights()
+
+    def _settle_tokenizer(self) -> None:
+        """Give the data and the recorded recipe the tokenizer of a pretrained model; errors as `choose_tokenizer`."""
+        settings = self.config[self.verb]
+        model, requested = self._model_settings(), self.datamodule.tokenizer
+        if self.verb == "fit":
+            vocab_size = self.model.model.config.vocab_size
+            tokenizer = choose_tokenizer(model, requested, vocab_size, self.run_directory)
+        else:
+            tokenizer = chosen_tokenizer(model, requested, self.run_directory.paths)
+        self.datamodule.tokenizer = settings["data"]["tokenizer"] = tokenizer
+        vars(self).pop("config_dump", None)  # a copy of the settings from before
+
+    def _model_settings(self) -> dict[str, Any]:
+        return (self.config[self.verb]["model"].get("init_args") or Namespace()).as_dict()
 
     def _refusal(self, error: Exception) -> UserError | None:
         """Return a one-line UserError where a setting caused an error in Lightning or a package; otherwise None."""
@@ -138,6 +166,7 @@ class TrainingCLI(LightningCLI):
         """Return the trainer; that of `fit` has the run's own loggers, checkpoints and progress beside the recipe's."""
         settings = self.config_init[self.verb]
         self.run_directory = RunDirectory(settings["run"])
+        self._settle_tokenizer()
         kwargs["logger"] = False
         if self.verb == "fit":
             self.prepare_run()

@@ -8,15 +8,19 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support.pretrained_models import save_model
 from support.runs import ROOT
+from transformers import AutoModelForCausalLM
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.config.compose import compose, split_arguments
 from prism_lightning.config.validate import problems_in
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
+from prism_lightning.sweeps.planning import module_without_weights
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+FINE_TUNING = [ROOT / "recipes" / name for name in ("finetune.yaml", "finetune_lora.yaml")]  # of a model that is named
+RECIPES = sorted({*(ROOT / "recipes").glob("*.yaml")} - {*FINE_TUNING})
 LADDER = {"130m": (12, 768), "350m": (24, 1024), "760m": (36, 1280), "1b": (48, 1600)}
 # Sizes that make any recipe small; its own values for everything else stay.
 REDUCED = [
@@ -79,6 +83,29 @@ def test_recipe_trains_two_steps_at_reduced_size(path, tmp_path, cli, corpus, ca
     # Untrained, a model of 300 tokens has log 300 = 5.7 nats a token.
     assert 4 < results["loss"] < 6.5 and ("unexplained_variance" in results) == prism
     every_parameter_learned(tmp_path / "run")
+
+
+@pytest.mark.parametrize("path", FINE_TUNING, ids=lambda p: p.stem)
+def test_a_recipe_for_fine_tuning_trains_two_steps_of_a_tiny_model(path, tmp_path, cli, corpus, cache):
+    model = save_model(tmp_path / "model", "llama")
+    assert any("model.init_args.pretrained" in problem for problem in problems_in(compose(path, [])))
+    config = compose(path, [f"model.pretrained={model}"])
+    assert problems_in(config) == []
+    module = module_without_weights(config, path.stem)
+    prototypes, lora = 4096 * 32, path.stem == "finetune_lora"
+    adapters = 2 * 2 * 8 * (32 + 32) if lora else 0  # rank 8 in two layers' queries and values
+    assert sum(p.numel() for p in module.parameters()) == AutoModelForCausalLM.from_pretrained(
+        model
+    ).num_parameters() + (prototypes + adapters)
+
+    arguments = {"config": path, "model.pretrained": model, "run.dir": tmp_path / "run", "data.path": f"{corpus}/*.txt"}
+    arguments |= {"data.cache_dir": cache, "data.max_tokens": 20000}
+    reduced = REDUCED[5:] + REDUCED_PROTOTYPES
+    kept = [setting for setting in reduced if not setting.startswith(("data.max_tokens", "data.vocab_size"))]
+    arguments |= dict(setting.split("=", 1) for setting in [*kept, "data.block_size=32"])
+    result = cli("fit", *(part for key, value in arguments.items() for part in (f"--{key}", value)), check=0)
+    assert ("of them trained" in result.stdout) == lora and (tmp_path / "run" / "adapter").is_dir() == lora
+    assert json.loads(result.stdout.splitlines()[-1])["step"] == 2
 
 
 @pytest.mark.parametrize(("size", "shape"), LADDER.items())

@@ -37,7 +37,7 @@ def test_mfu_is_none_on_a_cpu_and_off_the_table(monkeypatch):
 def test_mfu_is_the_share_of_all_devices_peak(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     config = SimpleNamespace(backbone_config=GPT2Config(n_layer=12, n_embd=768))
-    model = SimpleNamespace(matrix_parameters=100_000_000, config=config)
+    model = SimpleNamespace(matrix_parameters=100_000_000, frozen_parameters=0, config=config)
     module = SimpleNamespace(device=torch.device("cuda"), model=model)
     assert mfu(1e6, module, 1024, 2) == pytest.approx(1e6 * (6e8 + 12 * 12 * 768 * 1024) / (2 * 989e12))
 
@@ -45,3 +45,8 @@ def test_mfu_is_the_share_of_all_devices_peak(monkeypatch):
 def test_flops_count_matrices_and_attention():
     config = GPT2Config(n_layer=12, n_embd=768)
     assert flops_per_token(100, config, 1024) == 600 + 12 * 12 * 768 * 1024
+
+
+def test_frozen_matrices_have_no_gradient_of_their_own():
+    config = GPT2Config(n_layer=12, n_embd=768)
+    assert flops_per_token(110, config, 1024) - flops_per_token(110, config, 1024, frozen_parameters=100) == 200

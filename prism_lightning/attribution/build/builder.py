@@ -18,7 +18,12 @@ from torch import Tensor
 from prism_lightning.attribution.build.base import ShardBuilder
 from prism_lightning.attribution.build.hidden import HiddenShardBuilder
 from prism_lightning.attribution.build.logits import LogitShardBuilder
-from prism_lightning.attribution.curvature.dictionary import Dictionary, default_size, fitted_dictionary
+from prism_lightning.attribution.curvature.dictionary import (
+    Dictionary,
+    default_size,
+    fitted_dictionary,
+    own_dictionary,
+)
 from prism_lightning.attribution.index.base import FORMAT, curvature_is_current, part_checksums, shard_path
 from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.common.errors import UserError
@@ -178,8 +183,9 @@ class Builder:
         dictionary = self._dictionary(sample_ND)
         basis_tensors = SHARD_BUILDERS[self.settings.space].fit_basis(self.model, self.settings, sample_ND)
         tensors = {"prototypes": dictionary.prototypes_KD} | basis_tensors
-        if dictionary.metric_DD is not None:
-            tensors["metric"] = dictionary.metric_DD
+        own = self.model.prototypes
+        if self.settings.dictionary == "model" and own is not None and own.metric is not None:
+            tensors["metric"] = own.metric
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         if self.settings.precision != "fp32":
             arrays["prototypes"] = arrays["prototypes"].astype(
@@ -190,7 +196,7 @@ class Builder:
     def _dictionary(self, sample_ND: Tensor) -> Dictionary:
         layer = self.model.prototypes
         if self.settings.dictionary == "model" and layer is not None:
-            return Dictionary(layer.weight.detach(), layer.active, metric_DD=layer.metric)
+            return own_dictionary(layer.weight.detach(), layer.active, layer.metric, self.model.lm_head.weight)
         size = self._size()
         if size > len(sample_ND) or self.settings.active_per_token > size:
             raise UserError(
@@ -217,7 +223,7 @@ class Builder:
             name: torch.from_numpy(array.copy()).to(weight.device, weight.dtype)
             for name, array in map_file(path).items()
         }
-        dictionary = Dictionary(tensors.pop("prototypes"), active, metric_DD=tensors.pop("metric", None))
+        dictionary = own_dictionary(tensors.pop("prototypes"), active, tensors.pop("metric", None), weight)
         return SHARD_BUILDERS[self.settings.space](self.model, self.settings, dictionary, tensors)
 
     @torch.no_grad()

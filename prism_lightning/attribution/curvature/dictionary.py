@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prism_lightning.attribution.curvature.search import MovingSearch, PrototypeSearch
-from prism_lightning.models.encoders import PursuitEncoder
+from prism_lightning.models.encoders import Encoder, PursuitEncoder
 from prism_lightning.models.polishing import polish
 from prism_lightning.models.prototypes import PrototypeLayer, mix, prototypes_from
 
@@ -29,34 +29,35 @@ class Dictionary:
         active: k.
         exact: whether every token is compared with every prototype. For a few tokens this is cheaper than forming the
             cells of the two-level search, which takes seconds at 65,536 prototypes.
-        metric_DD: A of a model whose own prototypes are assigned by pursuit; None assigns by cosine.
+        encoder: of a model whose own prototypes are assigned by pursuit; None assigns by cosine.
     """
 
-    def __init__(
-        self, prototypes_KD: Tensor, active: int, exact: bool = False, metric_DD: Tensor | None = None
-    ) -> None:
-        self.prototypes_KD, self.active, self.exact, self.metric_DD = prototypes_KD, active, exact, metric_DD
+    def __init__(self, prototypes_KD: Tensor, active: int, exact: bool = False, encoder: Encoder | None = None) -> None:
+        self.prototypes_KD, self.active, self.exact, self.encoder = prototypes_KD, active, exact, encoder
         self.unit_KD = F.normalize(prototypes_KD, dim=-1)
 
     @cached_property
     def _search(self) -> PrototypeSearch:
         return PrototypeSearch(self.unit_KD, self.active, self.exact)
 
-    @cached_property
-    def _pursuit(self) -> PursuitEncoder:
-        assert self.metric_DD is not None
-        return PursuitEncoder(self.prototypes_KD, self.active, self.metric_DD)
-
     def assign(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Return the active prototypes S_t [N, k] and the activations a_ti [N, k], max(cos, 0) or of the pursuit."""
-        if self.metric_DD is not None:
-            return self._pursuit(z_ND)
+        if self.encoder is not None:
+            return self.encoder(z_ND)
         cosines_Nk, indices_Nk = self._search(F.normalize(z_ND, dim=-1))
         return indices_Nk, cosines_Nk.clamp_min(0)
 
     def mixture(self, indices_Nk: Tensor, activations_Nk: Tensor) -> Tensor:
         """Return the mixture zhat [N, D] of prototypes."""
         return mix(indices_Nk, activations_Nk, self.prototypes_KD)
+
+
+def own_dictionary(
+    prototypes_KD: Tensor, active: int, metric_DD: Tensor | None, head_VD: Tensor, exact: bool = False
+) -> Dictionary:
+    """Return a model's own prototypes, assigned as its encoder does: by pursuit where it has a metric."""
+    encoder = None if metric_DD is None else PursuitEncoder(prototypes_KD, active, metric_DD, head_VD.detach())
+    return Dictionary(prototypes_KD, active, exact, encoder)
 
 
 def default_size(tokens: int, tokens_per_prototype: int) -> int:

@@ -139,7 +139,7 @@ class ScaledPrototypes(Condition):
     def __init__(self, model: PrismForCausalLM, scaling: Scaling) -> None:
         assert model.prototypes is not None
         self.head = model.lm_head
-        self.terms = ScaledTerms(model.prototypes, merged([*model.scalings, scaling]))
+        self.terms = ScaledTerms(model.prototypes, merged([*model.scalings, scaling]), model.lm_head.weight)
         self.changed_K = torch.zeros(model.config.num_prototypes, dtype=torch.bool, device=model.device)
         self.changed_K[[prototype for prototype, factor in scaling.factors.items() if factor != 1]] = True
 

@@ -53,12 +53,14 @@ class Throughput(Callback):
 def mfu(tokens_per_second: float, module: Any, block_size: int, devices: int) -> float | None:
     """Return the FLOP/s of decoder and head as a share of the devices' peak; None on CPU and for unknown devices.
 
-    Prototypes are not counted, so that twins compare (docs/method.md, "Reported figures").
+    Prototypes are not counted, so that twins compare (docs/method.md, "Reported figures"). Beside adapters, frozen
+    weights count without their own gradient.
     """
     if module.device.type != "cuda":
         return None
     peak = peak_flops(torch.cuda.get_device_name(module.device))
     if peak is None:
         return None
-    flops = flops_per_token(module.model.matrix_parameters, module.model.config.backbone_config, block_size)
+    model = module.model
+    flops = flops_per_token(model.matrix_parameters, model.config.backbone_config, block_size, model.frozen_parameters)
     return tokens_per_second * flops / (peak * devices)
