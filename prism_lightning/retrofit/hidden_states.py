@@ -22,6 +22,7 @@ from prism_lightning.models.blocks import all_states, stacked
 from prism_lightning.models.pursuit import LIKELIEST, Likeliest, likeliest_tokens
 
 BF16_BYTES = 2
+FILES = ("hidden_states.bin", "tokens.bin", "probabilities.bin")
 BLOCKS_READ = 1024  # at a time, to see which targets are masked
 SAVE_EVERY = 16  # batches; a stop loses at most these
 
@@ -66,15 +67,16 @@ class StateFile:
     def blocks_done(self) -> int:
         """Return the number of complete blocks."""
         facts = read_json(self._facts) or {}
-        return int(facts.get("blocks_done", 0)) if facts.get("shape") == list(self.shape) else 0
+        complete = facts.get("shape") == list(self.shape) and all((self.folder / name).is_file() for name in FILES)
+        return int(facts.get("blocks_done", 0)) if complete else 0
 
     def _maps(self, mode: str, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return hidden states (bits of bf16), likeliest tokens and their probabilities."""
         likeliest = (self.shape[0], min(LIKELIEST, vocabulary))
-        kinds = {"hidden_states": ("u2", self.shape), "tokens": ("u4", likeliest), "probabilities": ("f2", likeliest)}
+        kinds = (("u2", self.shape), ("u4", likeliest), ("f2", likeliest))
         states, tokens, probabilities = (
-            np.memmap(self.folder / f"{name}.bin", dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
-            for name, (dtype, shape) in kinds.items()
+            np.memmap(self.folder / name, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
+            for name, (dtype, shape) in zip(FILES, kinds, strict=True)
         )
         return states, tokens, probabilities
 

@@ -51,7 +51,8 @@ def polishing_of(encoder, seed=3):
     z_ND = torch.randn(900, 6, generator=generator) @ torch.randn(6, 16, generator=generator)
     layer = PrototypeLayer(300, 16, 2, encoder)
     layer.weight.data.copy_(torch.randn(300, 16, generator=torch.Generator().manual_seed(4)))
-    return Polishing(layer, z_ND.__getitem__, len(z_ND), STEPS, 1e-2, seed)
+    head_VD = torch.randn(50, 16, generator=generator) if encoder == "pursuit" else None
+    return Polishing(layer, head_VD, lambda rows: (z_ND[rows], None), len(z_ND), STEPS, 1e-2, seed)
 
 
 @pytest.mark.parametrize("encoder", ["cosine", "pursuit"])

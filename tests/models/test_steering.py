@@ -186,7 +186,7 @@ def test_pursuit_factor_one_changes_no_bit_and_zero_takes_a_term_away(pursuing, 
     assert torch.equal(logits(pursuing, ids), before)
     with torch.no_grad():
         z_BTD = pursuing.hidden_states(ids)
-        mixture = pursuing.prototypes(z_BTD.flatten(0, 1))[0]
+        mixture = pursuing.prototypes(z_BTD.flatten(0, 1), head_VD=pursuing.lm_head.weight)[0]
     assert (mixture.activations_Nk > 0).sum(-1).float().mean() > 2
     for chosen in mixture.indices_Nk[7][mixture.activations_Nk[7] > 0].tolist():
         a_N = (mixture.activations_Nk * (mixture.indices_Nk == chosen)).sum(-1)

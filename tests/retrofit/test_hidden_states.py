@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from support.chat_tokenizers import chat_tokenizer
@@ -24,23 +23,32 @@ def model():
     return converted(tiny_decoder("llama", vocab_size=420), base_model="base", fused=False)
 
 
-def filled(path, store, model, tokens=10**9, batch=3, seed=0):
-    states = StateFile(path / "states.bin", store, tokens, 32, seed)
+def filled(folder, store, model, tokens=10**9, batch=3, seed=0):
+    folder.mkdir()
+    states = StateFile(folder, store, tokens, 32, seed)
     states.fill(model, batch, lambda *_: None)
     return states
 
 
-def test_rows_are_the_states_of_tokens_with_targets_in_bf16(tmp_path, model):
-    store = chat_data(tmp_path).train
-    states = filled(tmp_path, store, model)
-    found_ND = states.rows(torch.arange(states.tokens), torch.device("cpu"))
-    expected_ND = block_states(model, store.__getitems__(states.blocks)).z_nD
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rows_are_the_states_of_tokens_with_targets_in_bf16_and_their_likeliest_tokens(tmp_path, model):
+    store, head_VD = chat_data(tmp_path).train, model.lm_head.weight.detach()
+    states = filled(tmp_path / "states", store, model)
+    found_ND, likeliest = states.rows(torch.arange(states.tokens), head_VD)
+    with torch.no_grad():
+        expected_ND = block_states(model, store.__getitems__(states.blocks)).z_nD
     assert sorted(states.blocks) == list(range(len(store))) != states.blocks
     assert 0 < states.tokens < len(store) * 32 and found_ND.shape == expected_ND.shape
     torch.testing.assert_close(found_ND, expected_ND, atol=1e-3, rtol=2**-8)
+    pi_NV = (expected_ND @ head_VD.T).softmax(-1)
+    best_Nc = pi_NV.topk(likeliest.tokens_Nc.shape[1]).values
+    torch.testing.assert_close(pi_NV.gather(1, likeliest.tokens_Nc.long()), best_Nc, atol=1e-3, rtol=2**-6)
+    torch.testing.assert_close(likeliest.probabilities_Nc.float(), best_Nc, atol=1e-3, rtol=2**-6)
     numbers = torch.tensor([5, 2, 5])
-    assert torch.equal(states.rows(numbers, torch.device("cpu")), found_ND[numbers])
-    assert (tmp_path / "states.bin").stat().st_size == 2 * 32 * 32 * len(store)
+    assert torch.equal(states.rows(numbers, head_VD)[0], found_ND[numbers])
 
 
 def test_a_sample_is_whole_random_blocks_and_its_seed_decides_which(tmp_path, model):
@@ -54,10 +62,9 @@ def test_a_sample_is_whole_random_blocks_and_its_seed_decides_which(tmp_path, mo
 def test_a_stopped_fill_goes_on_and_gives_the_same_bytes(tmp_path, model, monkeypatch):
     monkeypatch.setattr("prism_lightning.retrofit.hidden_states.SAVE_EVERY", 2)
     store = chat_data(tmp_path).train
-    for name in ("whole", "stopped"):
-        (tmp_path / name).mkdir()
-    whole = filled(tmp_path / "whole", store, model)
-    stopped = StateFile(tmp_path / "stopped" / "states.bin", store, 10**9, 32, 0)
+    filled(tmp_path / "whole", store, model)
+    (tmp_path / "stopped").mkdir()
+    stopped = StateFile(tmp_path / "stopped", store, 10**9, 32, 0)
     assert stopped.blocks_done() == 0
 
     def stop(done, total):
@@ -67,12 +74,11 @@ def test_a_stopped_fill_goes_on_and_gives_the_same_bytes(tmp_path, model, monkey
     with pytest.raises(KeyboardInterrupt):
         stopped.fill(model, 3, stop)
     assert stopped.blocks_done() == 12
-    np.memmap(stopped.path, dtype=np.uint16, mode="r+", shape=stopped.shape)[12 * 32 :] = 7  # what a stop may leave
     computed = []
     stopped.fill(model, 3, lambda done, total: computed.append(done))
     assert computed[0] == 15 * 32 and stopped.blocks_done() == len(store)
-    assert stopped.path.read_bytes() == whole.path.read_bytes()
-    assert StateFile(stopped.path, store, 64, 32, 0).blocks_done() == 0  # of another sample
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    assert StateFile(tmp_path / "stopped", store, 64, 32, 0).blocks_done() == 0  # of another sample
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ def test_a_retrofit_on_chats_fits_and_measures_targets_alone(cli, arguments_of, 
     with torch.no_grad():
         states = block_states(model, data.validation.__getitems__(list(range(len(data.validation)))))
         loss = torch.nn.functional.cross_entropy(model.lm_head(states.z_nD), states.targets_n)
-        mixture_nD = model.prototypes(states.z_nD)[0].mixture_ND
+        mixture_nD = model.prototypes(states.z_nD, head_VD=model.lm_head.weight)[0].mixture_ND
     assert len(states.targets_n) == int(data.validation.targets_in(range(len(data.validation))).sum())
     assert results["loss"] == pytest.approx(float(loss), abs=1e-3)
     unexplained = float((states.z_nD - mixture_nD).square().sum() / states.z_nD.square().sum())

@@ -27,9 +27,8 @@ def test_a_dictionary_of_the_models_prototypes_has_the_models_mixture(encoder):
 def test_the_metric_decides_which_prototypes_are_active():
     generator = torch.Generator().manual_seed(0)
     prototypes_KD, z_ND = torch.randn(40, 12, generator=generator), torch.randn(60, 12, generator=generator)
-    metric_DD = torch.diag(torch.linspace(0.05, 5, 12))
-    head_VD = torch.randn(50, 12, generator=generator)
+    metric_DD, head_VD = torch.diag(torch.linspace(0.05, 5, 12)), torch.randn(500, 12, generator=generator) / 10
     plain, stretched = (
-        own_dictionary(prototypes_KD, 4, metric, head_VD).assign(z_ND)[0] for metric in (torch.eye(12), 50 * metric_DD)
+        own_dictionary(prototypes_KD, 4, m, head_VD).assign(z_ND)[0] for m in (torch.eye(12), metric_DD)
     )
     assert (plain.sort().values != stretched.sort().values).any(1).float().mean() > 0.5
