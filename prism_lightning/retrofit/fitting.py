@@ -73,7 +73,7 @@ def _polishing(
         return (coordinates(z_nD) if coordinates else z_nD), likeliest
 
     fitted_head_VD = coordinates.head_VD if coordinates else head_VD
-    rate = settings.learning_rate
+    rate = settings.peak_learning_rate
     return Polishing(layer, fitted_head_VD, rows_of, states.tokens, settings.fit_steps, rate, settings.seed)
 
 

@@ -13,7 +13,7 @@ from prism_lightning.models.encoders import EncoderName
 class RetrofitSettings:
     """A pretrained decoder, and the prototypes that are fitted to its hidden states.
 
-    docs/own_model.md has the measurements behind the defaults.
+    docs/own-model.md has the measurements behind the defaults.
 
     Args:
         model: Hub id or folder of a causal language model, or a folder with a peft adapter, which is merged.
@@ -24,7 +24,8 @@ class RetrofitSettings:
         encoder: How they are chosen: "pursuit" (for the prediction) or "cosine" (the paper's).
         fit_tokens: Number of training tokens whose hidden states the prototypes are fitted to, at most all.
         fit_steps: Number of Adam steps of the fit.
-        learning_rate: Peak learning rate of the fit.
+        learning_rate: Peak learning rate of the fit (default 0.05 as a share of the prototypes' root mean square; 0.01
+            with cosine, where it is no share).
         batch_tokens: Number of tokens in one forward pass of the decoder.
         validation_tokens: Largest number of validation tokens that the result is measured on.
         seed: Seed of the sample of tokens and of the fit.
@@ -38,9 +39,9 @@ class RetrofitSettings:
     prototypes: int = 8192
     active: int = 16
     encoder: EncoderName = "pursuit"
-    fit_tokens: int = 262_144
-    fit_steps: int = 300
-    learning_rate: float = 1e-2
+    fit_tokens: int = 131_072
+    fit_steps: int = 100
+    learning_rate: float | None = None
     batch_tokens: int = 2048
     validation_tokens: int = 32_768
     seed: int = 0
@@ -54,7 +55,7 @@ class RetrofitSettings:
             problems.append(f"--active {self.active} is more than --prototypes {self.prototypes}: lower it")
         if self.fit_steps < 0:
             problems.append(f"--fit_steps is {self.fit_steps}: give 0 or a positive number")
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             problems.append(f"--learning_rate is {self.learning_rate}: give a positive number")
         for check, name in ((device_named, self.device), (dtype_named, self.dtype)):
             try:
@@ -63,3 +64,10 @@ class RetrofitSettings:
                 problems += error.problems
         if problems:
             raise UserError(problems)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Peak learning rate of the fit, the encoder's default where none is set."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.05 if self.encoder == "pursuit" else 0.01

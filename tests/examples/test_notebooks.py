@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from support.runs import ROOT
 
 EXAMPLES = ROOT / "examples"
-NAMES = ["train_and_attribute.ipynb", "suppress.ipynb"]
+NAMES = ["train_and_attribute.ipynb", "suppress.ipynb", "own_model.ipynb"]
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +62,11 @@ def test_a_behaviour_is_suppressed(executed):
     unchanged, suppressed = (int(count) for count in re.findall(r"^\w+: (\d+) of 40", text, flags=re.M))
     assert suppressed < unchanged / 2
     assert "return" in re.search(r"changed logits: \[(.*?)\]", text)[1]
+
+
+def test_a_model_of_hugging_face_is_explained_and_attributed(executed, folder):
+    outputs, text = executed(NAMES[2])
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert (folder.parent / "runs" / "mine" / "index" / "manifest.json").is_file()
+    assert "documents of functions.jsonl, which this run did not train the model on" in text
+    assert len(re.findall(r"^[+-]\d+\.\d\d  .*functions\.jsonl row \d+", text, flags=re.M)) == 3
