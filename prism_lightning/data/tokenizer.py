@@ -212,6 +212,12 @@ def _set_end_token(tokenizer: PreTrainedTokenizerFast, name: str, file: Path) ->
     return None if end == END_OF_TEXT else f"tokenizer {name}: documents end with its own {end}, id {number}"
 
 
+def starting_token(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Return the special token that a tokenizer itself puts before a text; None where it puts none."""
+    encoding = tokenizer.backend_tokenizer.encode("a")
+    return encoding.tokens[0] if encoding.tokens and encoding.special_tokens_mask[0] else None
+
+
 def _unnamed_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """Return the end token of a tokenizer that names none: the token it appends to a text, else a usual name."""
     backend = tokenizer.backend_tokenizer
