@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.largest_tensor import LargestTensor
 
 from prism_lightning.models import prototypes as module
 from prism_lightning.models.prototypes import (
@@ -104,21 +104,6 @@ def test_selected_dots_equal_the_gathered_product(z, layer):
     indices = torch.randint(K, (N, ACTIVE))
     expected = torch.einsum("nd,nkd->nk", z, layer.weight[indices])
     torch.testing.assert_close(selected_dots(z, layer.weight, indices), expected)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
 
 
 def test_no_tensor_grows_as_tokens_times_prototypes(monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import nnls
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.largest_tensor import LargestTensor
 
 from prism_lightning.models import PrismForCausalLM, encoders, pursuit
 from prism_lightning.models.encoders import CosineEncoder, PursuitEncoder, mean_metric
@@ -170,21 +170,6 @@ def test_tokens_do_not_change_with_what_is_beside_them(monkeypatch):
         parts.append(problem.pursue(6))
     found_NK = torch.zeros(90, K).scatter(1, *(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
     torch.testing.assert_close(found_NK, torch.zeros(90, K).scatter(1, *whole), atol=1e-3, rtol=1e-3)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
 
 
 def test_memory_is_bounded_whatever_the_number_of_tokens():
