@@ -293,7 +293,7 @@ class Attributor:
 
 def indexed_text(store: TokenStore) -> str:
     """Return the size and the names of the text of an index, for people."""
-    inputs = store.manifest["inputs"]
+    inputs = store.manifest.get("inputs", {})  # a store in memory has none
     names = ["Python's standard library"] if "standard_library" in inputs else list(inputs.get("files", {}))
     names = names or [str(inputs.get("dataset", "a text without a name"))]
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
