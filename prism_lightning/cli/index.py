@@ -22,7 +22,7 @@ from prism_lightning.config.trust import limit_imports
 from prism_lightning.config.validate import problems_in
 from prism_lightning.lightning_modules.text_data import TextData
 from prism_lightning.run.directory import RunPaths, RunSettings
-from prism_lightning.run.fingerprints import check_tokenizer
+from prism_lightning.run.fingerprints import check_context, check_tokenizer
 from prism_lightning.run.model_folder import load_exported
 from prism_lightning.run.model_tokenizer import chosen_tokenizer
 
@@ -47,11 +47,7 @@ def index(arguments: list[str]) -> None:
         raise UserError(f"{model_path} is a checkpoint: give the run directory or its exported folder by --ckpt_path")
     model, tokenizer = load_exported(model_path, device, dtype)
     data.setup()
-    if data.block_size > model.config.context_length:
-        raise UserError(
-            f"data.block_size {data.block_size} is longer than the model's context of {model.config.context_length}:"
-            " lower it"
-        )
+    check_context(data.block_size, model)
     check_tokenizer(tokenizer, data.train)
     folder = Path(settings.dir) if settings.dir else default_index(model_path)
     rank, world_size = _ranks()

@@ -36,14 +36,12 @@ def portable_files() -> dict[str, str]:
             source = _source(module)
             modules += [imported for _, imported in OWN_IMPORT.findall(source)]
             header = f"# From {PACKAGE} {__version__}, module {module}. MIT License, the {PACKAGE} authors.\n"
-            files[name] = header + OWN_IMPORT.sub(
-                lambda found: f"{found[1]}from .{_flat_name(found[2])} import ", source
-            )
+            files[name] = header + OWN_IMPORT.sub(_relative_import, source)
     return dict(sorted(files.items()))
 
 
-def _relative_import(found: re.Match[str]) -> str:
-    return f"{found[1]}from .{_flat_name(found[2])} import "
+def _relative_import(statement: re.Match[str]) -> str:
+    return f"{statement[1]}from .{_flat_name(statement[2])} import "
 
 
 def _flat_name(module: str) -> str:

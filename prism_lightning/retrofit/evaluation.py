@@ -1,6 +1,6 @@
 """The measurement of a retrofitted model on validation text: loss, unexplained variance, usage and faithfulness.
 
-Shape suffixes: B blocks, T positions.
+Shape suffixes: n tokens of a batch, D hidden size, k active prototypes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prism_lightning.lightning_modules.metrics import (
     faithfulness_figures,
 )
 from prism_lightning.models import PrismForCausalLM
-from prism_lightning.models.blocks import stacked
+from prism_lightning.models.blocks import block_states
 from prism_lightning.models.prototypes import unexplained_variance
 
 
@@ -38,6 +38,7 @@ def evaluated(
         batch_blocks: number of blocks in one forward pass.
         report: called with the numbers of finished and of all blocks.
     """
+    assert model.prototypes is not None
     config = model.config
     loss, unexplained = LanguageModelingMetric(), MeanMetric()
     usage, faithfulness = PrototypeUsage(config.num_prototypes), Faithfulness(config.hidden_size, config.vocab_size)
@@ -46,19 +47,15 @@ def evaluated(
     count = max(1, min(len(store), tokens // store.block_size))
     blocks = np.linspace(0, len(store) - 1, count).astype(int).tolist()
     for start in range(0, count, batch_blocks):
-        batch = stacked(store.__getitems__(blocks[start : start + batch_blocks]), model.device)
-        result = model.objective(
-            batch["input_ids"], batch["targets"], commitment=0.0, position_ids_BT=batch.get("position_ids")
-        )
-        targets = len(result.targets_N)
-        if not targets:
+        z_nD, targets_n, _ = block_states(model, store.__getitems__(blocks[start : start + batch_blocks]))
+        if not len(targets_n):
             continue
-        assert result.terms is not None and result.mixture is not None
-        loss.update(result.cross_entropy, targets)
-        unexplained.update(unexplained_variance(result.hidden_ND, result.mixture.mixture_ND), weight=targets)
-        active = result.mixture.indices_Nk[result.mixture.activations_Nk > 0]
-        usage.update(torch.bincount(active, minlength=config.num_prototypes), targets)
-        faithfulness.update(model.lm_head, result.hidden_ND, result.mixture.mixture_ND, result.targets_N)
+        mixture, _ = model.prototypes(z_nD, head_VD=model.lm_head.weight)
+        loss.update(model.lm_head(z_nD, targets_n), len(targets_n))
+        unexplained.update(unexplained_variance(z_nD, mixture.mixture_ND), weight=len(targets_n))
+        active = mixture.indices_Nk[mixture.activations_Nk > 0]
+        usage.update(torch.bincount(active, minlength=config.num_prototypes), len(targets_n))
+        faithfulness.update(model.lm_head, z_nD, mixture.mixture_ND, targets_n)
         report(min(start + batch_blocks, count), count)
     figures = derived(loss.compute(), store.bytes_per_token) | {"unexplained_variance": unexplained.compute()}
     figures |= usage.compute() | faithfulness_figures(faithfulness.compute(), model.lm_head)

@@ -22,7 +22,7 @@ from prism_lightning.retrofit.fitting import fit_prototypes
 from prism_lightning.retrofit.hidden_states import StateFile
 from prism_lightning.retrofit.settings import RetrofitSettings
 from prism_lightning.run.directory import RunDirectory, RunSettings
-from prism_lightning.run.fingerprints import model_fingerprint
+from prism_lightning.run.fingerprints import check_context, model_fingerprint
 from prism_lightning.run.model_folder import save_exported
 from prism_lightning.run.model_tokenizer import check_vocabulary, model_tokenizer, save_tokenizer
 
@@ -123,11 +123,7 @@ def _narrowed(settings: RetrofitSettings, model: PrismForCausalLM) -> PrismForCa
 
 def check_text(corpus: Corpus, model: PrismForCausalLM) -> None:
     """Raise UserError if the blocks are longer than the context, or the decoder cannot keep documents apart."""
-    if corpus.block_size > model.config.context_length:
-        raise UserError(
-            f"data.block_size {corpus.block_size} is longer than the model's context of {model.config.context_length}:"
-            " lower it"
-        )
+    check_context(corpus.block_size, model)
     if corpus.isolated:
         check_isolation(model)
 

@@ -43,6 +43,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, store: TokenStore) -> No
         )
 
 
+def check_context(block_size: int, model: PrismForCausalLM) -> None:
+    """Raise UserError if blocks are longer than a trained model's context."""
+    if block_size > model.config.context_length:
+        raise UserError(
+            f"data.block_size {block_size} is longer than the model's context of {model.config.context_length}:"
+            " lower it"
+        )
+
+
 def open_store(manifest: dict[str, Any], folder: Path, verify: bool = True) -> TokenStore:
     """Return the training split that an index was built over.
 
