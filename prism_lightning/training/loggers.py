@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import write_whole
@@ -13,7 +14,7 @@ from prism_lightning.run.mlflow_store import SQLITE, check_uri, database_path, m
 from prism_lightning.training.ranks import first_process
 
 
-def run_loggers(run: RunDirectory) -> tuple[CSVLogger, MLFlowLogger]:
+def run_loggers(run: RunDirectory) -> tuple[CSVLogger, MLFlowLogger | DummyLogger]:
     """Return the CSV logger and the MLflow logger of a run; a resumed run logs to the same MLflow run.
 
     The CSV logger comes first, because Lightning takes the first logger's address for a folder.
@@ -35,17 +36,22 @@ def run_loggers(run: RunDirectory) -> tuple[CSVLogger, MLFlowLogger]:
     return CSVLogger(run.paths.root, name=run.paths.csv.name), mlflow_logger
 
 
-def log_settings(run: RunDirectory, config: dict[str, Any], mlflow_logger: MLFlowLogger) -> None:
+def log_settings(run: RunDirectory, config: dict[str, Any], mlflow_logger: MLFlowLogger | DummyLogger) -> None:
     """Log the settings of a new MLflow run, and record the MLflow run in the run directory for resuming."""
-    run_id = str(mlflow_logger.run_id) if first_process() else None
+    if isinstance(mlflow_logger, DummyLogger):
+        return
+    run_id = str(mlflow_logger.run_id)
     recorded = run.paths.mlflow_run_id
-    if run_id and not (recorded.is_file() and recorded.read_text() == run_id):
+    if not (recorded.is_file() and recorded.read_text() == run_id):
         mlflow_logger.log_hyperparams(config)
         write_whole(recorded, run_id.encode())
 
 
-def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
-    """Return an MLflow logger whose MLflow run exists.
+def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger | DummyLogger:
+    """Return an MLflow logger whose MLflow run exists; in the further ranks of a run, one that logs nothing.
+
+    `MLFlowLogger` connects to its store in every rank, though only the first one logs. A connection to a SQLite file
+    creates missing tables, in a file that the first rank then replaces.
 
     Args:
         uri: address of the store: sqlite:///FILE, a database or a server.
@@ -56,8 +62,10 @@ def open_logger(uri: str, used_before: bool, **settings: Any) -> MLFlowLogger:
         UserError: an address that MLflow refuses, a damaged database, or a server that does not answer.
     """
     check_uri(uri)
+    if not first_process():
+        return DummyLogger()
     try:
-        if uri.startswith(SQLITE) and first_process():
+        if uri.startswith(SQLITE):
             make_database(database_path(uri), used_before)
         return _opened(uri, settings)
     except UserError:

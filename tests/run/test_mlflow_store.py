@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 from support.processes import child_environment
 
 from prism_lightning.common.errors import UserError
@@ -80,6 +81,14 @@ def test_a_damaged_database_that_is_in_use_is_named_and_kept(tmp_path, database)
     with pytest.raises(UserError, match=rf"{path} is damaged .*: rename it and run the same command"):
         open_logger(f"sqlite:///{path}", used_before=True, experiment_name="x")
     assert len(path.read_bytes()) == len(content) // 3
+
+
+def test_further_ranks_leave_the_store_to_the_first(tmp_path, monkeypatch):
+    """Their connection would create tables in a file that the first rank replaces."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    path = tmp_path / "mlflow.db"
+    open_logger(f"sqlite:///{path}", used_before=False, experiment_name="x").log_metrics({"loss": 1.0}, step=1)
+    assert not path.exists()
 
 
 def test_a_run_that_the_store_does_not_know_is_followed_by_a_new_one(tmp_path, database):
