@@ -35,7 +35,7 @@ from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import map_file, read_json
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.token_text import token_text
-from prism_lightning.data.tokenizer import encode
+from prism_lightning.data.tokenizer import beginning_ids, encode
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.continuation import continued
 from prism_lightning.run.directory import RunPaths
@@ -165,7 +165,8 @@ class Attributor:
             UserError: an empty text, or the same token twice.
         """
         ids = self._prompt_ids(prompt, 1)
-        chosen, other = (self._ids(text, name)[0] for text, name in ((why, "--why"), (rather_than, "--rather_than")))
+        words = ((why, "--why"), (rather_than, "--rather_than"))
+        chosen, other = (self._ids(text, name, continued=True)[0] for text, name in words)
         if chosen == other:
             raise UserError(f"{why!r} and {rather_than!r} begin with the same token: contrast two different ones")
         tokens = self.query_tokens([*ids, chosen], len(ids), torch.tensor([other], device=self.model.device))
@@ -264,11 +265,10 @@ class Attributor:
     def _strongest(self, hits: Hits) -> Hits:
         return hits.strongest(self.top, self.opposing)
 
-    def _ids(self, text: str, name: str = "text") -> list[int]:
-        ids = encode(self.tokenizer, text)
-        if not ids:
+    def _ids(self, text: str, name: str = "text", continued: bool = False) -> list[int]:
+        if not text:
             raise UserError(f"the {name.removeprefix('--')} is empty: give some text")
-        return ids
+        return encode(self.tokenizer, text, continued)
 
     def _prompt_ids(self, prompt: str, new_tokens: int) -> list[int]:
         room = self.model.config.context_length - new_tokens
@@ -280,15 +280,15 @@ class Attributor:
         return self._cut(self._ids(prompt, "prompt"), room, "prompt")
 
     def _cut(self, ids: list[int], room: int, name: str) -> list[int]:
-        """Return the last tokens that fit; a note in the results says what was cut."""
+        """Return the last tokens that fit, after those that begin every text; a note says what was cut."""
         self.notes = []
-        if len(ids) > room:
-            cut = token_text(self.tokenizer, ids[: len(ids) - room])
-            self.notes = [
-                f"the {name} has {len(ids)} tokens, {room} fit:"
-                f" its first {len(ids) - room} were cut, up to {cut[-40:]!r}"
-            ]
-        return ids[-room:]
+        over = len(ids) - room
+        if over <= 0:
+            return ids
+        beginning = beginning_ids(self.tokenizer)
+        cut = token_text(self.tokenizer, ids[len(beginning) : len(beginning) + over])
+        self.notes = [f"the {name} has {len(ids)} tokens, {room} fit: its first {over} were cut, up to {cut[-40:]!r}"]
+        return beginning + ids[len(beginning) + over :]
 
 
 def indexed_text(store: TokenStore) -> str:

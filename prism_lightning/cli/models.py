@@ -45,21 +45,22 @@ def generate(arguments: list[str]) -> None:
     from prism_lightning.common.errors import UserError, visible
     from prism_lightning.common.progress import PhaseProgress, TokenCountStreamer
     from prism_lightning.data.token_text import token_text
+    from prism_lightning.data.tokenizer import encode
     from prism_lightning.interventions.intervention import load_with
     from prism_lightning.models.continuation import check_length
 
     model, tokenizer = load_with(options.ckpt_path, options.intervention, options.device, options.dtype)
-    prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
-    length = prompt["input_ids"].shape[1]
-    if length == 0:
+    if not options.prompt:
         raise UserError("the prompt is empty: give a text by --prompt")
+    prompt_1T = torch.tensor([encode(tokenizer, options.prompt)], device=model.device)
+    length = prompt_1T.shape[1]
     check_length(model, length + options.max_new_tokens)
     torch.manual_seed(options.seed)
     sampling = {"do_sample": True, "temperature": options.temperature, "top_k": options.top_k}
     with PhaseProgress() as progress:
         out = model.generate(  # type: ignore[misc]
-            prompt["input_ids"],
-            attention_mask=prompt["attention_mask"],
+            prompt_1T,
+            attention_mask=torch.ones_like(prompt_1T),
             max_new_tokens=options.max_new_tokens,
             streamer=TokenCountStreamer(progress, options.max_new_tokens),  # type: ignore[arg-type]
             **(sampling if options.temperature > 0 else {"do_sample": False}),

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.data.chats import ChatEncoder
 from prism_lightning.data.sources import Document
-from prism_lightning.data.tokenizer import encode_batch
+from prism_lightning.data.tokenizer import beginning_ids, encode_batch
 
 
 class MaskedDocument(NamedTuple):
@@ -43,16 +43,14 @@ def _encode_completions(tokenizer: PreTrainedTokenizerFast, documents: list[Docu
     lengths = [document.prompt_length or 0 for document in documents]
     prompts = [document.text[:length] for document, length in zip(documents, lengths, strict=True)]
     completions = [document.text[length:] for document, length in zip(documents, lengths, strict=True)]
-    prompt_ids = encode_batch(tokenizer, prompts)
+    prompt_ids = encode_batch(tokenizer, prompts, [length == 0 for length in lengths])
     completion_ids = encode_batch(tokenizer, completions, [length > 0 for length in lengths])
     end = np.array([tokenizer.eos_token_id], np.uint32)
+    beginning = len(beginning_ids(tokenizer))  # never a target; it belongs to a completion whose prompt is empty
+    documents_ids = [np.concatenate([*parts, end]) for parts in zip(prompt_ids, completion_ids, strict=True)]
     return [
-        MaskedDocument(
-            np.concatenate([prompt, completion, end]),
-            np.repeat([False, True], [len(prompt), len(completion) + 1]),
-            len(text.encode()),
-        )
-        for prompt, completion, text in zip(prompt_ids, completion_ids, completions, strict=True)
+        MaskedDocument(ids, np.arange(len(ids)) >= max(len(prompt), beginning), len(text.encode()))
+        for ids, prompt, text in zip(documents_ids, prompt_ids, completions, strict=True)
     ]
 
 

@@ -25,7 +25,7 @@ from prism_lightning.data.integrity import FORMAT, SPLITS, DamagedDataError, rea
 from prism_lightning.data.sources import Document, Source
 from prism_lightning.data.splitting import end_held_out, tagged
 from prism_lightning.data.store import StoreWriter
-from prism_lightning.data.tokenizer import encode_batch, load_tokenizer, tokenizer_size, train_tokenizer
+from prism_lightning.data.tokenizer import beginning_of, encode_batch, load_tokenizer, tokenizer_size, train_tokenizer
 
 Item = TypeVar("Item")
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000
@@ -53,7 +53,7 @@ class Preparation:
     max_tokens: int | None
     chat_template: str | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of all inputs: data are prepared in a new folder when one of them changes."""
         inputs = asdict(self) | {
@@ -315,4 +315,6 @@ def _tokenizer_identity(name_or_path: str, with_template: bool) -> Any:
         raise UserError(
             f"tokenizer {error.filename} cannot be read ({error.strerror}): correct data.tokenizer"
         ) from error
-    return digests or name_or_path
+    identity = digests or name_or_path
+    beginning = beginning_of(name_or_path)  # once left out of the data, which these then differ from
+    return {"files": identity, "beginning": beginning} if beginning else identity

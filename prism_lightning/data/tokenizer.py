@@ -1,11 +1,13 @@
 """Tokenizers: train a byte-level BPE on the corpus, or load one by path or hub name; both encode in the same way.
 
 Text that spells a special token, such as <|endoftext|>, is always encoded as plain text: when data are prepared and
-when a model is queried.
+when a model is queried. Documents and queries begin with the special token with which a tokenizer itself begins every
+text, as those of Llama and Gemma do.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from prism_lightning.common.errors import UserError, visible
@@ -75,6 +77,14 @@ def load_tokenizer(name_or_path: str, gguf_file: str | None = None) -> PreTraine
     Raises:
         UserError: the tokenizer is not found, cannot be loaded, or is not a fast tokenizer.
     """
+    tokenizer, note = _loaded(name_or_path, gguf_file)
+    if note:
+        print(visible(note), file=sys.stderr, flush=True)
+    return tokenizer
+
+
+def _loaded(name_or_path: str, gguf_file: str | None) -> tuple[PreTrainedTokenizerFast, str | None]:
+    """Return a tokenizer, and a note about its end token."""
     path = Path(name_or_path).expanduser()
     if not path.exists() and (path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1):
         raise UserError(f"tokenizer {name_or_path}: no such file or folder; correct data.tokenizer")
@@ -93,9 +103,8 @@ def load_tokenizer(name_or_path: str, gguf_file: str | None = None) -> PreTraine
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer {name_or_path} has no fast version: data preparation needs one")
-    if note := _set_end_token(tokenizer, name_or_path, path / "tokenizer.json" if path.is_dir() else path):
-        print(visible(note), file=sys.stderr, flush=True)
-    return encoding_plain_text(tokenizer)
+    note = _set_end_token(tokenizer, name_or_path, path / "tokenizer.json" if path.is_dir() else path)
+    return encoding_plain_text(tokenizer), note
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -122,9 +131,9 @@ def tokenizer_size(tokenizer: PreTrainedTokenizerFast) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Return the token ids of one text, the same as in prepared data."""
-    return encode_batch(tokenizer, [text])[0].tolist()
+def encode(tokenizer: PreTrainedTokenizerFast, text: str, continued: bool = False) -> list[int]:
+    """Return the token ids of one text, the same as in prepared data; `continued` as in `encode_batch`."""
+    return encode_batch(tokenizer, [text], [continued])[0].tolist()
 
 
 def encode_batch(
@@ -135,14 +144,16 @@ def encode_batch(
     Args:
         tokenizer: of the ids.
         texts: that are encoded.
-        continued: whether each text continues another one; a tokenizer that puts a space before every text then puts
-            none before it. By default none does.
+        continued: whether each text continues another one. It then gets neither the token nor the space that a
+            tokenizer puts before every text. By default none does.
     """
     encoding_plain_text(tokenizer)
     cutter = _cutter(tokenizer)
-    starts = zip(texts, continued or [False] * len(texts), strict=True)
+    continued = continued or [False] * len(texts)
+    starts = zip(texts, continued, strict=True)
     pieces = [(number, piece) for number, start in enumerate(starts) for piece in cutter.pieces(*start)]
-    parts: list[list[np.ndarray]] = [[] for _ in texts]
+    beginning = np.array(beginning_ids(tokenizer), dtype=np.uint32)
+    parts: list[list[np.ndarray]] = [[beginning] if len(beginning) and not follows else [] for follows in continued]
     for batch in _batches(pieces):
         for (number, _), ids in zip(batch, _encoded(tokenizer, [piece for _, piece in batch]), strict=True):
             parts[number].append(ids)
@@ -212,10 +223,27 @@ def _set_end_token(tokenizer: PreTrainedTokenizerFast, name: str, file: Path) ->
     return None if end == END_OF_TEXT else f"tokenizer {name}: documents end with its own {end}, id {number}"
 
 
-def starting_token(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """Return the special token that a tokenizer itself puts before a text; None where it puts none."""
+def beginning_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the ids of the special tokens, mostly one or none, that a tokenizer itself puts before a text."""
     encoding = tokenizer.backend_tokenizer.encode("a")
-    return encoding.tokens[0] if encoding.tokens and encoding.special_tokens_mask[0] else None
+    first_of_text = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
+    return encoding.ids[:first_of_text]
+
+
+def beginning_alone(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that puts before a text what this one does, and nothing behind it: for others that call it."""
+    if not tokenizer.backend_tokenizer.encode("a").special_tokens_mask[-1]:
+        return tokenizer
+    other = copy.deepcopy(tokenizer)
+    names = [(str(tokenizer.convert_ids_to_tokens(number)), number) for number in beginning_ids(tokenizer)]
+    template = " ".join([name for name, _ in names] + ["$A"])
+    other.backend_tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=names)
+    return other
+
+
+def beginning_of(name_or_path: str) -> list[int]:
+    """Return `beginning_ids` of a tokenizer by its name or path. Raises as `load_tokenizer` does."""
+    return beginning_ids(_loaded(name_or_path, None)[0])
 
 
 def _unnamed_end(tokenizer: PreTrainedTokenizerFast) -> str | None:

@@ -21,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from prism_lightning.data.tokenizer import beginning_alone, beginning_ids
 from prism_lightning.evaluation import BATCH_TOKENS
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.padded_batches import batches_by_length, right_padded
@@ -63,16 +64,23 @@ class PrismHarnessModel(HFLM):
             model, tokenizer = load_exported(Path(checkpoint), device, dtype)
         super().__init__(
             pretrained=model,
-            tokenizer=tokenizer,
+            tokenizer=beginning_alone(tokenizer),
             backend="causal",
             max_length=model.config.context_length,
             batch_size=batch_size,
-            add_bos_token=False,  # As in training, where an end token separates documents.
+            add_bos_token=bool(beginning_ids(tokenizer)),  # as in training
         )
         self.prism: PrismForCausalLM = model
         self.batch_tokens, self.report = batch_tokens, report
         self.cut = 0  # number of requests that did not fit into the context and lost their beginning
         self.model_seconds = 0.0
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Return what the harness's method does; a text that spells the beginning is text, and gets the beginning."""
+        add_special_tokens = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        return super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return what the harness's method does, without its progress bars; `report` covers all requests."""

@@ -66,9 +66,9 @@ def explain_prompt(
     model: PrismForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str, new_tokens: int, promoted: int = 4
 ) -> list[ExplainedToken]:
     """Let the model continue a prompt greedily, and explain each new token. Raises as `explain_text` does."""
-    ids = encode(tokenizer, prompt)
-    if not ids:
+    if not prompt:
         raise UserError("the prompt is empty: give some text by --prompt")
+    ids = encode(tokenizer, prompt)
     check_length(model, len(ids) + new_tokens)
     return explain_ids(model, tokenizer, continued(model, ids, new_tokens), len(ids), promoted)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import filelock
 from transformers import PreTrainedTokenizerFast
 
-from prism_lightning.common.errors import UserError, visible
+from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import partial_folder
-from prism_lightning.data.tokenizer import load_tokenizer, open_tokenizer, starting_token, tokenizer_size
+from prism_lightning.data.tokenizer import load_tokenizer, open_tokenizer, tokenizer_size
 from prism_lightning.models.pretrained import tokenizer_location
 from prism_lightning.run.directory import RunDirectory, RunPaths
 from prism_lightning.run.fingerprints import tokenizer_fingerprint
@@ -19,16 +18,10 @@ from prism_lightning.run.fingerprints import tokenizer_fingerprint
 def model_tokenizer(source: str, gguf_file: str | None = None) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a pretrained model; of an adapter without one, that of its base.
 
-    Data and queries do not get the token with which some tokenizers begin a text; a note on stderr says so.
-
     Raises:
         UserError: as `load_tokenizer`.
     """
-    tokenizer = load_tokenizer(tokenizer_location(source), gguf_file)
-    if start := starting_token(tokenizer):
-        note = f"tokenizer {source} begins every text with {start}; data and queries are encoded without it"
-        print(visible(note), file=sys.stderr, flush=True)
-    return tokenizer
+    return load_tokenizer(tokenizer_location(source), gguf_file)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerFast, vocab_size: int, name: str) -> None:

@@ -18,6 +18,7 @@ from support.fine_tuning import (
     documents_with_targets,
     write_rows,
 )
+from tokenizers.processors import TemplateProcessing
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.targets import IGNORED_TARGET
@@ -44,6 +45,19 @@ def test_a_completion_and_its_end_are_the_targets_of_a_row(tmp_path):
         said = sum(len(rows[number]["answer"].encode()) for number in numbers)
         assert store.bytes_per_token == pytest.approx(said / total)
     assert sorted(seen) == list(range(120))
+
+
+def test_a_token_that_begins_every_text_is_no_target(tmp_path):
+    tokenizer = chat_tokenizer("mistral")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = [{"ask": {"text": ask}, "answer": "It is old."} for ask in ("How?", "") * 10]
+    data = completion_data(tmp_path, rows, tokenizer=str(tmp_path / "tokenizer"), vocab_size=400)
+    answer = [*encode(tokenizer, "It is old.", continued=True), tokenizer.eos_token_id]
+    asked = encode(tokenizer, "How?", continued=True)
+    documents = documents_with_targets(data.train)
+    assert {tuple(ids) for ids, _ in documents} == {(0, *asked, *answer), (0, *answer)}
+    assert all(flags == [False] * (len(ids) - len(answer)) + [True] * len(answer) for ids, flags in documents)
 
 
 @pytest.mark.parametrize("kind", ["first", "always", "prepend"])

@@ -159,7 +159,11 @@ def test_every_way_to_encode_gives_the_ids_of_training(tmp_path, make_model):
 
     foreign(tmp_path / "other.json", ["<pad>", "</s>", "<s>"], "<s> $A </s>")
     for number, tokenizer in enumerate((TOKENIZER, load_tokenizer(str(tmp_path / "other.json")))):
-        ids = [array.tolist() for array in encode_batch(tokenizer, TEXTS)]
+        whole = [array.tolist() for array in encode_batch(tokenizer, TEXTS)]
+        beginning = [[], [2]][number]
+        assert all(row[: len(beginning)] == beginning for row in whole)
+        ids = [row[len(beginning) :] for row in whole]
+        assert [encode(tokenizer, text, continued=True) for text in TEXTS] == ids
         special = set(tokenizer.added_tokens_decoder)
         assert special and not special.intersection(token for row in ids for token in row)
         folder = tmp_path / f"model{number}"
@@ -167,14 +171,31 @@ def test_every_way_to_encode_gives_the_ids_of_training(tmp_path, make_model):
         model, loaded = load_exported(folder)
         bridge = PrismHarnessModel(model=model, tokenizer=loaded)
         for variant in (tokenizer, loaded, open_tokenizer(folder), load_tokenizer(str(folder))):
-            assert [encode(variant, text) for text in TEXTS] == ids
+            assert [encode(variant, text) for text in TEXTS] == whole
             assert variant(TEXTS, add_special_tokens=False)["input_ids"] == ids
             assert [variant(text, add_special_tokens=False)["input_ids"] for text in TEXTS] == ids
             assert [variant.encode(text, add_special_tokens=False) for text in TEXTS] == ids
             assert [variant.convert_tokens_to_ids(variant.tokenize(text)) for text in TEXTS] == ids
-        assert [bridge.tok_encode(text) for text in TEXTS] == ids
+        assert [bridge.tok_encode(text) for text in TEXTS] == whole
         batch, _ = bridge.tok_batch_encode(TEXTS[:1])
-        assert batch[0].tolist() == ids[0]
+        assert batch[0].tolist() == whole[0]
+
+
+def test_documents_begin_as_the_tokenizer_begins_texts(corpus, tmp_path):
+    """Data that were prepared before it did have another fingerprint."""
+    folders = []
+    for template in (None, "<s> $A"):
+        foreign(tmp_path / "other.json", ["<pad>", "</s>", "<s>"], template)
+        data = TextData(
+            path=f"{corpus}/*.txt", tokenizer=str(tmp_path / "other.json"), block_size=32, cache_dir=str(tmp_path)
+        )
+        data.setup()
+        folders.append(data.prepare())
+        ids = data.train.document_tokens(0).tolist()
+        text = data.train.tokenizer.decode(ids, skip_special_tokens=True)
+        assert ids == [*data.train.tokenizer(text)["input_ids"], 1]  # the tokenizer's own way
+        assert (2 in ids) == (template is not None)
+    assert folders[0] != folders[1]
 
 
 def test_attribute_and_explain_ask_with_these_ids(make_model):

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_lightning.common.errors import UserError
 from prism_lightning.data.sources import local_files
+from prism_lightning.data.tokenizer import beginning_ids
 from prism_lightning.interventions.suppression.settings import BehaviourSource
 
 MIN_EXAMPLES = 10  # of either kind
@@ -173,11 +174,13 @@ def marked_passages(
 ) -> list[MarkedPassage]:
     """Return texts as passages of up to `length` targets, with the tokens that overlap a span of their text marked."""
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    beginning = beginning_ids(tokenizer)
     passages = []
     for text, (ids, offsets, text_spans) in enumerate(
         zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
     ):
         marks = [any(start < last and end > first for first, last in text_spans) for start, end in offsets]
+        ids, marks = beginning + ids, [False] * len(beginning) + marks
         for begin in range(0, len(ids) - 1, length):
             passage_ids = ids[begin : begin + length + 1]
             marked_T = np.array(marks[begin + 1 : begin + len(passage_ids)], dtype=bool)
