@@ -63,10 +63,9 @@ class Polishing:
             group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * self.steps_done / self.steps))
         batch_ND, likeliest = self.rows_of(torch.randint(self.tokens, (BATCH_TOKENS,), generator=self.generator))
         batch_ND = batch_ND.float()
-        mixture, terms = self.layer(batch_ND, commitment=0.0, head_VD=self.head_VD, likeliest=likeliest)
-        assert terms is not None
+        mixture, error = self.layer.reconstruction(batch_ND, self.head_VD, likeliest)
         self.optimizer.zero_grad()
-        terms.reconstruction.backward()
+        error.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.usage_K += torch.bincount(mixture.indices_Nk[mixture.activations_Nk > 0], minlength=len(self.usage_K))
         self.steps_done += 1
@@ -74,7 +73,7 @@ class Polishing:
             if self.steps_done - 1 < REVIVAL_SHARE * self.steps and (self.usage_K == 0).any():
                 self._revive(batch_ND, mixture.mixture_ND.detach())
             self.usage_K.zero_()
-        return terms.reconstruction.item()
+        return error.item()
 
     def _revive(self, batch_ND: Tensor, mixture_ND: Tensor) -> None:
         table_KD = self.layer.weight.detach().float()

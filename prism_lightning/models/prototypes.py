@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prism_lightning.models.encoders import CosineEncoder, Encoder, EncoderName, PursuitEncoder
-from prism_lightning.models.pursuit import Likeliest, likeliest_tokens, weighted
+from prism_lightning.models.pursuit import Likeliest, likeliest_tokens, weighted_errors
 
 # Size of one [C, K] block of cosines in the search for the nearest prototypes. The whole [N, K] matrix would take 2 GiB
 # in fp32 at K = 16,384 and 32k tokens per step.
@@ -151,7 +151,7 @@ def route_cross_entropy(z_ND: Tensor, mixture_ND: Tensor) -> Tensor:
 class PrototypeLayer(nn.Module):
     """K prototypes in the space of the final hidden state (method, section 2).
 
-    The weight is used in `forward` alone, where a strategy that shards parameters gathers it.
+    Of strategies that shard parameters, `forward` alone gathers the weight.
 
     Args:
         num_prototypes: K.
@@ -178,7 +178,6 @@ class PrototypeLayer(nn.Module):
         value_path: bool = False,
         gradient_scale: float = 1.0,
         head_VD: Tensor | None = None,
-        likeliest: Likeliest | None = None,
     ) -> tuple[Mixture, PrototypeTerms | None]:
         """Return the mixture and, if `commitment` is not None, the objective's prototype terms.
 
@@ -188,13 +187,18 @@ class PrototypeLayer(nn.Module):
             value_path: whether to return zhat with constant activations, for `route_cross_entropy`.
             gradient_scale: factor on every gradient that reaches the prototypes.
             head_VD: W, which a pursuit needs.
-            likeliest: of the tokens, where they are known; a pursuit then saves a product with the head.
         """
         weight_KD = self.weight if gradient_scale == 1 else scale_gradient(self.weight, gradient_scale)
         z_ND = z_ND if commitment is None else scale_gradient(z_ND, commitment)
         if self.metric is not None:
-            assert head_VD is not None
-            return self._pursued(z_ND, weight_KD, head_VD.detach(), likeliest, commitment is not None, value_path)
+            mixture, encoder, likeliest = self._pursued(z_ND, weight_KD, head_VD)
+            if commitment is None:
+                return mixture, None
+            return mixture, PrototypeTerms(
+                _weighted_unexplained(z_ND, mixture.mixture_ND, encoder, likeliest),
+                *self._clustering(z_ND, weight_KD),
+                value_mixture_ND=mixture.mixture_ND if value_path else None,
+            )
         unit_z_ND = F.normalize(z_ND.float(), dim=-1)
         unit_KD = F.normalize(weight_KD.float(), dim=-1)
         with torch.no_grad():
@@ -213,35 +217,43 @@ class PrototypeLayer(nn.Module):
         )
         return mixture, terms
 
+    def reconstruction(
+        self, z_ND: Tensor, head_VD: Tensor | None, likeliest: Likeliest | None = None
+    ) -> tuple[Mixture, Tensor]:
+        """Return the mixture and L_rec alone; the other terms would take a pursuit another search.
+
+        Args:
+            z_ND: hidden states, which get no gradient.
+            head_VD: W, which a pursuit needs.
+            likeliest: of the tokens, where they are known; a pursuit then saves a product with the head.
+        """
+        z_ND = z_ND.detach()
+        if self.metric is None:
+            mixture, _ = self(z_ND)
+            return mixture, unexplained_variance(z_ND, mixture.mixture_ND)
+        mixture, encoder, likeliest = self._pursued(z_ND, self.weight, head_VD, likeliest)
+        return mixture, _weighted_unexplained(z_ND, mixture.mixture_ND, encoder, likeliest)
+
     def _pursued(
-        self,
-        z_ND: Tensor,
-        weight_KD: Tensor,
-        head_VD: Tensor,
-        likeliest: Likeliest | None,
-        with_terms: bool,
-        value_path: bool,
-    ) -> tuple[Mixture, PrototypeTerms | None]:
-        """Return the same by pursuit; its activations are constants in the backward pass."""
-        encoder = self.encoder(head_VD)
+        self, z_ND: Tensor, weight_KD: Tensor, head_VD: Tensor | None, likeliest: Likeliest | None = None
+    ) -> tuple[Mixture, PursuitEncoder, Likeliest]:
+        """Return the mixture of a pursuit, whose activations are constants in the backward pass."""
+        assert head_VD is not None
+        encoder = self.encoder(head_VD.detach())
         assert isinstance(encoder, PursuitEncoder)
         with torch.no_grad():
             likeliest = likeliest or likeliest_tokens(encoder.tables.head_VD, z_ND.float())
             indices_Nk, activations_Nk = encoder(z_ND, likeliest)
-        mixture = Mixture(indices_Nk, activations_Nk, mix(indices_Nk, activations_Nk, weight_KD))
-        if not with_terms:
-            return mixture, None
+        return Mixture(indices_Nk, activations_Nk, mix(indices_Nk, activations_Nk, weight_KD)), encoder, likeliest
+
+    def _clustering(self, z_ND: Tensor, weight_KD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L_p2t and L_t2p of all prototypes, whichever of them are active."""
         unit_z_ND = F.normalize(z_ND.float(), dim=-1)
         unit_KD = F.normalize(weight_KD.float(), dim=-1)
         with torch.no_grad():
             _, nearest_N1, token_of_K = self.search(unit_z_ND, unit_KD, 1)
-        terms = PrototypeTerms(
-            reconstruction=_weighted_unexplained(z_ND, mixture.mixture_ND, encoder, likeliest),
-            prototype_to_token=1 - (unit_z_ND[token_of_K] * unit_KD).sum(-1).mean(),
-            token_to_prototype=1 - (unit_z_ND * unit_KD[nearest_N1[:, 0]]).sum(-1).mean(),
-            value_mixture_ND=mixture.mixture_ND if value_path else None,
-        )
-        return mixture, terms
+        prototype_to_token = 1 - (unit_z_ND[token_of_K] * unit_KD).sum(-1).mean()
+        return prototype_to_token, 1 - (unit_z_ND * unit_KD[nearest_N1[:, 0]]).sum(-1).mean()
 
     def encoder(self, head_VD: Tensor) -> Encoder:
         """Return the encoder of the present weights and the head W, which computes norms and products once."""
@@ -256,10 +268,12 @@ def _weighted_unexplained(z_ND: Tensor, mixture_ND: Tensor, encoder: PursuitEnco
 
     Its gradient is that of the numerator, as in `unexplained_variance`.
     """
-    residual_ND, z_ND = (z_ND - mixture_ND).float(), z_ND.detach().float()
-    weighted_residual_ND = weighted(residual_ND.detach(), encoder.tables, likeliest)
+    residual_ND = (z_ND - mixture_ND).float()
+    weighted_residual_ND, total = weighted_errors(
+        residual_ND.detach(), z_ND.detach().float(), encoder.tables, likeliest
+    )
     half = (residual_ND * weighted_residual_ND).sum()  # its gradient is half of the quadratic form's
-    return (2 * half - half.detach()) / (z_ND * weighted(z_ND, encoder.tables, likeliest)).sum()
+    return (2 * half - half.detach()) / total
 
 
 def unexplained_variance(z_ND: Tensor, mixture_ND: Tensor) -> Tensor:

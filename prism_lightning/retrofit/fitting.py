@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prism_lightning.common.files import partial_file
 from prism_lightning.models.metric_coordinates import METRIC_TOKENS, MetricCoordinates, first_prototypes
-from prism_lightning.models.polishing import Polishing
+from prism_lightning.models.polishing import BATCH_TOKENS, Polishing
 from prism_lightning.models.prototypes import PrototypeLayer, prototypes_from
 from prism_lightning.models.pursuit import Likeliest
 from prism_lightning.retrofit.hidden_states import StateFile
@@ -23,6 +23,11 @@ from prism_lightning.retrofit.settings import RetrofitSettings
 
 START_TOKENS_PER_PROTOTYPE = 4  # of the sample, from which the first prototypes are drawn
 SAVE_SECONDS = 30.0
+
+
+def states_needed(settings: RetrofitSettings) -> int:
+    """Return the largest number of hidden states that a fit looks at."""
+    return max(settings.fit_steps * BATCH_TOKENS, START_TOKENS_PER_PROTOTYPE * settings.prototypes, METRIC_TOKENS)
 
 
 def fit_prototypes(

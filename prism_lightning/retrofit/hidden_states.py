@@ -28,37 +28,55 @@ SAVE_EVERY = 16  # batches; a stop loses at most these
 
 
 class StateFile:
-    """Hidden states [N, D] of tokens in random blocks, and their likeliest next tokens, in memory-mapped files.
+    """Hidden states [N, D] of a sample of tokens, and their likeliest next tokens, in memory-mapped files.
 
-    bf16 keeps 8 bits of each number: an error of 1e-6 of the squared norm, where fits leave a hundredth unexplained.
+    The tokens are drawn from those with a target in random blocks. bf16 keeps 8 bits of each number: an error of 1e-6
+    of the squared norm, where fits leave a hundredth unexplained.
 
     Args:
         folder: of the files, among them a .json that records how much is complete.
         store: the split.
-        tokens: number of tokens, rounded up to whole blocks; at most all.
+        tokens: number of tokens in the blocks, rounded up to whole ones; at most all.
+        largest: largest number of hidden states that are kept.
         hidden_size: D.
-        seed: seed of the choice of blocks.
+        seed: seed of the choice of blocks and tokens.
     """
 
-    def __init__(self, folder: Path, store: TokenStore, tokens: int, hidden_size: int, seed: int) -> None:
+    def __init__(self, folder: Path, store: TokenStore, tokens: int, largest: int, hidden_size: int, seed: int) -> None:
         self.folder, self.store = folder, store
+        self.largest, self.hidden_size, self.seed = largest, hidden_size, seed
         count = min(len(store), -(-tokens // store.block_size))
         self.blocks = block_at(np.arange(count), len(store), seed).tolist()
-        self.shape = (count * store.block_size, hidden_size)
 
     @cached_property
-    def kept_n(self) -> np.ndarray:
-        """Numbers of the rows whose tokens have a target."""
-        rows, size = np.arange(self.shape[0]), self.store.block_size
+    def targets_n(self) -> np.ndarray:
+        """Positions, counted through all blocks, of the tokens that have a target."""
         starts = range(0, len(self.blocks), BLOCKS_READ)
         blocks = (self.store.__getitems__(self.blocks[start : start + BLOCKS_READ]) for start in starts)
         has_target = [(item["targets"] != IGNORED_TARGET).numpy() for items in blocks for item in items]
-        return rows[np.concatenate(has_target)] if has_target else rows[:size]
+        return np.concatenate(has_target).nonzero()[0]
+
+    @cached_property
+    def kept_N(self) -> np.ndarray:
+        """Positions of the tokens whose hidden states are kept, ascending."""
+        if len(self.targets_n) <= self.largest:
+            return self.targets_n
+        drawn = np.random.default_rng(self.seed).choice(len(self.targets_n), self.largest, replace=False)
+        return self.targets_n[np.sort(drawn)]
 
     @property
     def tokens(self) -> int:
-        """Number N of hidden states, those of masked targets left out."""
-        return len(self.kept_n)
+        """Number N of hidden states that are kept."""
+        return len(self.kept_N)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, D]."""
+        return self.tokens, self.hidden_size
+
+    @property
+    def _sample(self) -> list[int]:
+        return [len(self.blocks), *self.shape]
 
     @property
     def _facts(self) -> Path:
@@ -67,12 +85,12 @@ class StateFile:
     def blocks_done(self) -> int:
         """Return the number of complete blocks."""
         facts = read_json(self._facts) or {}
-        complete = facts.get("shape") == list(self.shape) and all((self.folder / name).is_file() for name in FILES)
+        complete = facts.get("sample") == self._sample and all((self.folder / name).is_file() for name in FILES)
         return int(facts.get("blocks_done", 0)) if complete else 0
 
     def _maps(self, mode: str, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return hidden states (bits of bf16), likeliest tokens and their probabilities."""
-        likeliest = (self.shape[0], min(LIKELIEST, vocabulary))
+        likeliest = (self.tokens, min(LIKELIEST, vocabulary))
         kinds = (("u2", self.shape), ("u4", likeliest), ("f2", likeliest))
         states, tokens, probabilities = (
             np.memmap(self.folder / name, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
@@ -95,23 +113,22 @@ class StateFile:
         maps = self._maps("r+" if done else "w+", len(head_VD))
         for number, start in enumerate(range(done, len(self.blocks), batch_blocks)):
             batch = stacked(self.store.__getitems__(self.blocks[start : start + batch_blocks]), model.device)
-            z_nD = all_states(model, batch)
             done = start + len(batch["input_ids"])
-            z_nD = z_nD.bfloat16()
-            for file, tensor in zip(
-                maps, (z_nD.view(torch.uint16), *likeliest_tokens(head_VD, z_nD.float())), strict=True
-            ):
-                file[start * size : done * size] = tensor.cpu().numpy()
+            first, last = np.searchsorted(self.kept_N, [start * size, done * size])
+            rows_n = torch.from_numpy(self.kept_N[first:last] - start * size).to(model.device)
+            z_nD = all_states(model, batch)[rows_n].bfloat16()
+            parts = (z_nD.view(torch.uint16), *likeliest_tokens(head_VD, z_nD.float()))
+            for file, tensor in zip(maps, parts, strict=True):
+                file[first:last] = tensor.cpu().numpy()
             if number % SAVE_EVERY == SAVE_EVERY - 1 or done == len(self.blocks):
                 for file in maps:
                     file.flush()  # type: ignore[attr-defined]
-                write_json(self._facts, {"shape": list(self.shape), "blocks_done": done})
-            report(done * size, self.shape[0])
+                write_json(self._facts, {"sample": self._sample, "blocks_done": done})
+            report(done * size, len(self.blocks) * size)
 
     def rows(self, numbers_n: Tensor, head_VD: Tensor) -> tuple[Tensor, Likeliest]:
         """Return the hidden states [n, D] of some tokens in fp32, and their likeliest next tokens, on W's device."""
-        rows_n = self.kept_n[numbers_n.numpy()]
         states, tokens, probabilities = (
-            torch.from_numpy(file[rows_n]).to(head_VD.device) for file in self._maps("r", len(head_VD))
+            torch.from_numpy(file[numbers_n.numpy()]).to(head_VD.device) for file in self._maps("r", len(head_VD))
         )
         return states.view(torch.bfloat16).float(), Likeliest(tokens.long(), probabilities.float())

@@ -18,7 +18,7 @@ from prism_lightning.models.conversion import converted
 from prism_lightning.models.isolation import check_isolation
 from prism_lightning.models.pretrained import open_pretrained
 from prism_lightning.retrofit.evaluation import evaluated
-from prism_lightning.retrofit.fitting import fit_prototypes
+from prism_lightning.retrofit.fitting import fit_prototypes, states_needed
 from prism_lightning.retrofit.hidden_states import StateFile
 from prism_lightning.retrofit.settings import RetrofitSettings
 from prism_lightning.run.directory import RunDirectory, RunSettings
@@ -74,6 +74,7 @@ def _finish(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausalLM,
         run.paths.retrofit,
         corpus.train,
         settings.fit_tokens,
+        states_needed(settings),
         model.config.hidden_size,
         settings.seed,
     )
@@ -93,7 +94,7 @@ def _finish(settings: RetrofitSettings, corpus: Corpus, model: PrismForCausalLM,
             run.paths.retrofit / "fit.safetensors",
             lambda done, total: progress("fitting prototypes", done, total),
         )
-        results: dict[str, Any] = {"step": max(1, settings.fit_steps), "fit_tokens": states.tokens}
+        results: dict[str, Any] = {"step": max(1, settings.fit_steps), "fit_tokens": len(states.targets_n)}
         results |= evaluated(
             model,
             corpus.validation,

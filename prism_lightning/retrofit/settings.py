@@ -22,8 +22,9 @@ class RetrofitSettings:
         prototypes: Number of prototypes, K.
         active: Largest number of prototypes that are active for one token, k.
         encoder: How they are chosen: "pursuit" (for the prediction) or "cosine" (the paper's).
-        fit_tokens: Number of training tokens whose hidden states the prototypes are fitted to, at most all.
-        fit_steps: Number of Adam steps of the fit.
+        fit_tokens: Number of training tokens that the decoder reads, at most all; the prototypes are fitted to a sample
+            of their hidden states.
+        fit_steps: Number of Adam steps of the fit, on 4,096 hidden states each.
         learning_rate: Peak learning rate of the fit (default 0.05 as a share of the prototypes' root mean square; 0.01
             with cosine, where it is no share).
         batch_tokens: Number of tokens in one forward pass of the decoder.
@@ -43,7 +44,7 @@ class RetrofitSettings:
     fit_steps: int = 100
     learning_rate: float | None = None
     batch_tokens: int = 2048
-    validation_tokens: int = 32_768
+    validation_tokens: int = 16_384
     seed: int = 0
     device: str = "auto"
     dtype: str = "fp32"

@@ -10,7 +10,7 @@ from support.largest_tensor import LargestTensor
 from prism_lightning.models import PrismForCausalLM, encoders, pursuit
 from prism_lightning.models.encoders import CosineEncoder, PursuitEncoder, mean_metric
 from prism_lightning.models.prototypes import PrototypeLayer
-from prism_lightning.models.pursuit import Encoding, PursuitTables, likeliest_tokens, weighted
+from prism_lightning.models.pursuit import Encoding, PursuitTables, likeliest_tokens, weighted_errors
 
 N, D, K, V = 40, 16, 64, 100
 MARGIN = 0.02  # of the error's share: candidates of a few steps come from one search
@@ -42,7 +42,8 @@ class Problem:
         """L^T [N, D, D] of every token, with L L^T its metric: lengths in the metric are lengths of L^T x."""
         tables = PursuitTables.of(self.head_VD, self.metric_DD, self.weight_KD)
         likeliest = likeliest_tokens(self.head_VD, self.z_ND)
-        columns = [weighted(row.expand_as(self.z_ND), tables, likeliest) for row in torch.eye(self.z_ND.shape[1])]
+        rows = [row.expand_as(self.z_ND) for row in torch.eye(self.z_ND.shape[1])]
+        columns = [weighted_errors(row_ND, row_ND, tables, likeliest)[0] for row_ND in rows]
         return torch.linalg.cholesky(torch.stack(columns, 2).double()).mT
 
     def error(self, mixture_ND):
@@ -172,7 +173,8 @@ def test_tokens_do_not_change_with_what_is_beside_them(monkeypatch):
     torch.testing.assert_close(found_NK, torch.zeros(90, K).scatter(1, *whole), atol=1e-3, rtol=1e-3)
 
 
-def test_memory_is_bounded_whatever_the_number_of_tokens():
+def test_memory_is_bounded_whatever_the_number_of_tokens(monkeypatch):
+    monkeypatch.setattr(pursuit, "CHUNK_BYTES", 16 * 2**20)
     prototypes, width, largest = 512, 64, []
     for tokens in (4_000, 8_000):
         problem = Problem(tokens, prototypes, width)
@@ -263,8 +265,10 @@ def test_a_tokens_metric_is_its_own_hessian_and_measures_divergence_to_second_or
     tables = PursuitTables.of(head_VD, mean_metric(head_VD, z_ND), drawn(3, 6))
     likeliest = likeliest_tokens(head_VD, z_ND)
     step_ND = 1e-2 * drawn(12, 6, seed=4)
-    found_ND = weighted(step_ND, tables, likeliest)
+    found_ND, total = weighted_errors(step_ND, z_ND, tables, likeliest)
     torch.testing.assert_close(found_ND, (hessians(head_VD, z_ND) @ step_ND[:, :, None])[:, :, 0], atol=1e-6, rtol=1e-3)
+    expected = torch.einsum("nd,nde,ne->", z_ND, hessians(head_VD, z_ND), z_ND)
+    torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-3)
     log_p, log_q = (((z.double()) @ head_VD.double().T).log_softmax(-1) for z in (z_ND, z_ND + step_ND))
     divergence_N = (log_p.exp() * (log_p - log_q)).sum(-1)
     torch.testing.assert_close((step_ND * found_ND).sum(-1).double() / 2, divergence_N, atol=1e-7, rtol=0.1)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from support.chat_tokenizers import chat_tokenizer
@@ -23,9 +24,9 @@ def model():
     return converted(tiny_decoder("llama", vocab_size=420), base_model="base", fused=False)
 
 
-def filled(folder, store, model, tokens=10**9, batch=3, seed=0):
+def filled(folder, store, model, tokens=10**9, largest=10**9, batch=3, seed=0):
     folder.mkdir()
-    states = StateFile(folder, store, tokens, 32, seed)
+    states = StateFile(folder, store, tokens, largest, 32, seed)
     states.fill(model, batch, lambda *_: None)
     return states
 
@@ -53,10 +54,25 @@ def test_rows_are_the_states_of_tokens_with_targets_in_bf16_and_their_likeliest_
 
 def test_a_sample_is_whole_random_blocks_and_its_seed_decides_which(tmp_path, model):
     store = chat_data(tmp_path).train
-    few, again, other = (StateFile(tmp_path / "x", store, 70, 32, seed) for seed in (0, 0, 1))
+    few, again, other = (StateFile(tmp_path / "x", store, 70, 10**9, 32, seed) for seed in (0, 0, 1))
     assert len(few.blocks) == len(set(few.blocks)) == 3 and few.blocks == again.blocks != other.blocks
     expected = sum(int((store[block]["targets"] != IGNORED_TARGET).sum()) for block in few.blocks)
     assert few.tokens == expected
+
+
+def test_a_smaller_number_of_states_is_drawn_from_all_tokens_with_targets(tmp_path, model):
+    store, head_VD = chat_data(tmp_path).train, model.lm_head.weight.detach()
+    every, few = filled(tmp_path / "every", store, model), filled(tmp_path / "few", store, model, largest=100)
+    places = np.searchsorted(every.kept_N, few.kept_N)
+    assert few.tokens == len(set(places)) == 100 and (every.kept_N[places] == few.kept_N).all()
+    assert (np.diff(few.kept_N) > 32).any() and few.kept_N.max() > 0.8 * len(store) * 32  # from everywhere
+    assert len(few.targets_n) == every.tokens
+    numbers = torch.arange(100)
+    few_ND, few_likeliest = few.rows(numbers, head_VD)
+    every_ND, every_likeliest = every.rows(torch.from_numpy(places), head_VD)
+    torch.testing.assert_close(few_ND, every_ND, atol=1e-3, rtol=2**-7)
+    torch.testing.assert_close(few_likeliest.probabilities_Nc, every_likeliest.probabilities_Nc, atol=1e-3, rtol=2**-7)
+    assert (tmp_path / "few" / "hidden_states.bin").stat().st_size == 100 * 32 * 2
 
 
 def test_a_stopped_fill_goes_on_and_gives_the_same_bytes(tmp_path, model, monkeypatch):
@@ -64,7 +80,7 @@ def test_a_stopped_fill_goes_on_and_gives_the_same_bytes(tmp_path, model, monkey
     store = chat_data(tmp_path).train
     filled(tmp_path / "whole", store, model)
     (tmp_path / "stopped").mkdir()
-    stopped = StateFile(tmp_path / "stopped", store, 10**9, 32, 0)
+    stopped = StateFile(tmp_path / "stopped", store, 10**9, 10**9, 32, 0)
     assert stopped.blocks_done() == 0
 
     def stop(done, total):
@@ -78,7 +94,7 @@ def test_a_stopped_fill_goes_on_and_gives_the_same_bytes(tmp_path, model, monkey
     stopped.fill(model, 3, lambda done, total: computed.append(done))
     assert computed[0] == 15 * 32 and stopped.blocks_done() == len(store)
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
-    assert StateFile(tmp_path / "stopped", store, 64, 32, 0).blocks_done() == 0  # of another sample
+    assert StateFile(tmp_path / "stopped", store, 64, 10**9, 32, 0).blocks_done() == 0  # of another sample
 
 
 @pytest.fixture
