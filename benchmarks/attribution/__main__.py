@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.attribution import planted
 from benchmarks.attribution.config import load_settings
 from benchmarks.attribution.cost import Cost
 from benchmarks.attribution.quality import Quality, checks
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             quality = Quality(run)
             results["quality"] = checks(quality)
             methods = {name: settings for name, (settings, _) in quality.chosen.items()}
+        if run.planted:
+            results["planted"] = planted.measure(run, methods)
         if run.cost is not None:
             results["cost"] = Cost(run, methods).all_sizes()
         print(f"wrote {write_report(run, results)}")

@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prism_lightning.common.errors import UserError
 
+PATHS = ("path", "pretrained")  # settings of the corpus and of the model
+
 
 @dataclass
 class CorpusSettings:
@@ -27,7 +29,7 @@ class CorpusSettings:
         sizes: numbers of training sequences, ascending; each corpus is the beginning of the next.
         queries: held-out sequences on which methods are compared.
         tuning: held-out sequences on which damping and ranks are chosen.
-        vocab_size: size of the tokenizer, which is trained on the documents.
+        vocab_size: size of the tokenizer, which is trained on the documents; with `model.pretrained`, its own is used.
         seed: of the order of documents.
     """
 
@@ -154,10 +156,11 @@ class Settings:
         out: folder of models, states and retrained losses, from which an interrupted run resumes.
         results: folder of the report.
         corpus, training, retraining: see there.
-        model: settings of `PrismLM`.
+        model: settings of `PrismLM`; without `num_prototypes`, of `DenseLM`.
         methods: the compared methods by name: `kind` (of `registry.KINDS`), its arguments, and as `sweep` the
             alternatives to choose from on the tuning queries, equally many for each method.
         quality, cost: settings of these stages; without them the stage is skipped.
+        planted: measure how well facts are found that some sequences state, which the quality stage does too.
     """
 
     name: str
@@ -170,6 +173,7 @@ class Settings:
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     quality: QualitySettings | None = None
     cost: CostSettings | None = None
+    planted: bool = False
 
     @property
     def folder(self) -> Path:
@@ -178,10 +182,9 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that models and losses depend on; a folder with others is refused."""
-        corpus = asdict(self.corpus) | {"path": self.corpus.path and Path(self.corpus.path).name}
         return {
-            "corpus": corpus,
-            "model": self.model,
+            "corpus": _by_name(asdict(self.corpus)),
+            "model": _by_name(self.model),
             "epochs": self.training.epochs,
             "batch_size": self.training.batch_size,
         }
@@ -190,6 +193,11 @@ class Settings:
         """Return the settings beside the method's that the choice of alternatives depends on."""
         plan = self.retraining
         return [self.training.commitments[0], plan.variant_size, plan.halves, plan.seeds, plan.checkpoints]
+
+
+def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the names of folders and files in place of their paths, which differ between machines."""
+    return settings | {name: Path(settings[name]).name for name in PATHS if settings.get(name)}
 
 
 def load_settings(path: Path, overrides: list[str]) -> Settings:

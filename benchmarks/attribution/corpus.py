@@ -24,6 +24,7 @@ from prism_lightning.data.sources import hub_dataset, local_files, standard_libr
 from prism_lightning.data.store import TokenStore
 from prism_lightning.data.tokenizer import encode_batch, open_tokenizer, train_tokenizer
 from prism_lightning.lightning_modules.text_data import TextData
+from prism_lightning.run.model_tokenizer import model_tokenizer
 
 
 @dataclass
@@ -49,7 +50,7 @@ def open_corpus(settings: Settings) -> Corpus:
     if facts.is_file() and json.loads(facts.read_text()) != identity:
         raise UserError(f"{folder} holds a run with other settings: give another out=FOLDER, or remove it")
     if not path.is_file():
-        tokenizer, sequences = _sequences(settings.corpus)
+        tokenizer, sequences = _sequences(settings)
         tokenizer.save_pretrained(folder / "tokenizer")
         with partial_file(path) as partial:
             save_file(sequences, partial)
@@ -60,10 +61,11 @@ def open_corpus(settings: Settings) -> Corpus:
     return Corpus(tensors["train"].long(), tensors["queries"].long(), tensors["tuning"].long(), tokenizer)
 
 
-def _sequences(settings: CorpusSettings) -> tuple[PreTrainedTokenizerFast, dict[str, Tensor]]:
+def _sequences(run: Settings) -> tuple[PreTrainedTokenizerFast, dict[str, Tensor]]:
+    settings = run.corpus
     texts = list(_texts(settings))
     random.Random(settings.seed).shuffle(texts)
-    tokenizer = train_tokenizer(texts, settings.vocab_size)
+    tokenizer = _tokenizer(run, texts)
     counts = {"queries": settings.queries, "tuning": settings.tuning, "train": max(settings.sizes)}
     windows = _windows(tokenizer, texts, settings)
     tensors: dict[str, Tensor] = {}
@@ -79,6 +81,12 @@ def _sequences(settings: CorpusSettings) -> tuple[PreTrainedTokenizerFast, dict[
             rows += document[: settings.per_document]
         tensors[name] = torch.tensor(rows[:count], dtype=torch.int32)
     return tokenizer, tensors
+
+
+def _tokenizer(run: Settings, texts: list[str]) -> PreTrainedTokenizerFast:
+    if "pretrained" in run.model:
+        return model_tokenizer(run.model["pretrained"], run.model.get("gguf_file"))
+    return train_tokenizer(texts, run.corpus.vocab_size)
 
 
 def _texts(settings: CorpusSettings) -> Iterator[str]:

@@ -41,7 +41,7 @@ def write_report(run: Settings, results: dict[str, Any]) -> Path:
     versions = {name: _version(name) for name in PEERS}
     content = {
         "settings": asdict(run)
-        | {"corpus": asdict(run.corpus) | {"path": run.corpus.path and Path(run.corpus.path).name}}
+        | {name: run.identity()[name] for name in ("corpus", "model")}
         | {"out": Path(run.out).name, "results": Path(run.results).name},
         "environment": environment() | {"command": None, "peers": versions},
         "processor": processor(),
@@ -51,6 +51,8 @@ def write_report(run: Settings, results: dict[str, Any]) -> Path:
     sections = [f"# Attribution benchmark: {run.name}", _head(run, content)]
     if "quality" in results:
         sections += quality_sections(run, results["quality"])
+    if "planted" in results:
+        sections += ["## Planted facts", _planted_table(results["planted"])]
     if "cost" in results:
         sections += cost_sections(run, results["cost"])
     for path, caption in plots.draw(run, results, folder / stem):
@@ -77,11 +79,11 @@ def _plain(value: Any) -> Any:
 
 
 def _head(run: Settings, content: dict[str, Any]) -> str:
-    facts, plan = content["environment"], run.retraining
+    facts, plan, model = content["environment"], run.retraining, content["settings"]["model"]
     peers = ", ".join(f"{name} {version or 'missing'}" for name, version in facts["peers"].items())
     return (
         f"Commit {facts['commit']}, {content['processor']}, {facts['cpus']} cores, torch {facts['packages']['torch']},"
-        f" {peers}. Sequences of {run.corpus.tokens} targets; models of {run.model['backbone']};"
+        f" {peers}. Sequences of {run.corpus.tokens} targets; models of {model.get('backbone') or model['pretrained']};"
         f" {run.training.epochs} epochs; attributed decoders: seeds 0 to {plan.decoders - 1};"
         f" {plan.halves} random halves x {plan.seeds} training seeds."
     )
@@ -161,10 +163,7 @@ def _check_sections(run: Settings, results: dict[str, Any]) -> list[str]:
             ),
         ),
         "### Planted facts",
-        table(
-            ["method", "MRR", "recall at 10"],
-            ([r["method"], f"{r['mrr']:.3f}", f"{r['recall_at_10']:.3f}"] for r in results["planted"]),
-        ),
+        _planted_table(results["planted"]),
         f"### Removal\n\nRise of {plan.removal_queries} queries' loss, in millinats per token, when the {plan.removed}"
         f" first of {plan.removal_size} sequences are left out, relative to random sequences; mean and standard error.",
         table(
@@ -190,6 +189,11 @@ def _check_sections(run: Settings, results: dict[str, Any]) -> list[str]:
             ),
         ),
     ]
+
+
+def _planted_table(rows: list[dict[str, Any]]) -> str:
+    columns = ["method", "MRR", "recall at 10"]
+    return table(columns, ([row["method"], f"{row['mrr']:.3f}", f"{row['recall_at_10']:.3f}"] for row in rows))
 
 
 def cost_sections(run: Settings, rows: list[dict[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from typing import Any
@@ -16,6 +17,7 @@ from benchmarks.attribution.task import losses_of_batch
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.lightning_modules.prism import PrismLM
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.low_rank import take_out_adapters
 
 DENSE, UNTRAINED = "dense", "untrained"
 
@@ -32,24 +34,10 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.manual_seed(seed)
-    arguments: dict[str, Any] = dict(settings.model)
-    sizes = {"vocab_size": settings.corpus.vocab_size, "max_position_embeddings": settings.corpus.tokens}
-    backbone = dict(arguments.pop("backbone")) | sizes
-    if isinstance(commitment, str):
-        shared_settings = (
-            "learning_rate",
-            "weight_decay",
-            "betas",
-            "schedule",
-            "warmup_steps",
-            "final_learning_rate_share",
-        )
-        module = DenseLM(backbone, **{name: value for name, value in arguments.items() if name in shared_settings})
-    else:
-        module = PrismLM(backbone, **arguments, commitment=commitment)
-    store = SequenceStore(train_SL, settings.folder, settings.corpus.vocab_size)
+    module = new_module(settings, commitment)
     if commitment == UNTRAINED:
         return module.model.eval()
+    store = SequenceStore(train_SL, settings.folder, module.model.config.vocab_size)
     steps = settings.training.epochs * len(train_SL) // settings.training.batch_size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loader workers and logging
@@ -64,7 +52,21 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
             enable_model_summary=False,
         )
         trainer.fit(module, datamodule=SequenceData(store, settings.training.batch_size, seed))
+    if module.lora:
+        take_out_adapters(module.model, merge=True)
     return module.model.eval()
+
+
+def new_module(settings: Settings, commitment: float | str) -> DenseLM:
+    """Return a model that is not trained yet, see `fit_model`."""
+    arguments: dict[str, Any] = dict(settings.model)
+    if "backbone" in arguments:
+        sizes = {"vocab_size": settings.corpus.vocab_size, "max_position_embeddings": settings.corpus.tokens}
+        arguments["backbone"] = dict(arguments["backbone"]) | sizes
+    if isinstance(commitment, str) or "num_prototypes" not in arguments:
+        of_dense = inspect.signature(DenseLM).parameters
+        return DenseLM(**{name: value for name, value in arguments.items() if name in of_dense})
+    return PrismLM(**arguments, commitment=commitment)
 
 
 @torch.no_grad()
