@@ -14,9 +14,9 @@ EXAMPLES = """examples:
   report --runs runs/ladder_cpu --out report
   report --runs runs/prism_1b runs/dense_1b --benchmarks benchmarks/attribution/results/*.json --out report
 
-Run directories are searched for in the given folders and below. Every number comes from a run or a benchmark file. If
-results are missing, their table lists the commands that produce them. The report consists of report.md, report.html (a
-single page without scripts or external resources) and the figures."""
+Run directories of `fit` and `retrofit` are searched for in the given folders and below. Every number comes from a run
+or a benchmark file. If results are missing, their table lists the commands that produce them. The report consists of
+report.md, report.html (a single page without scripts or external resources) and the figures."""
 
 
 def report(arguments: list[str]) -> None:
@@ -30,6 +30,7 @@ def report(arguments: list[str]) -> None:
     from prism_lightning.reporting.intervention_tables import intervention_tables, read_interventions
     from prism_lightning.reporting.page import Report, write_report
     from prism_lightning.reporting.paper import paper_table
+    from prism_lightning.reporting.retrofits import find_retrofits, retrofit_table
     from prism_lightning.reporting.runs import find_runs
     from prism_lightning.reporting.scaling import fit_scaling_laws, scaling_table
     from prism_lightning.reporting.tables import run_table, run_tables
@@ -38,20 +39,26 @@ def report(arguments: list[str]) -> None:
     suites = {str(path): load_suite(path) for path in files}
     benchmarks = read_benchmarks(options.benchmarks)
     runs, left_out = find_runs(options.runs)
+    retrofits, unreadable = find_retrofits(options.runs)
+    left_out += unreadable
+    if not runs and not retrofits:
+        raise UserError(left_out)
     with PhaseProgress() as progress:
         scaling = fit_scaling_laws(runs, progress)
     interventions, damaged = read_interventions(runs)
     left_out += damaged
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
-    tables = [paper_table(runs, suites, benchmarks, interventions), *run_tables(runs, suites)]
+    tables = [paper_table(runs, suites, benchmarks, interventions), *run_tables(runs, suites)] if runs else []
     tables += [scaling_table(scaling)] if len(runs) > 1 else []
-    tables += [*attribution_tables(benchmarks), *intervention_tables(runs, interventions), run_table(runs)]
+    tables += [retrofit_table(retrofits)] if retrofits else []
+    tables += attribution_tables(benchmarks)
+    tables += [*intervention_tables(runs, interventions), run_table(runs)] if runs else []
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be created ({error.strerror}): choose another") from error
-    head = f"{len(runs)} runs, {datetime.date.today().isoformat()}."
+    head = f"{len(runs)} runs, {len(retrofits)} retrofits, {datetime.date.today().isoformat()}."
     if left_out:
         head += f" Left out: {'; '.join(left_out)}."
     figures = list(draw_figures(runs, scaling, options.out))

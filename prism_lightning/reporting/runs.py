@@ -19,12 +19,13 @@ import yaml
 from prism_lightning.common.counts import format_count
 from prism_lightning.common.errors import UserError
 from prism_lightning.common.files import read_json
-from prism_lightning.common.manifests import Kind, mapping, number, optional, problem_in, text, whole
+from prism_lightning.common.manifests import Kind, mapping, number, optional, text, whole
 from prism_lightning.config.compose import flat
 from prism_lightning.evaluation.results import TaskResult, read_result
 from prism_lightning.lightning_modules.dense import DenseLM
 from prism_lightning.models import PrismConfig, PrismForCausalLM
-from prism_lightning.run.directory import RECIPE_NAME, RunPaths
+from prism_lightning.reporting.folders import is_retrofit, read_checked, run_folders
+from prism_lightning.run.directory import RunPaths
 from prism_lightning.sweeps.planning import module_without_weights
 
 DENSE_SETTINGS = list(inspect.signature(DenseLM).parameters)
@@ -44,7 +45,6 @@ RESULTS: dict[str, Kind] = {
         )
     },
 }  # fmt: skip
-RETROFIT = "retrofit"  # the group of a recipe that `retrofit` recorded
 RECIPE = {
     "seed_everything": whole(),
     "data": mapping({"batch_size": whole(1), "block_size": whole(1)}),
@@ -109,23 +109,24 @@ class Run:
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Return the finished runs in some folders and below, sorted by size, and a message for everything left out.
 
+    Retrofits are no runs of `fit` and not among them; `find_retrofits` returns them.
+
     Raises:
-        UserError: a folder does not exist, or no folder has a finished run.
+        UserError: a folder does not exist, or no folder has a finished run or a retrofit.
     """
     folders = list(folders)
-    missing = [f"--runs {folder}: no such folder" for folder in folders if not folder.is_dir()]
-    if missing:
-        raise UserError(missing)
-    recipes = [path for folder in folders for path in sorted(folder.rglob(RECIPE_NAME))]
-    run_folders = {path.parent.resolve(): path.parent for path in recipes}
+    found = run_folders(folders)
+    trained = [folder for folder in found if not is_retrofit(folder)]
     runs, left_out = [], []
-    for run_folder in run_folders.values():
+    for run_folder in trained:
         try:
             runs.append(read_run(run_folder))
         except UserError as error:
             left_out += error.problems
-    if not runs:
-        raise UserError(left_out or [f"--runs {' '.join(map(str, folders))}: no run that `fit` has finished"])
+    if not runs and len(trained) == len(found):
+        raise UserError(
+            left_out or [f"--runs {' '.join(map(str, folders))}: no run that `fit` or `retrofit` has finished"]
+        )
     runs, repeated = drop_repeated_runs(sorted(label_runs(runs), key=_sort_key))
     runs, smaller = keep_largest_evaluations(make_labels_unique(runs))
     return runs, left_out + repeated + smaller
@@ -223,17 +224,14 @@ def read_run(path: Path) -> Run:
     """Return the finished run in a run directory.
 
     Raises:
-        UserError: `fit` has not finished the run, one of its files is damaged, or it is a retrofit.
+        UserError: `fit` has not finished the run, or one of its files is damaged.
     """
     paths = RunPaths(path)
     if not paths.results.is_file() or not paths.model.is_dir():
         raise UserError(f"{path} is not finished: run its `fit` again")
-    recipe = _read_checked(paths.recipe, {}, lambda file: yaml.safe_load(file.read_text()))
-    if RETROFIT in recipe:
-        raise UserError(f"{path} is a retrofit of a pretrained model: a report compares runs that `fit` trained")
-    config = _read_checked(paths.recipe, RECIPE, lambda file: yaml.safe_load(file.read_text()))
-    last = _read_checked(paths.results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
-    environment = _read_checked(paths.environment, {"data_fingerprint": text()}, read_json)
+    config = read_checked(paths.recipe, RECIPE, lambda file: yaml.safe_load(file.read_text()))
+    last = read_checked(paths.results, RESULTS, lambda file: json.loads(file.read_text().splitlines()[-1]))
+    environment = read_checked(paths.environment, {"data_fingerprint": text()}, read_json)
     data = config["data"]
     model = _model_without_weights(config["model"], paths)
     all_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -278,18 +276,6 @@ def _training_settings(config: dict[str, Any]) -> str:
     settings |= {name: config["data"][name] for name in ("batch_size", "block_size")}
     settings |= {f"trainer.{name}": (config.get("trainer") or {}).get(name) for name in TRAINER_SETTINGS}
     return json.dumps(settings, sort_keys=True)
-
-
-def _read_checked(path: Path, fields: dict[str, Kind], read: Callable[[Path], Any]) -> dict[str, Any]:
-    """Return the content of a run's file; raise UserError if it cannot be read or an entry has a wrong type."""
-    try:
-        content = read(path)
-        problem = problem_in(content, fields)
-    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())[:120] or type(error).__name__
-    if problem:
-        raise UserError(f"{path} is damaged ({problem}): run its `fit` again")
-    return content
 
 
 def _data_name(data: dict[str, Any]) -> str:
