@@ -25,10 +25,12 @@ Influence is in nats of the query's loss, to first order. Positive: training on 
 Each line of --queries is a JSON object with "text", or "prompt", or "prompt", "why" and "rather_than"."""
 
 
-COLUMNS = """UV: unexplained variance. GN diag.: share of the Gauss-Newton matrix's squared norm on the diagonal blocks.
-Gram diag.: the same share of E[a_i a_j]. co-active: effective number of blocks in a row. read: training tokens that
-share a prototype with a token, at most; where few prototypes are active everywhere, a large diagonal is not local.
-cond.: damped condition numbers."""
+COLUMNS = """recov., KL, top-1: how much of the prediction the prototypes carry, on the sample. UV, c. UV: unexplained
+share of the variance, and of the centred variance. GN diag.: share of the Gauss-Newton matrix's squared norm on the
+diagonal blocks. Gram diag.: the same share of E[a_i a_j]. co-active: effective number of blocks in a row. read:
+training tokens that share a prototype with a token, at most; where few prototypes are active everywhere, a large
+diagonal is not local.
+c. Gram, c. diag.: damped condition numbers."""
 
 
 def _index_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -148,13 +150,14 @@ def prototypes(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     refuse_below(parser, options, 1, "top")
 
-    from prism_lightning.inspection.cards import inspect_prototypes
+    from prism_lightning.inspection.cards import inspect_prototypes, measured_faithfulness
     from prism_lightning.inspection.tracing import own_attributor
     from prism_lightning.run.model_folder import load_exported
 
     loaded = load_exported(options.ckpt_path, options.device, options.dtype)
     attributor = own_attributor(options.ckpt_path, options.index, not options.no_verify, loaded)
-    cards = inspect_prototypes(attributor, options.id, options.top)
+    figures = measured_faithfulness(options.ckpt_path) if options.index is None else {}
+    cards = inspect_prototypes(attributor, options.id, options.top, figures)
     if options.json:
         print(as_json([card.as_dict() for card in cards]))
         return

@@ -5,7 +5,9 @@ Shapes: n training tokens in which the prototype is active.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from prism_lightning.attribution.results import TrainingToken
 from prism_lightning.common.errors import UserError
 from prism_lightning.data.token_text import token_text
 from prism_lightning.inspection.labels import Label, Labeller
+from prism_lightning.models.faithfulness import FIGURES
+from prism_lightning.run.directory import RunPaths
 
 PROMOTED = 6
 
@@ -32,6 +36,7 @@ class PrototypeCard:
         promotes, demotes: tokens with the largest and smallest entries of W p.
         label: the tokens that are typical of its neighbourhood, and how many examples have them.
         examples: training tokens by group: "top" (largest activation first), "middle" (around the median), "random".
+        faithfulness: figures of all prototypes of the model together, where it has them from validation text.
     """
 
     prototype: int
@@ -43,6 +48,7 @@ class PrototypeCard:
     demotes: list[str]
     label: Label
     examples: dict[str, list[TrainingToken]]
+    faithfulness: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -50,8 +56,12 @@ class PrototypeCard:
 
 
 @torch.no_grad()
-def inspect_prototypes(attributor: Attributor, prototypes: list[int] | None, top: int) -> list[PrototypeCard]:
+def inspect_prototypes(
+    attributor: Attributor, prototypes: list[int] | None, top: int, faithfulness: dict[str, float] | None = None
+) -> list[PrototypeCard]:
     """Return cards of the given prototypes, or of the `top` most used ones, with `top` tokens of each group.
+
+    `faithfulness` are `measured_faithfulness` of the run, for cards of its model's own prototypes.
 
     Raises:
         UserError: a number that is not a prototype of the index.
@@ -67,10 +77,21 @@ def inspect_prototypes(attributor: Attributor, prototypes: list[int] | None, top
             " give the index that has it by --index"
         )
     labeller = Labeller(attributor.describe.store)
-    return [_card(attributor, labeller, number, int(usage_K[number]), top) for number in prototypes]
+    return [_card(attributor, labeller, number, int(usage_K[number]), top, faithfulness or {}) for number in prototypes]
 
 
-def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, top: int) -> PrototypeCard:
+def measured_faithfulness(run: Path) -> dict[str, float]:
+    """Return the figures of a run's prototypes that `fit` or `retrofit` measured; those that are not known left out."""
+    try:
+        results = json.loads(RunPaths.of(run).results.read_text().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return {name: results[name] for name in FIGURES if isinstance(results.get(name), float)}
+
+
+def _card(
+    attributor: Attributor, labeller: Labeller, number: int, usage: int, top: int, faithfulness: dict[str, float]
+) -> PrototypeCard:
     rows_n, activations_n = attributor.index.postings(number)
     order_n = np.argsort(-activations_n, kind="stable")
     rows_n, activations_n = rows_n[order_n].astype(np.int64), activations_n[order_n].astype(np.float32)
@@ -94,4 +115,5 @@ def _card(attributor: Attributor, labeller: Labeller, number: int, usage: int, t
             group: attributor.describe.tokens(Hits(rows_n[at], activations_n[at]), no_query, with_prototypes=False)
             for group, at in places.items()
         },
+        faithfulness=faithfulness,
     )

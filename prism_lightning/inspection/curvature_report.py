@@ -29,23 +29,24 @@ from prism_lightning.data.store import TokenStore
 from prism_lightning.inspection.localisation import Localisation, measure_all
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.blocks import block_states
+from prism_lightning.models.faithfulness import FIGURES
 from prism_lightning.run.directory import RunPaths
 from prism_lightning.run.fingerprints import model_fingerprint
 
 FIT_STEPS = 150
 BATCH_BLOCKS = 32
 LARGEST_SAMPLE_BYTES = 4 * 2**30
+HEADERS = ("recov.", "KL", "top-1", "UV", "c. UV", "GN diag.", "Gram diag.", "co-active", "read", "c. Gram", "c. diag.")
 
 
 @torch.no_grad()
-def hidden_sample(model: PrismForCausalLM, store: TokenStore, tokens: int) -> torch.Tensor:
-    """Return hidden states [N, D] of training blocks that are spread evenly over the corpus; none of masked targets."""
+def hidden_sample(model: PrismForCausalLM, store: TokenStore, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return hidden states [N, D] of training blocks that are spread evenly over the corpus, and their targets [N]."""
     count = min(len(store), -(-tokens // store.block_size))
     chosen = torch.linspace(0, len(store) - 1, count).long().tolist()
-    parts = []
-    for start in range(0, count, BATCH_BLOCKS):
-        parts.append(block_states(model, store.__getitems__(chosen[start : start + BATCH_BLOCKS])).z_nD)
-    return torch.cat(parts)
+    starts = range(0, count, BATCH_BLOCKS)
+    parts = [block_states(model, store.__getitems__(chosen[start : start + BATCH_BLOCKS])) for start in starts]
+    return torch.cat([part.z_nD for part in parts]), torch.cat([part.targets_n for part in parts])
 
 
 def measure_run(
@@ -80,7 +81,7 @@ def measure_run(
             f"--sample {sample} curvatures of {size} x {size} do not fit into memory: give at most {max_sample}"
         )
     report("hidden states")
-    z_ND = hidden_sample(model, store, tokens)
+    z_ND, targets_N = hidden_sample(model, store, tokens)
     dictionaries: dict[str, Dictionary] = {}
     if model.prototypes is not None:
         layer = model.prototypes
@@ -100,7 +101,7 @@ def measure_run(
             raise UserError(f"{size},{active}: give K,k with k <= K <= {len(z_ND)} sampled tokens")
         report(f"fitting {size:,} prototypes")
         dictionaries[f"fitted, K {size:,} k {active}"] = fitted_dictionary(z_ND, size, active, FIT_STEPS, seed)
-    for row in measure_all(model.lm_head.weight.detach(), z_ND, dictionaries, sample, seed):
+    for row in measure_all(model.lm_head.weight.detach(), z_ND, targets_N, dictionaries, sample, seed):
         report(f"measured {row.name}")
         yield row
 
@@ -112,12 +113,12 @@ def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
         title = f"{run}: how local is the curvature? (condition number of S: {run_rows[0].curvature_condition:,.0f})"
         table = Table(title=Text(title), title_justify="left", show_edge=False)
         table.add_column("prototypes", no_wrap=True)
-        for header in ("UV", "GN diag.", "Gram diag.", "co-active", "read", "cond. Gram", "cond. diag."):
+        for header in HEADERS:
             table.add_column(header, justify="right")
         for row in run_rows:
             table.add_row(
                 row.name,
-                "" if row.unexplained_variance is None else f"{row.unexplained_variance:.3f}",
+                *("" if name not in row.faithfulness else f"{row.faithfulness[name]:.3f}" for name in FIGURES),
                 f"{row.gauss_newton_share:.3f}",
                 f"{row.activation_share:.3f}",
                 f"{row.coactive_blocks:.1f}",

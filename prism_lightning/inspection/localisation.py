@@ -24,8 +24,10 @@ from torch import Tensor
 
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import head_chunks
+from prism_lightning.models.faithfulness import PredictionSums, faithfulness_figures, prediction_sums
 
 DAMPING = 1e-3  # share of the mean diagonal, as in an index
+HEAD_ROWS = 256  # of logits at a time
 LARGEST_SPECTRUM = 2048  # eigenvalues of larger Grams take minutes and are left out
 
 
@@ -34,7 +36,8 @@ class Localisation:
     """Measurements of one set of prototypes, or of the dense head.
 
     Attributes:
-        unexplained_variance: share of the hidden states' squared norm that the mixture leaves.
+        faithfulness: figures of the mixture, see `faithfulness_figures`; empty for the dense head and for random
+            prototypes.
         gauss_newton_share: share of the squared Frobenius norm of G on its diagonal blocks.
         activation_share: the same share of the activation Gram E[a_i a_j] alone, over all N tokens.
         coactive_blocks: effective number of blocks in a row of the Gram (inverse participation ratio of its squares).
@@ -48,7 +51,7 @@ class Localisation:
     name: str
     prototypes: int
     active: int
-    unexplained_variance: float | None
+    faithfulness: dict[str, float]
     gauss_newton_share: float
     activation_share: float
     coactive_blocks: float
@@ -169,7 +172,7 @@ def measure_localisation(
     sample: np.ndarray,
     products_nn: np.ndarray,
     curvature_DD: Tensor,
-    unexplained_variance: float | None,
+    faithfulness: dict[str, float],
 ) -> Localisation:
     """Measure one set of activations.
 
@@ -179,14 +182,14 @@ def measure_localisation(
         sample: the n rows that `products_nn` belongs to.
         products_nn: <M_t, M_t'>.
         curvature_DD: S.
-        unexplained_variance: of the hidden states by the mixture, where there is one.
+        faithfulness: figures of the mixture, where there is one.
     """
     gram_KK = activation_gram(activations_NK)
     return Localisation(
         name=name,
         prototypes=activations_NK.shape[1],
         active=active,
-        unexplained_variance=unexplained_variance,
+        faithfulness=faithfulness,
         gauss_newton_share=block_share(activations_NK[sample], products_nn),
         activation_share=activation_share(gram_KK),
         coactive_blocks=coactive_blocks(gram_KK),
@@ -199,13 +202,19 @@ def measure_localisation(
 
 @torch.no_grad()
 def measure_all(
-    head_VD: Tensor, z_ND: Tensor, dictionaries: dict[str, Dictionary], sample_size: int, seed: int
+    head_VD: Tensor,
+    z_ND: Tensor,
+    targets_N: Tensor,
+    dictionaries: dict[str, Dictionary],
+    sample_size: int,
+    seed: int,
 ) -> Iterator[Localisation]:
     """Measure the dense head, and each dictionary with random prototypes of its size as a control.
 
     Args:
         head_VD: W.
         z_ND: hidden states of training tokens.
+        targets_N: the tokens that follow.
         dictionaries: by name.
         sample_size: number n of tokens whose curvatures are compared in pairs.
         seed: of the sample and of the random prototypes.
@@ -222,15 +231,28 @@ def measure_all(
     dense = scipy.sparse.csr_array(z_ND.double().cpu().numpy())
     size = z_ND.shape[1]
     head_nn = head_products(probabilities_nV.double()).cpu().numpy()
-    yield measure_localisation("dense head", dense, size, rows, head_nn, mean_DD, None)
+    yield measure_localisation("dense head", dense, size, rows, head_nn, mean_DD, {})
     for name, dictionary in dictionaries.items():
         shape = dictionary.prototypes_KD.shape
         control = Dictionary(torch.randn(shape, generator=generator).to(z_ND.device), dictionary.active)
         for label, candidate in ((name, dictionary), (f"random, as {name}", control)):
             indices_Nk, activations_Nk = candidate.assign(z_ND)
-            unexplained = None
+            figures = {}
             if candidate is dictionary:
-                residual_ND = z_ND - candidate.mixture(indices_Nk, activations_Nk)
-                unexplained = (residual_ND.square().sum() / z_ND.square().sum()).item()
+                mixture_nD = candidate.mixture(indices_Nk[sample], activations_Nk[sample])
+                figures = _faithfulness(head_VD, z_ND[sample], mixture_nD, targets_N[sample])
             matrix = activation_matrix(indices_Nk, activations_Nk, shape[0])
-            yield measure_localisation(label, matrix, candidate.active, rows, products_nn, mean_DD, unexplained)
+            yield measure_localisation(label, matrix, candidate.active, rows, products_nn, mean_DD, figures)
+
+
+def _faithfulness(head_VD: Tensor, z_nD: Tensor, mixture_nD: Tensor, targets_n: Tensor) -> dict[str, float]:
+    """Return the figures of a mixture of prototypes, on the sample."""
+
+    def head(x_CD: Tensor) -> Tensor:
+        return x_CD @ head_VD.T
+
+    chunks = zip(*(tensor.split(HEAD_ROWS) for tensor in (z_nD, mixture_nD, targets_n)), strict=True)
+    parts = [prediction_sums(head, *chunk) for chunk in chunks]
+    sums = PredictionSums(*(torch.stack(values).sum(0) for values in zip(*parts, strict=True)))
+    figures = faithfulness_figures(sums, head) | {"unexplained_variance": sums.squared_residual / sums.squared_norm}
+    return {name: value.item() for name, value in figures.items()}

@@ -116,6 +116,9 @@ def print_cards(cards: list[PrototypeCard]) -> None:
                 name = group if number == 0 else ""
                 table.add_row("", name, f"{token.influence:.3f}", _source(token.source), highlighted(token))
     console.print(table)
+    if cards and cards[0].faithfulness:
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in cards[0].faithfulness.items())
+        console.print(f"all prototypes together, on validation text: {figures}", style="dim")
 
 
 def _title(attribution: Attribution) -> Text:

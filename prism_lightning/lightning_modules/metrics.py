@@ -9,13 +9,10 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from prism_lightning.models.faithfulness import compare_predictions
-
-ROUNDING = 1e-5  # relative: sums of fp32 values differ by 1e-7 for equal predictions
+from prism_lightning.models.faithfulness import PredictionSums, prediction_sums
 
 
 class LanguageModelingMetric(Metric):
@@ -78,13 +75,12 @@ class Faithfulness(Metric):
     """How much of the predictions the mixture carries without the residual, on a sample of the tokens."""
 
     EVERY = 7  # tokens; two more products with the head for all tokens would take as long as the rest of a validation
-    SUMS = ("tokens", "loss", "mixture_loss", "divergence", "agreements", "squared_norm", "squared_residual")
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
-        shapes = {name: () for name in self.SUMS} | {"hidden_D": (hidden_size,), "counts_V": (vocab_size,)}
-        for name, shape in shapes.items():
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        sizes = {"hidden_D": (hidden_size,), "counts_V": (vocab_size,)}
+        for name in PredictionSums._fields:
+            self.add_state(name, torch.zeros(sizes.get(name, ()), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, head: Callable[[Tensor], Tensor], z_ND: Tensor, mixture_ND: Tensor, targets_N: Tensor) -> None:
         """Add every seventh token of a batch.
@@ -95,46 +91,10 @@ class Faithfulness(Metric):
             targets_N: target tokens.
         """
         z_ND, mixture_ND, targets_N = (rows[:: self.EVERY] for rows in (z_ND, mixture_ND, targets_N))
-        compared = compare_predictions(head(z_ND), head(mixture_ND), targets_N)
-        values = {
-            "tokens": len(targets_N),
-            "loss": compared.loss_N.sum(),
-            "mixture_loss": compared.mixture_loss_N.sum(),
-            "divergence": compared.divergence_N.sum(),
-            "agreements": compared.agrees_N.sum(),
-            "squared_norm": z_ND.float().square().sum(),
-            "squared_residual": (z_ND - mixture_ND).float().square().sum(),
-            "hidden_D": z_ND.float().sum(0),
-            "counts_V": torch.bincount(targets_N, minlength=len(self.counts_V)),  # type: ignore[arg-type]
-        }
-        for name, value in values.items():
+        values = prediction_sums(head, z_ND, mixture_ND, targets_N)
+        for name, value in values._asdict().items():
             setattr(self, name, getattr(self, name) + value)
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self) -> PredictionSums:
         """Return the sums over all batches and ranks."""
-        return {name: getattr(self, name) for name in (*self.SUMS, "hidden_D", "counts_V")}
-
-
-def faithfulness_figures(sums: dict[str, Tensor], head: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return the comparison of the mixture's predictions with the model's (docs/method.md, "Reported figures").
-
-    The figures are `prediction_divergence` (nats), `top1_agreement`, `prediction_recovered` and
-    `unexplained_centred_variance`. The last two are left out where they would divide by zero, up to rounding: where the
-    model predicts as its mean hidden state does, and where the hidden states do not vary, as those of a single token.
-    `fit` refuses a model whose figures are not finite.
-
-    Args:
-        sums: of `Faithfulness`.
-        head: returns logits of hidden states; the mean hidden state is the prediction without any context.
-    """
-    tokens = sums["tokens"]
-    mean_D = sums["hidden_D"] / tokens
-    log_mean_V = F.log_softmax(head(mean_D.float()[None])[0].double(), -1)
-    loss, mixture_loss, mean_loss = sums["loss"], sums["mixture_loss"], -(sums["counts_V"] * log_mean_V).sum()
-    centred = sums["squared_norm"] - tokens * mean_D.square().sum()
-    figures = {"prediction_divergence": sums["divergence"] / tokens, "top1_agreement": sums["agreements"] / tokens}
-    if (mean_loss - loss).abs() > ROUNDING * loss:
-        figures["prediction_recovered"] = 1 - (mixture_loss - loss) / (mean_loss - loss)
-    if centred > ROUNDING * sums["squared_norm"]:
-        figures["unexplained_centred_variance"] = sums["squared_residual"] / centred
-    return figures
+        return PredictionSums(*(getattr(self, name) for name in PredictionSums._fields))

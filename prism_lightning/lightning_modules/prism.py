@@ -16,11 +16,12 @@ from torchmetrics import MeanMetric
 from prism_lightning.common.errors import UserError
 from prism_lightning.data.order import block_at
 from prism_lightning.lightning_modules.dense import Batch, DenseLM
-from prism_lightning.lightning_modules.metrics import Faithfulness, PrototypeUsage, faithfulness_figures
+from prism_lightning.lightning_modules.metrics import Faithfulness, PrototypeUsage
 from prism_lightning.lightning_modules.sharding import gathered, write_parameter
 from prism_lightning.models import Mixture, Objective, PrototypeLayer
 from prism_lightning.models.blocks import block_states
 from prism_lightning.models.encoders import EncoderName, mean_metric
+from prism_lightning.models.faithfulness import faithfulness_figures
 from prism_lightning.models.metric_coordinates import first_prototypes
 from prism_lightning.models.prototypes import prototypes_from, revived_prototypes, unexplained_variance
 

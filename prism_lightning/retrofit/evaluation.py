@@ -18,10 +18,10 @@ from prism_lightning.lightning_modules.metrics import (
     LanguageModelingMetric,
     PrototypeUsage,
     derived,
-    faithfulness_figures,
 )
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.blocks import block_states
+from prism_lightning.models.faithfulness import faithfulness_figures
 from prism_lightning.models.prototypes import unexplained_variance
 
 

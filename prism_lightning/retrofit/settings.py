@@ -41,9 +41,9 @@ class RetrofitSettings:
     active: int = 16
     encoder: EncoderName = "pursuit"
     fit_tokens: int = 131_072
-    fit_steps: int = 100
+    fit_steps: int = 64
     learning_rate: float | None = None
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     validation_tokens: int = 16_384
     seed: int = 0
     device: str = "auto"

@@ -60,11 +60,14 @@ def test_prototypes_shows_usage_and_neighbours(cli, run):
     assert set(cards[0]["label"]) >= {"says", "after", "says_share_top", "says_share_random", "text"}
     shown = cli("prototypes", "--ckpt_path", run[0], "--top", "3", check=0).stdout
     assert all(word in shown for word in ("says", "promotes", "demotes", "middle", "random"))
+    results = json.loads((run[0] / "results.jsonl").read_text().splitlines()[-1])
+    figures = cards[0]["faithfulness"]
+    assert figures and all(results[name] == value for name, value in figures.items())
+    assert f"unexplained variance {results['unexplained_variance']:.3f}" in " ".join(shown.split())
     refused(cli("prototypes", "--ckpt_path", run[0], "--id", "64"), "its prototypes are 0 to 63")
     fitted = ("--index", run[0] / "index", "--id", "127")
-    assert (
-        json.loads(cli("prototypes", "--ckpt_path", run[0], *fitted, "--json", check=0).stdout)[0]["prototype"] == 127
-    )
+    (card,) = json.loads(cli("prototypes", "--ckpt_path", run[0], *fitted, "--json", check=0).stdout)
+    assert card["prototype"] == 127 and card["faithfulness"] == {}  # those of the model's own are of others
     refused(cli("prototypes", "--ckpt_path", run[0], "--top", "0"), "--top must be")
 
 

@@ -15,7 +15,7 @@ from prism_lightning.inspection.localisation import block_share, measure_localis
 def measured(activations):
     matrix = scipy.sparse.csr_array(np.asarray(activations, dtype=float))
     count = matrix.shape[0]
-    return measure_localisation("case", matrix, 1, np.arange(count), np.ones((count, count)), torch.eye(3), None)
+    return measure_localisation("case", matrix, 1, np.arange(count), np.ones((count, count)), torch.eye(3), {})
 
 
 def test_one_prototype_per_token_is_wholly_local():
@@ -57,6 +57,11 @@ def test_the_verb_prints_writes_and_plots(cli, finished_run, tmp_path, monkeypat
     rows = json.loads((tmp_path / "report/curvature.json").read_text())["rows"]
     assert [row["name"] for row in rows] == names
     assert all(0 < row["gauss_newton_share"] <= 1 and row["coactive_blocks"] >= 1 for row in rows)
+    for row in rows:
+        assert len(row["faithfulness"]) == (5 if row["name"].startswith(("own", "fitted")) else 0)
+    own, results = rows[1]["faithfulness"], json.loads((run / "results.jsonl").read_text().splitlines()[-1])
+    for name in set(own) - {"prediction_recovered"}:  # which divides by a difference near 0 in this model
+        assert own[name] == pytest.approx(results[name], abs=0.05), name  # on training, not validation text
     (axes,) = figures["curvature.png"].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == names
     drawn = [bar.get_width() for bar in axes.patches if bar.get_height() and bar.get_width()]

@@ -11,8 +11,8 @@ from prism_lightning.lightning_modules.metrics import (
     LanguageModelingMetric,
     PrototypeUsage,
     derived,
-    faithfulness_figures,
 )
+from prism_lightning.models.faithfulness import faithfulness_figures
 
 
 def test_perplexity_equals_torchmetrics_over_uneven_batches():

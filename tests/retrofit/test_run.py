@@ -93,7 +93,31 @@ def test_every_verb_takes_the_run(cli, retrofitted, tmp_path):
     assert [token["residual"] for token in plain] == [token["residual"] for token in steered]
     suite = ("--suite", "evals/continuation.yaml", "--limit", "4")
     assert "acc" in cli("evaluate", *ckpt, *suite, check=0).stdout
+    cli("curvature", *ckpt, "--tokens", "2048", "--sample", "256", check=0)
+    own, results = json.loads((run / "curvature.json").read_text())["rows"][1]["faithfulness"], results_of(run)
+    assert own["top1_agreement"] == pytest.approx(results["top1_agreement"], abs=0.1)
+    assert own["unexplained_variance"] == pytest.approx(results["unexplained_variance"], abs=0.05)
     assert cli("generate", *ckpt, "--prompt", "import", "--max_new_tokens", "3", check=0).stdout.startswith("import")
+
+
+def test_controllers_are_fitted_to_a_retrofit(cli, retrofitted, pieces, tmp_path):
+    run, items = tmp_path / "run", tmp_path / "items" / "piqa"
+    shutil.copytree(retrofitted[0], run)
+    texts = [json.loads(line)["text"] for line in pieces.read_text().splitlines()][:120]
+    items.mkdir(parents=True)
+    for split, part in (("train", texts[:60]), ("validation", texts[60:])):
+        rows = [
+            {"goal": text[:40], "sol1": text[40:60], "sol2": text[60:80], "label": number % 2}
+            for number, text in enumerate(part)
+        ]
+        (items / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "piqa.yaml").write_text("tasks: {piqa: {metric: acc_norm, chance: 0.5}}\n")
+    suite = ("--suite", tmp_path / "piqa.yaml", "--data_dir", items.parent)
+    cli("calibrate", "--ckpt_path", run, *suite, "--permutations", "2", "--name", "surer", check=0)
+    intervention = json.loads((run / "interventions" / "surer.json").read_text())
+    assert set(intervention["factors"]) <= set(map(str, range(64)))
+    asked = ("generate", "--ckpt_path", run, "--prompt", "import os", "--max_new_tokens", "3")
+    assert cli(*asked, "--intervention", "surer", check=0).stdout.startswith("import os")
 
 
 def test_an_index_of_the_models_own_prototypes_has_its_pursuit(cli, retrofitted, tmp_path):
@@ -208,10 +232,18 @@ def test_bf16_states_of_a_tied_gpt2_with_cosines(cli, retrofitted, arguments_of,
     assert figures[0]["unexplained_variance"] == pytest.approx(figures[1]["unexplained_variance"], rel=0.1)
 
 
-def test_a_report_says_that_a_retrofit_is_left_out(cli, retrofitted, finished_run, tmp_path):
+def test_a_report_has_a_row_for_a_retrofit_beside_runs_and_alone(cli, retrofitted, finished_run, tmp_path):
     root = tmp_path / "runs"
     shutil.copytree(retrofitted[0], root / "retrofitted")
     shutil.copytree(finished_run[0], root / "fitted")
-    result = cli("report", "--runs", root, "--out", tmp_path / "report", check=0)
-    assert "retrofitted is a retrofit of a pretrained model" in result.stdout + result.stderr
-    refused(cli("report", "--runs", root / "retrofitted", "--out", tmp_path / "alone"), "is a retrofit")
+    results = results_of(root / "retrofitted")
+    for folder, beside in ((root, True), (root / "retrofitted", False)):
+        result = cli("report", "--runs", folder, "--out", tmp_path / "report", check=0)
+        assert "left out" not in result.stderr
+        text = (tmp_path / "report" / "report.md").read_text()
+        assert ("Language modeling" in text) == beside
+        (row,) = (line for line in text.splitlines() if line.startswith("|") and "retrofitted" in line)
+        assert "llama" in row and "pursuit" in row and f"{results['prediction_recovered']:.3f}" in row
+        assert str(tmp_path / "bases") not in row
+    (root / "retrofitted" / "results.jsonl").write_text('{"step": 1}')
+    refused(cli("report", "--runs", root / "retrofitted", "--out", tmp_path / "report"), "run its `retrofit` again")
