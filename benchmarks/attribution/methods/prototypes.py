@@ -9,19 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.attribution.corpus import SequenceStore
 from benchmarks.attribution.methods.lists import ListMethod
 from benchmarks.attribution.task import Queries, Task, hidden, loss_gradients
 from prism_lightning.attribution.build.builder import Builder
-from prism_lightning.attribution.curvature.dictionary import Dictionary
+from prism_lightning.attribution.curvature.dictionary import own_dictionary
 from prism_lightning.attribution.curvature.records import LogitRecords, Records, residuals
 from prism_lightning.attribution.index.base import Hits, Query, sum_by_token
 from prism_lightning.attribution.index.opening import open_index
 from prism_lightning.attribution.settings import IndexSettings
-from prism_lightning.common.files import map_file
 from prism_lightning.models import PrismForCausalLM
+from prism_lightning.models.encoders import EncoderName
+from prism_lightning.models.metric_coordinates import first_prototypes
 from prism_lightning.models.polishing import polish
+from prism_lightning.models.prototypes import PrototypeLayer
 
 
 class Prototypes(ListMethod):
@@ -32,6 +35,7 @@ class Prototypes(ListMethod):
         damping: of the curvature; may be changed after `open`.
         tokens_per_prototype: sets K of a fitted dictionary.
         polish_steps: with the model's own dictionary: fit its prototypes to the frozen decoder first, as `fit` does.
+        encoder: how prototypes of a fitted dictionary are chosen; an index itself takes cosines.
         **settings: of `IndexSettings`.
     """
 
@@ -42,13 +46,18 @@ class Prototypes(ListMethod):
         damping: float | None = None,
         tokens_per_prototype: int | None = None,
         polish_steps: int = 0,
+        encoder: EncoderName = "cosine",
         **settings: object,
     ) -> None:
         if polish_steps:
             task = task._replace(model=polished(task, polish_steps))
-        super().__init__(task, folder)
         if tokens_per_prototype:
             settings["prototypes"] = task.train_SL[:, 1:].numel() // tokens_per_prototype
+        if encoder == "pursuit":
+            size, active, steps = (int(settings.pop(name)) for name in ("prototypes", "active", "fit_steps"))  # type: ignore[call-overload]
+            task = task._replace(model=pursued(task, size, active, steps))
+            settings["dictionary"] = "model"
+        super().__init__(task, folder)
         self.settings = IndexSettings(damping=damping, **settings)  # type: ignore[arg-type]
         self._damping = self.settings.damping_share
 
@@ -63,8 +72,10 @@ class Prototypes(ListMethod):
 
     def open(self) -> None:
         self.index = open_index(self.folder, verify=False)
-        prototypes_KD = torch.from_numpy(map_file(self.folder / "dictionary.safetensors")["prototypes"].copy())
-        self.dictionary = Dictionary(prototypes_KD.float(), self.index.manifest["active"], exact=True)
+        tensors = load_file(self.folder / "dictionary.safetensors")
+        head_VD, active = self.task.model.lm_head.weight, self.index.manifest["active"]
+        prototypes_KD, metric_DD = tensors["prototypes"].float(), tensors.get("metric")
+        self.dictionary = own_dictionary(prototypes_KD, active, metric_DD, head_VD, exact=True)
 
     @property
     def damping(self) -> float:
@@ -111,6 +122,23 @@ class Prototypes(ListMethod):
         z_ND = hidden(self.task.model, self.task.train_SL[:256])
         residual_ND = z_ND - self.dictionary.mixture(*self.dictionary.assign(z_ND))
         return (residual_ND.square().sum() / z_ND.square().sum()).item()
+
+
+@torch.no_grad()
+def pursued(task: Task, size: int, active: int, steps: int) -> PrismForCausalLM:
+    """Return a copy of the model whose prototypes are fitted to its hidden states for a pursuit, as by `retrofit`."""
+    model = deepcopy(task.model)
+    z_ND, head_VD = hidden(model, task.train_SL), model.lm_head.weight.detach()
+    layer = PrototypeLayer(size, z_ND.shape[1], active, "pursuit")
+    drawn = torch.randperm(len(z_ND), generator=torch.Generator().manual_seed(0))
+    z_ND = z_ND[drawn]
+    layer.weight.data.copy_(first_prototypes(z_ND, size))
+    with torch.enable_grad():
+        for _ in polish(layer, z_ND, steps, learning_rate=0.05, seed=0, head_VD=head_VD):
+            pass
+    model.prototypes = layer
+    model.config.num_prototypes, model.config.active_prototypes = size, active
+    return model
 
 
 @torch.no_grad()
