@@ -23,6 +23,7 @@ from prism_lightning.models.blocks import block_states
 from prism_lightning.models.encoders import EncoderName, mean_metric
 from prism_lightning.models.faithfulness import faithfulness_figures
 from prism_lightning.models.metric_coordinates import first_prototypes
+from prism_lightning.models.polishing import PEAK_LEARNING_RATES
 from prism_lightning.models.prototypes import prototypes_from, revived_prototypes, unexplained_variance
 
 # Clipping uses the norm of all gradients together, the only kind that DeepSpeed has. With the prototypes' gradient at
@@ -59,7 +60,8 @@ class PrismLM(DenseLM):
         polish_steps: number of Adam steps that fit the prototypes to the frozen decoder at the end of `fit`; 0 skips
             polishing.
         polish_tokens: number of training tokens whose hidden states are used for polishing.
-        polish_learning_rate: peak learning rate of polishing.
+        polish_learning_rate: peak learning rate of polishing (default 0.01; with pursuit 0.05, as a share of the
+            prototypes' root mean square).
         **kwargs: settings of `DenseLM`.
 
     Raises:
@@ -83,7 +85,7 @@ class PrismLM(DenseLM):
         prototype_learning_rate: float = 1e-2,
         polish_steps: int = 300,
         polish_tokens: int = 131_072,
-        polish_learning_rate: float = 1e-2,
+        polish_learning_rate: float | None = None,
         encoder: EncoderName = "cosine",
         **kwargs: Any,
     ) -> None:
@@ -105,13 +107,15 @@ class PrismLM(DenseLM):
             polish_steps=(polish_steps, 0),
             polish_tokens=(polish_tokens, 1),
             prototype_learning_rate=(prototype_learning_rate, 0),
-            polish_learning_rate=(polish_learning_rate, 0),
+            polish_learning_rate=(polish_learning_rate or 0, 0),
         )
         super().__init__(backbone, **kwargs)
         self.placement_step, self.revival_interval = placement_step, revival_interval
         self.prototype_learning_rate = prototype_learning_rate
         self.polish_steps, self.polish_tokens = polish_steps, polish_tokens
-        self.polish_learning_rate = polish_learning_rate
+        self.polish_learning_rate = (
+            PEAK_LEARNING_RATES[encoder] if polish_learning_rate is None else polish_learning_rate
+        )
         # Active tokens since the last revival, summed over ranks, so that every rank's checkpoint is the same.
         self.register_buffer("usage_K", torch.zeros(num_prototypes, dtype=torch.long))
         self.terms_metric: dict[str, MeanMetric] = torch.nn.ModuleDict({name: MeanMetric() for name in TERMS})  # type: ignore[assignment]

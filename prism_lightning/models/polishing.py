@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_lightning.models.encoders import EncoderName
 from prism_lightning.models.metric_coordinates import MetricCoordinates
 from prism_lightning.models.prototypes import PrototypeLayer, revived_prototypes
 from prism_lightning.models.pursuit import Likeliest
 
 BATCH_TOKENS = 4096
+PEAK_LEARNING_RATES: dict[EncoderName, float] = {"cosine": 0.01, "pursuit": 0.05}  # as `Polishing` takes them
 REVIVAL_INTERVAL = 100
 REVIVAL_SHARE = 0.75  # of the steps; prototypes that are revived later would stay unfinished
 

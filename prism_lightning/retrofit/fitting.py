@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prism_lightning.common.files import partial_file
 from prism_lightning.models.metric_coordinates import METRIC_TOKENS, MetricCoordinates, first_prototypes
-from prism_lightning.models.polishing import BATCH_TOKENS, Polishing
+from prism_lightning.models.polishing import BATCH_TOKENS, PEAK_LEARNING_RATES, Polishing
 from prism_lightning.models.prototypes import PrototypeLayer, prototypes_from
 from prism_lightning.models.pursuit import Likeliest
 from prism_lightning.retrofit.hidden_states import StateFile
@@ -78,7 +78,7 @@ def _polishing(
         return (coordinates(z_nD) if coordinates else z_nD), likeliest
 
     fitted_head_VD = coordinates.head_VD if coordinates else head_VD
-    rate = settings.peak_learning_rate
+    rate = PEAK_LEARNING_RATES[settings.encoder] if settings.learning_rate is None else settings.learning_rate
     return Polishing(layer, fitted_head_VD, rows_of, states.tokens, settings.fit_steps, rate, settings.seed)
 
 

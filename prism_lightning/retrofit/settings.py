@@ -65,10 +65,3 @@ class RetrofitSettings:
                 problems += error.problems
         if problems:
             raise UserError(problems)
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """Peak learning rate of the fit, the encoder's default where none is set."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return 0.05 if self.encoder == "pursuit" else 0.01
