@@ -61,8 +61,8 @@ class Localisation:
     curvature_condition: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+        """Plain data for JSON; the unexplained variance is twice in it, since it was the only figure once."""
+        return asdict(self) | {"unexplained_variance": self.faithfulness.get("unexplained_variance")}
 
 
 def curvatures(head_VD: Tensor, z_nD: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ def test_the_verb_prints_writes_and_plots(cli, finished_run, tmp_path, monkeypat
     assert [row["name"] for row in rows] == names
     assert all(0 < row["gauss_newton_share"] <= 1 and row["coactive_blocks"] >= 1 for row in rows)
     for row in rows:
+        assert row["unexplained_variance"] == row["faithfulness"].get("unexplained_variance")
         assert len(row["faithfulness"]) == (5 if row["name"].startswith(("own", "fitted")) else 0)
     own, results = rows[1]["faithfulness"], json.loads((run / "results.jsonl").read_text().splitlines()[-1])
     for name in set(own) - {"prediction_recovered"}:  # which divides by a difference near 0 in this model
