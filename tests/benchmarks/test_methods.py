@@ -126,9 +126,10 @@ def expected_prototypes(task, queries, method):
     return by_query.view(len(by_query), len(task.train_SL), -1).sum(-1) / tokens
 
 
-@pytest.mark.parametrize(
-    "settings", [{"dictionary": "model"}, {"tokens_per_prototype": 8, "active": 2, "fit_steps": 5}]
-)
+FITTED = {"tokens_per_prototype": 8, "active": 2, "fit_steps": 5}
+
+
+@pytest.mark.parametrize("settings", [{"dictionary": "model"}, FITTED, FITTED | {"encoder": "pursuit"}])
 def test_prototypes_are_the_brute_force_sum(task, queries, tmp_path, settings):
     method = opened(Prototypes(task, tmp_path, space="hidden", precision="fp32", **settings))
     close(method.scores(queries), expected_prototypes(task, queries, method))
