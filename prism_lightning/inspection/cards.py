@@ -86,6 +86,8 @@ def measured_faithfulness(run: Path) -> dict[str, float]:
         results = json.loads(RunPaths.of(run).results.read_text().splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return {}
+    if not isinstance(results, dict):
+        return {}
     return {name: results[name] for name in FIGURES if isinstance(results.get(name), float)}
 
 

@@ -22,9 +22,7 @@ from torch import Tensor
 from prism_lightning.models.swept_systems import SweptSystems
 
 STEPS_PER_SEARCH = 4
-FEW = (
-    4  # up to so many active prototypes each step has a search of its own: quickstart, k 4, recovered 0.972, not 0.953
-)
+FEW = 4  # up to so many active, every step has a search: quickstart, k 4, recovered 0.972, with one search 0.953
 CANDIDATES = 12  # of each search; 16 recovered 0.9259 and took a tenth more time, 12 recovered 0.9216
 LIKELIEST = 32  # c; on SmolLM2-135M, 4,096 unfitted prototypes, k 16: recovered 0.745 with F alone, 0.880 with 32
 FLOOR = 0.5  # with 0.1, recovered 0.875
