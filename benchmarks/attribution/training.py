@@ -48,7 +48,7 @@ def fit_model(settings: Settings, train_SL: Tensor, commitment: float | str, see
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=False,
+            enable_progress_bar="pretrained" in settings.model,  # small models train in seconds, several at once
             enable_model_summary=False,
         )
         trainer.fit(module, datamodule=SequenceData(store, settings.training.batch_size, seed))
