@@ -22,10 +22,11 @@ from benchmarks.common import finish
 from prism_lightning.common.files import write_json
 from prism_lightning.common.progress import PhaseProgress
 from prism_lightning.data.store import TokenStore
+from prism_lightning.inspection.curvature_report import hidden_sample
 from prism_lightning.models import PrismForCausalLM
-from prism_lightning.models.blocks import block_states
 from prism_lightning.models.encoders import EncoderName
-from prism_lightning.models.faithfulness import FIGURES, PredictionSums, faithfulness_figures, prediction_sums
+from prism_lightning.models.faithfulness import FIGURES, mixture_faithfulness
+from prism_lightning.models.prototypes import PrototypeLayer
 from prism_lightning.retrofit.fitting import fit_prototypes, states_needed
 from prism_lightning.retrofit.hidden_states import StateFile
 from prism_lightning.retrofit.settings import RetrofitSettings
@@ -37,7 +38,6 @@ COSINE: list[Dictionary] = [("cosine", 8192, k) for k in (4, 8, 16, 32, 64)]
 PURSUIT: list[Dictionary] = [("pursuit", 8192, k) for k in (4, 8, 16, 32, 64)]
 SIZES: list[Dictionary] = [("pursuit", size, 16) for size in (2048, 32_768)]
 MORE_TOKENS: list[Dictionary] = [*PURSUIT[2:4], SIZES[1], COSINE[2]]
-ROWS = 256  # of logits at a time
 BATCH_BLOCKS = 4
 
 
@@ -49,25 +49,10 @@ def cells(few: int, many: int) -> Iterator[RetrofitSettings]:
 
 
 @torch.no_grad()
-def validation_states(model: PrismForCausalLM, store: TokenStore, tokens: int) -> tuple[Tensor, Tensor]:
-    """Return hidden states and targets of blocks that are spread evenly over the validation text."""
-    blocks = torch.linspace(0, len(store) - 1, max(1, tokens // store.block_size)).long().tolist()
-    starts = range(0, len(blocks), BATCH_BLOCKS)
-    parts = [block_states(model, store.__getitems__(blocks[start : start + BATCH_BLOCKS])) for start in starts]
-    return torch.cat([part.z_nD for part in parts]), torch.cat([part.targets_n for part in parts])
-
-
-@torch.no_grad()
-def measured(model: PrismForCausalLM, layer: torch.nn.Module, z_ND: Tensor, targets_N: Tensor) -> dict[str, float]:
+def measured(model: PrismForCausalLM, layer: PrototypeLayer, z_ND: Tensor, targets_N: Tensor) -> dict[str, float]:
     """Return the faithfulness of a layer of prototypes on all given tokens."""
-    parts = []
-    for z_nD, targets_n in zip(z_ND.split(ROWS), targets_N.split(ROWS), strict=True):
-        mixture, _ = layer(z_nD, head_VD=model.lm_head.weight)
-        parts.append(prediction_sums(model.lm_head, z_nD, mixture.mixture_ND, targets_n))
-    sums = PredictionSums(*(torch.stack(values).sum(0) for values in zip(*parts, strict=True)))
-    figures = faithfulness_figures(sums, model.lm_head)
-    figures["unexplained_variance"] = sums.squared_residual / sums.squared_norm
-    return {name: figures[name].item() for name in FIGURES}
+    mixture, _ = layer(z_ND, head_VD=model.lm_head.weight)
+    return mixture_faithfulness(model.lm_head, z_ND, mixture.mixture_ND, targets_N)
 
 
 def cell(
@@ -114,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     model, _ = load_exported(options.ckpt_path)
     data = data_of(options.ckpt_path)
-    validation = validation_states(model, data.validation, options.validation_tokens)
+    validation = hidden_sample(model, data.validation, options.validation_tokens)
     rows = [cell(model, data.train, validation, settings, options.work) for settings in cells(*options.tokens)]
     names = ["encoder", "prototypes", "active", "fit_tokens", *FIGURES, "fit_seconds"]
     columns = [name.replace("_", " ") for name in names]

@@ -25,12 +25,11 @@ Influence is in nats of the query's loss, to first order. Positive: training on 
 Each line of --queries is a JSON object with "text", or "prompt", or "prompt", "why" and "rather_than"."""
 
 
-COLUMNS = """recov., KL, top-1: how much of the prediction the prototypes carry, on the sample. UV, c. UV: unexplained
-share of the variance, and of the centred variance. GN diag.: share of the Gauss-Newton matrix's squared norm on the
-diagonal blocks. Gram diag.: the same share of E[a_i a_j]. co-active: effective number of blocks in a row. read:
-training tokens that share a prototype with a token, at most; where few prototypes are active everywhere, a large
-diagonal is not local.
-c. Gram, c. diag.: damped condition numbers."""
+COLUMNS = """GN diag.: share of the Gauss-Newton matrix's squared norm on the diagonal blocks. Gram diag.: the same
+share of E[a_i a_j]. co-active: effective number of blocks in a row. read: training tokens that share a prototype with a
+token, at most; where few prototypes are active everywhere, a large diagonal is not local. cond.: damped condition
+numbers. recovered, KL, top-1: how much of the prediction the prototypes carry, on the sample. UV, UVc: unexplained
+share of the variance, and of the centred variance."""
 
 
 def _index_options(parser: argparse.ArgumentParser, default: str) -> None:

@@ -36,7 +36,6 @@ from prism_lightning.run.fingerprints import model_fingerprint
 FIT_STEPS = 150
 BATCH_BLOCKS = 32
 LARGEST_SAMPLE_BYTES = 4 * 2**30
-HEADERS = ("recov.", "KL", "top-1", "UV", "c. UV", "GN diag.", "Gram diag.", "co-active", "read", "c. Gram", "c. diag.")
 
 
 @torch.no_grad()
@@ -107,26 +106,46 @@ def measure_run(
 
 
 def report_tables(rows: list[tuple[str, Localisation]]) -> Iterator[Table]:
-    """Yield a table for each run, with a line for each set of prototypes."""
+    """Yield two tables for each run, with a line for each set of prototypes: locality and faithfulness."""
     for run in dict.fromkeys(name for name, _ in rows):
         run_rows = [row for name, row in rows if name == run]
-        title = f"{run}: how local is the curvature? (condition number of S: {run_rows[0].curvature_condition:,.0f})"
-        table = Table(title=Text(title), title_justify="left", show_edge=False)
-        table.add_column("prototypes", no_wrap=True)
-        for header in HEADERS:
-            table.add_column(header, justify="right")
-        for row in run_rows:
-            table.add_row(
-                row.name,
-                *("" if name not in row.faithfulness else f"{row.faithfulness[name]:.3f}" for name in FIGURES),
-                f"{row.gauss_newton_share:.3f}",
-                f"{row.activation_share:.3f}",
-                f"{row.coactive_blocks:.1f}",
-                "all" if row.read_share >= 1 else f"{row.read_share:.2%}",
-                "" if row.gram_condition is None else f"{row.gram_condition:,.0f}",
-                f"{row.diagonal_condition:,.0f}",
+        condition = f"{run_rows[0].curvature_condition:,.0f}"
+        yield _table(
+            f"{run}: how local is the curvature? (condition number of S: {condition})",
+            ("GN diag.", "Gram diag.", "co-active", "read", "cond. Gram", "cond. diag."),
+            [(row.name, *_locality(row)) for row in run_rows],
+        )
+        faithful = [row for row in run_rows if row.faithfulness]
+        figures = [
+            (row.name, *(f"{row.faithfulness[name]:.3f}" if name in row.faithfulness else "" for name in FIGURES))
+            for row in faithful
+        ]
+        if figures:
+            yield _table(
+                f"{run}: how much do the prototypes carry?", ("recovered", "KL", "top-1", "UV", "UVc"), figures
             )
-        yield table
+
+
+def _locality(row: Localisation) -> tuple[str, ...]:
+    return (
+        f"{row.gauss_newton_share:.3f}",
+        f"{row.activation_share:.3f}",
+        f"{row.coactive_blocks:.1f}",
+        "all" if row.read_share >= 1 else f"{row.read_share:.2%}",
+        "" if row.gram_condition is None else f"{row.gram_condition:,.0f}",
+        f"{row.diagonal_condition:,.0f}",
+    )
+
+
+def _table(title: str, headers: tuple[str, ...], lines: list[tuple[str, ...]]) -> Table:
+    """Return a table of which each line begins with the name of a set of prototypes."""
+    table = Table(title=Text(title), title_justify="left", show_edge=False)
+    table.add_column("prototypes", no_wrap=True)
+    for header in headers:
+        table.add_column(header, justify="right")
+    for line in lines:
+        table.add_row(*line)
+    return table
 
 
 def write_report(rows: list[tuple[str, Localisation]], folder: Path, facts: dict[str, Any]) -> list[Path]:

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from prism_lightning.attribution.curvature.dictionary import Dictionary
 from prism_lightning.attribution.curvature.records import head_chunks
-from prism_lightning.models.faithfulness import PredictionSums, faithfulness_figures, prediction_sums
+from prism_lightning.models.faithfulness import mixture_faithfulness
 
 DAMPING = 1e-3  # share of the mean diagonal, as in an index
-HEAD_ROWS = 256  # of logits at a time
 LARGEST_SPECTRUM = 2048  # eigenvalues of larger Grams take minutes and are left out
 
 
@@ -240,19 +239,8 @@ def measure_all(
             figures = {}
             if candidate is dictionary:
                 mixture_nD = candidate.mixture(indices_Nk[sample], activations_Nk[sample])
-                figures = _faithfulness(head_VD, z_ND[sample], mixture_nD, targets_N[sample])
+                figures = mixture_faithfulness(
+                    lambda x_CD: x_CD @ head_VD.T, z_ND[sample], mixture_nD, targets_N[sample]
+                )
             matrix = activation_matrix(indices_Nk, activations_Nk, shape[0])
             yield measure_localisation(label, matrix, candidate.active, rows, products_nn, mean_DD, figures)
-
-
-def _faithfulness(head_VD: Tensor, z_nD: Tensor, mixture_nD: Tensor, targets_n: Tensor) -> dict[str, float]:
-    """Return the figures of a mixture of prototypes, on the sample."""
-
-    def head(x_CD: Tensor) -> Tensor:
-        return x_CD @ head_VD.T
-
-    chunks = zip(*(tensor.split(HEAD_ROWS) for tensor in (z_nD, mixture_nD, targets_n)), strict=True)
-    parts = [prediction_sums(head, *chunk) for chunk in chunks]
-    sums = PredictionSums(*(torch.stack(values).sum(0) for values in zip(*parts, strict=True)))
-    figures = faithfulness_figures(sums, head) | {"unexplained_variance": sums.squared_residual / sums.squared_norm}
-    return {name: value.item() for name, value in figures.items()}

@@ -19,6 +19,7 @@ FIGURES = (
     "unexplained_variance",
     "unexplained_centred_variance",
 )
+HEAD_ROWS = 256  # of logits at a time
 ROUNDING = 1e-5  # relative: sums of fp32 values differ by 1e-7 for equal predictions
 
 
@@ -75,6 +76,17 @@ def prediction_sums(
         counts_V=torch.bincount(targets_N, minlength=logits_NV.shape[1]),
     )
     return PredictionSums(*(value.double() for value in sums))
+
+
+def mixture_faithfulness(
+    head: Callable[[Tensor], Tensor], z_ND: Tensor, mixture_ND: Tensor, targets_N: Tensor
+) -> dict[str, float]:
+    """Return `FIGURES` of a mixture on some tokens, a bounded number of them at a time; left out as below."""
+    chunks = zip(*(tensor.split(HEAD_ROWS) for tensor in (z_ND, mixture_ND, targets_N)), strict=True)
+    parts = [prediction_sums(head, *chunk) for chunk in chunks]
+    sums = PredictionSums(*(torch.stack(values).sum(0) for values in zip(*parts, strict=True)))
+    figures = faithfulness_figures(sums, head) | {"unexplained_variance": sums.squared_residual / sums.squared_norm}
+    return {name: value.item() for name, value in figures.items()}
 
 
 def faithfulness_figures(sums: PredictionSums, head: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from prism_lightning.attribution.settings import IndexSettings
 from prism_lightning.models import PrismForCausalLM
 from prism_lightning.models.encoders import EncoderName
 from prism_lightning.models.metric_coordinates import first_prototypes
-from prism_lightning.models.polishing import polish
+from prism_lightning.models.polishing import PEAK_LEARNING_RATES, polish
 from prism_lightning.models.prototypes import PrototypeLayer
 
 
@@ -126,7 +126,7 @@ class Prototypes(ListMethod):
 
 @torch.no_grad()
 def pursued(task: Task, size: int, active: int, steps: int) -> PrismForCausalLM:
-    """Return a copy of the model whose prototypes are fitted to its hidden states for a pursuit, as by `retrofit`."""
+    """Return a copy of the model whose prototypes are fitted to its hidden states for a pursuit."""
     model = deepcopy(task.model)
     z_ND, head_VD = hidden(model, task.train_SL), model.lm_head.weight.detach()
     layer = PrototypeLayer(size, z_ND.shape[1], active, "pursuit")
@@ -134,7 +134,7 @@ def pursued(task: Task, size: int, active: int, steps: int) -> PrismForCausalLM:
     z_ND = z_ND[drawn]
     layer.weight.data.copy_(first_prototypes(z_ND, size))
     with torch.enable_grad():
-        for _ in polish(layer, z_ND, steps, learning_rate=0.05, seed=0, head_VD=head_VD):
+        for _ in polish(layer, z_ND, steps, PEAK_LEARNING_RATES["pursuit"], seed=0, head_VD=head_VD):
             pass
     model.prototypes = layer
     model.config.num_prototypes, model.config.active_prototypes = size, active
